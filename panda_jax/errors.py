@@ -1,0 +1,29 @@
+"""The errors that a user can cause, worded so that the user can mend them.
+
+Everything that checks input at a boundary (a file, a flag, a name, a shape)
+raises `UserError`.  The command line turns it into one message on stderr and
+exit code 2; in Python it is a `ValueError` like any other.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: says what, got, expected and the fix."""
+
+
+def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a table, with the nearest ones.
+
+    Args:
+      what: what the name stands for, e.g. `"task"`.
+      got: the name as given.
+      known: every name that would have been right.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(got), known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return UserError(
+        f"Unknown {what} {got!r}.{hint} Known: {', '.join(known)}."
+    )

@@ -1,0 +1,1 @@
+"""Prompts and weights in other projects' formats; arrays in, arrays out."""

@@ -1,0 +1,238 @@
+"""BERT's encoder in Flax Linen, with a soft prompt as an argument.
+
+Layers are scanned, so that compile time does not grow with depth; parameters
+carry T5X-style logical axis names (embed, heads, mlp, vocab, layers).
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from panda_jax.errors import UserError
+from panda_jax.models import layers
+from panda_jax.prompts import Prompt
+from panda_jax.types import Array, ArrayLike, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT encoder; hashable, so that jit can key on it."""
+
+    vocab_size: int = 30522
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    positions: int = 512
+    types: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    dtype: str = "float32"
+
+    @property
+    def head_dim(self) -> int:
+        """K, the width of one attention head."""
+        return self.width // self.heads
+
+
+class Layer(nn.Module):
+    """One post-norm transformer layer; the body of the scan."""
+
+    config: BertConfig
+    train: bool
+
+    def key(self, use: int) -> Array | None:
+        """A dropout key of this layer, one for each use, or None."""
+        if not self.train:
+            return None
+        return jax.random.fold_in(self.make_rng("dropout"), use)
+
+    @nn.compact
+    def __call__(
+        self, x: Array, prefix: Array, bias: Array, probe: Array
+    ) -> tuple[Array, Array]:
+        """Applies the layer.
+
+        Args:
+          x: [B, T, D] input.
+          prefix: [2, P, H, K] this layer's key and value prompt; P may be 0.
+          bias: [B, 1, 1, P + T] attention bias.
+          probe: scalar, the position whose neurons are returned.
+
+        Returns:
+          [B, T, D] output, and [B, F] feed-forward activations at `probe`.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        batch, length, _ = x.shape
+
+        def project(name: str) -> Array:
+            y = layers.Dense(c.width, ("embed", "heads"), dtype, name=name)(x)
+            return y.reshape(batch, length, c.heads, c.head_dim)
+
+        # Dropout falls on every example's own copy of the prefix, as in the
+        # released code (`expand` to the batch, then dropout).
+        prefix = jnp.broadcast_to(
+            prefix[:, None].astype(dtype),
+            (2, batch, *prefix.shape[1:]),
+        )
+        prefix = layers.dropout(self.key(0), c.dropout, prefix)
+        context = layers.attend(
+            project("query"),
+            jnp.concatenate([prefix[0], project("key")], axis=1),
+            jnp.concatenate([prefix[1], project("value")], axis=1),
+            bias,
+            dropout_key=self.key(1),
+            dropout_rate=c.attention_dropout,
+        ).reshape(batch, length, c.width)
+        y = layers.Dense(c.width, ("heads", "embed"), dtype, name="out")(
+            context
+        )
+        x = layers.LayerNorm(c.epsilon, dtype, name="attention_norm")(
+            x + layers.dropout(self.key(2), c.dropout, y)
+        )
+        hidden = layers.ACTIVATIONS[c.activation](
+            layers.Dense(c.ffn, ("embed", "mlp"), dtype, name="wi")(x)
+        )
+        y = layers.Dense(c.width, ("mlp", "embed"), dtype, name="wo")(hidden)
+        x = layers.LayerNorm(c.epsilon, dtype, name="mlp_norm")(
+            x + layers.dropout(self.key(3), c.dropout, y)
+        )
+        return x, jnp.take(hidden, probe, axis=1)
+
+
+class Encoder(nn.Module):
+    """Embeddings, the scanned layers and the pooler."""
+
+    config: BertConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        segments: Array,
+        vectors: Array,
+        probe: Array,
+    ) -> dict[str, Array]:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        deep = vectors.ndim == 5
+        length = vectors.shape[2 if deep else 0]
+        batch = tokens.shape[0]
+        # The text's position ids follow the prompt's, deep or shallow.
+        positions = jnp.arange(tokens.shape[1]) + length
+        mask = jnp.concatenate(
+            [jnp.ones((batch, length), bool), tokens != 0], axis=1
+        )
+        bias = jnp.where(mask, 0.0, layers.MASKED)[:, None, None, :]
+
+        x = layers.Embed(c.vocab_size, c.width, "vocab", dtype, name="token")(
+            tokens
+        )
+        if not deep:
+            shallow = jnp.broadcast_to(
+                vectors.astype(dtype), (batch, *vectors.shape)
+            )
+            x = jnp.concatenate([shallow, x], axis=1)
+            segments = jnp.pad(segments, ((0, 0), (length, 0)))
+            positions = jnp.arange(x.shape[1])
+        x = x + layers.Embed(
+            c.positions, c.width, "positions", dtype, name="position"
+        )(positions)
+        x = x + layers.Embed(c.types, c.width, "types", dtype, name="segment")(
+            segments
+        )
+        x = layers.LayerNorm(c.epsilon, dtype, name="embedding_norm")(x)
+        if self.train:
+            x = layers.dropout(self.make_rng("dropout"), c.dropout, x)
+
+        if deep:
+            prefixes = vectors
+        else:
+            prefixes = jnp.zeros((c.layers, 2, 0, c.heads, c.head_dim))
+        scanned = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, neurons = scanned(c, self.train, name="layers")(
+            x, prefixes, bias, probe
+        )
+        pooled = jnp.tanh(
+            layers.Dense(c.width, ("embed", "pooled"), dtype, name="pooler")(
+                x[:, 0]
+            )
+        )
+        return {"hidden": x, "pooled": pooled, "neurons": neurons}
+
+
+def apply(
+    params: Params,
+    config: BertConfig,
+    tokens: ArrayLike,
+    segments: ArrayLike,
+    prompt: Prompt,
+    *,
+    key: Array | None = None,
+    probe: ArrayLike = 0,
+) -> tuple[Array, dict[str, Array]]:
+    """Runs the encoder and the prompt's head.
+
+    With a shallow prompt the pooler reads position 0, which is then the first
+    prompt vector: PEFT's PROMPT_TUNING puts the prompt before `[CLS]` and
+    leaves BERT's pooler as it is, and a prompt must mean the same here.
+
+    Args:
+      params: the backbone's parameters, as `init` shapes them.
+      config: its sizes, static.
+      tokens: [B, T] int32, 0 where padded.
+      segments: [B, T] int32 token types.
+      prompt: vectors and head; a length of 0 is a plain encoder.
+      key: PRNG key that turns dropout on (text, prompt and head), or None.
+      probe: position in the encoder's sequence whose neurons are read.
+
+    Returns:
+      logits [B, C] fp32 (C = 0 for a prompt without head), and the
+      activations: hidden [B, T, D] ([B, P + T, D] when shallow), pooled
+      [B, D], neurons [L, B, F] at position `probe`.
+    """
+    total = tokens.shape[1] + prompt.length
+    if total > config.positions:
+        raise UserError(
+            f"{tokens.shape[1]} tokens and a prompt of {prompt.length} make "
+            f"{total} positions; the backbone has {config.positions}. Lower "
+            "--max_length or the prompt length."
+        )
+    train = key is not None
+    aux = Encoder(config, train).apply(
+        {"params": params},
+        jnp.asarray(tokens),
+        jnp.asarray(segments),
+        jnp.asarray(prompt.vectors),
+        jnp.asarray(probe),
+        rngs={"dropout": jax.random.fold_in(key, 0)} if train else None,
+    )
+    pooled = jnp.asarray(aux["pooled"], jnp.float32)
+    if not prompt.head:
+        return pooled[:, :0], aux
+    head_key = jax.random.fold_in(key, 1) if train else None
+    pooled = layers.dropout(head_key, config.dropout, pooled)
+    logits = pooled @ prompt.head["kernel"] + prompt.head["bias"]
+    return logits, aux
+
+
+def init(key: Array, config: BertConfig) -> Params:
+    """Random parameters, boxed with their logical axes (`nn.meta.unbox`)."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    vectors = jnp.zeros((config.layers, 2, 0, config.heads, config.head_dim))
+    return Encoder(config).init(
+        {"params": key}, tokens, 0 * tokens, vectors, jnp.asarray(0)
+    )["params"]

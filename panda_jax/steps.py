@@ -1,0 +1,249 @@
+"""The jitted steps, written for one prompt: train, predict, probe.
+
+Prompt-tuning, vanilla transfer and PANDA are the same step with other
+arguments (start, teacher logits, KD weight), so they share one compilation.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from panda_jax import losses, optim
+from panda_jax.models import bert
+from panda_jax.models.bert import BertConfig
+from panda_jax.prompts import Prompt
+from panda_jax.types import Array, ArrayLike, Batch, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """What the optimizer sees: the prompt, and for model-tuning the backbone.
+
+    Attributes:
+      prompt: prompt vectors and head.
+      backbone: None, except for method `"model"`: the backbone's parameters.
+    """
+
+    prompt: Prompt
+    backbone: Params | None = None
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step."""
+
+    step: Array
+    trainable: Trainable
+    opt_state: optax.OptState
+
+
+class Hyper(NamedTuple):
+    """Scalars of one run; arrays, so that runs share a compiled step.
+
+    Attributes:
+      learning_rate: peak of the schedule.
+      weight_decay: AdamW's.
+      total_steps: length of the schedule.
+      kd_weight: factor on the distillation loss, 0 for none.
+      key: PRNG key of the dropout; step s uses `fold_in(key, s)`.
+    """
+
+    learning_rate: ArrayLike
+    weight_decay: ArrayLike
+    total_steps: ArrayLike
+    kd_weight: ArrayLike
+    key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What the compiled step depends on beside the shapes; hashable.
+
+    Attributes:
+      config: sizes of the backbone, with the dropout rates to train with.
+      kind: of the task, `"classification"` or `"regression"`.
+      kd_form: `"mse"` or `"kl"`.
+      temperature: of `"kl"`.
+      schedule: of the learning rate.
+      clip: global norm above which gradients are scaled down.
+    """
+
+    config: BertConfig
+    kind: str
+    kd_form: str = "mse"
+    temperature: float = 2.0
+    schedule: str = "linear"
+    clip: float = 1.0
+
+
+def init_state(trainable: Trainable, *, clip: float = 1.0) -> TrainState:
+    """The state before step 0."""
+    opt_state = optim.transform(clip=clip).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
+
+
+def loss_and_metrics(
+    trainable: Trainable,
+    frozen: Params,
+    batch: Batch,
+    teacher_logits: ArrayLike | None,
+    teacher: Prompt | None,
+    hyper: Hyper,
+    key: Array,
+    *,
+    spec: StepSpec,
+) -> tuple[Array, dict[str, Array]]:
+    """The objective for one batch.
+
+    Args:
+      trainable: what is differentiated.
+      frozen: the backbone's parameters, where `trainable` brings none.
+      batch: B examples.
+      teacher_logits: [B, C] of the cached teacher; zeros without a teacher;
+        None when `teacher` is given.
+      teacher: the online teacher, run with dropout on the same batch as the
+        released code does; None when its logits are cached.
+      hyper: scalars of the run.
+      key: PRNG key of this step's dropout.
+      spec: static.
+
+    Returns:
+      The loss, and scalars loss, task_loss, kd_loss, kd_weight and
+      teacher_agreement (share of examples where student and teacher rank the
+      same class first; of the training batch, with dropout).
+    """
+    params = frozen if trainable.backbone is None else trainable.backbone
+    student_key, teacher_key = jax.random.split(key)
+    logits, _ = bert.apply(
+        params,
+        spec.config,
+        batch.tokens,
+        batch.segments,
+        trainable.prompt,
+        key=student_key,
+    )
+    if teacher is not None:
+        teacher_logits, _ = bert.apply(
+            frozen,
+            spec.config,
+            batch.tokens,
+            batch.segments,
+            jax.lax.stop_gradient(teacher),
+            key=teacher_key,
+        )
+    teacher_logits = jnp.asarray(teacher_logits)
+    task = losses.task_loss(
+        logits, jnp.asarray(batch.labels), kind=spec.kind
+    )
+    kd = losses.kd_loss(
+        logits,
+        teacher_logits,
+        form=spec.kd_form,
+        temperature=spec.temperature,
+    )
+    weight = jnp.asarray(hyper.kd_weight)
+    loss = losses.panda_loss(task, kd, weight)
+    agreement = (logits.argmax(-1) == teacher_logits.argmax(-1)).mean()
+    return loss, {
+        "loss": loss,
+        "task_loss": task,
+        "kd_loss": kd,
+        "kd_weight": weight,
+        "teacher_agreement": agreement,
+    }
+
+
+@functools.partial(
+    jax.jit, static_argnames=("spec",), donate_argnames=("state",)
+)
+def train_step(
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    teacher_logits: ArrayLike | None,
+    teacher: Prompt | None,
+    hyper: Hyper,
+    *,
+    spec: StepSpec,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update; arguments as `loss_and_metrics`. Donates `state`."""
+    key = jax.random.fold_in(hyper.key, state.step)
+    gradient_of = jax.grad(loss_and_metrics, has_aux=True)
+    gradient, metrics = gradient_of(
+        state.trainable,
+        frozen,
+        batch,
+        teacher_logits,
+        teacher,
+        hyper,
+        key,
+        spec=spec,
+    )
+    direction, opt_state = optim.transform(clip=spec.clip).update(
+        gradient, state.opt_state, state.trainable
+    )
+    rate = optim.learning_rate(
+        jnp.asarray(hyper.learning_rate),
+        state.step,
+        jnp.asarray(hyper.total_steps),
+        schedule=spec.schedule,
+    )
+    trainable = optim.apply(
+        state.trainable,
+        direction,
+        rate=rate,
+        weight_decay=jnp.asarray(hyper.weight_decay),
+    )
+    metrics["learning_rate"] = rate
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    return TrainState(state.step + 1, trainable, opt_state), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def predict_step(
+    params: Params,
+    tokens: ArrayLike,
+    segments: ArrayLike,
+    prompt: Prompt,
+    *,
+    config: BertConfig,
+) -> Array:
+    """Logits [B, C] without dropout."""
+    return bert.apply(params, config, tokens, segments, prompt)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def probe_step(
+    params: Params,
+    tokens: ArrayLike,
+    segments: ArrayLike,
+    vectors: ArrayLike,
+    probe: ArrayLike,
+    *,
+    config: BertConfig,
+) -> dict[str, Array]:
+    """Activations without dropout, in fp32, for the similarity metrics.
+
+    Returns:
+      pooled [B, D]; first [B, D], the last layer at the first text position;
+      mean [B, D], the last layer averaged over the text's real tokens; neurons
+      [L, B, F] at position `probe`.
+    """
+    prompt = Prompt(vectors, {})
+    _, aux = bert.apply(
+        params, config, tokens, segments, prompt, probe=probe
+    )
+    hidden = jnp.asarray(aux["hidden"], jnp.float32)
+    hidden = hidden[:, hidden.shape[1] - tokens.shape[1] :]
+    real = (jnp.asarray(tokens) != 0)[..., None]
+    mean = (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
+    return {
+        "pooled": jnp.asarray(aux["pooled"], jnp.float32),
+        "first": hidden[:, 0],
+        "mean": mean,
+        "neurons": jnp.asarray(aux["neurons"], jnp.float32),
+    }

@@ -1,0 +1,380 @@
+"""Prompts on disk: the prompt folder and the bank of prompt folders.
+
+A prompt folder holds `adapter_model.safetensors` (fp32) and
+`adapter_config.json` in PEFT's layout, and `panda.json`, which says what the
+prompt was trained on and on which backbone.  A prompt of length 0 (a head
+alone) has no PEFT form and so no `adapter_config.json`.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from panda_jax.errors import UserError, unknown_name
+from panda_jax.files import PathLike, atomic_folder, read_json, write_json
+from panda_jax.interop import peft
+from panda_jax.prompts import Prompt
+
+FORMAT_VERSION = 1
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+INFO = "panda.json"
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _text_or_none(value: object) -> bool:
+    return value is None or _text(value)
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, float) or _integer(value)
+
+
+def _table(value: object, check: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _list(value: object, check: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(check, value))
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "task": (_text, "a string"),
+    "backbone": (_text, "a string"),
+    "fingerprint": (_text, "a string"),
+    "kind": (lambda v: v in ("deep", "shallow"), "'deep' or 'shallow'"),
+    "method": (_text, "a string"),
+    "recipe": (_text_or_none, "a string or null"),
+    "source": (_text_or_none, "a string or null"),
+    "seed": (_integer, "an integer"),
+    "data_fingerprint": (_text_or_none, "a string or null"),
+    "scores": (lambda v: _table(v, _number), "an object of numbers"),
+    "labels": (lambda v: _list(v, _text), "a list of strings"),
+    "versions": (lambda v: _table(v, _text), "an object of strings"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptInfo:
+    """What a prompt is: the content of `panda.json`.
+
+    Attributes:
+      task: the task that it was trained on.
+      backbone: id of the backbone, for people.
+      fingerprint: hash of the backbone's weights, for the check on loading.
+      kind: `"deep"` or `"shallow"`.
+      method: prompt, pot, panda or model.
+      recipe: of method panda: paper, released or ours.
+      source: the source prompt of pot and panda.
+      seed: of the run.
+      data_fingerprint: hash of the training data.
+      scores: metric -> value on the development split.
+      labels: class names in the order of the head's outputs.
+      versions: package -> version that trained it.
+    """
+
+    task: str
+    backbone: str
+    fingerprint: str
+    kind: str
+    method: str
+    recipe: str | None = None
+    source: str | None = None
+    seed: int = 0
+    data_fingerprint: str | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    labels: list[str] = dataclasses.field(default_factory=list)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, with the format's version first."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PromptInfo":
+        """The inverse of `to_json`; further keys are ignored.
+
+        Raises:
+          UserError: another format version, or a field of a wrong type.
+        """
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"format_version is {version!r}, expected {FORMAT_VERSION}: "
+                "use the version of panda_jax that wrote it, or a newer one"
+            )
+        for name, (check, expected) in _FIELDS.items():
+            if not check(value.get(name)):
+                raise UserError(
+                    f"{name} is {value.get(name)!r}, expected {expected}"
+                )
+        return cls(**{name: value[name] for name in _FIELDS})
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt with its description.
+
+    Attributes:
+      prompt: NumPy arrays, fp32.
+      info: what it is.
+      path: its folder, or None where it was never on disk.
+    """
+
+    prompt: Prompt
+    info: PromptInfo
+    path: pathlib.Path | None = None
+
+
+def content_hash(prompt: Prompt) -> str:
+    """16 hex digits over the names, shapes and fp32 bytes of a prompt."""
+    digest = hashlib.sha256()
+    for name, array in sorted(_arrays(prompt).items()):
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_prompt(
+    folder: PathLike, prompt: Prompt, info: PromptInfo
+) -> StoredPrompt:
+    """Writes a prompt folder, whole or not at all.
+
+    Args:
+      folder: where; what was there is replaced.
+      prompt: device or host arrays; stored as fp32.
+      info: its description; `info.kind` must be the prompt's.
+
+    Raises:
+      UserError: a NaN or an infinity in the prompt or among its scores.
+    """
+    if info.kind != prompt.kind:
+        raise ValueError(f"{info.kind=} for a {prompt.kind} prompt")
+    arrays = _arrays(prompt)
+    bad = [name for name, a in arrays.items() if not np.isfinite(a).all()]
+    bad += [name for name, x in info.scores.items() if not np.isfinite(x)]
+    if bad:
+        raise UserError(
+            f"The prompt for {str(folder)!r} has NaN or infinite values in "
+            f"{', '.join(bad)}: its training diverged. Lower the learning rate."
+        )
+    stored = Prompt(
+        arrays["vectors"], {k: arrays[k] for k in sorted(prompt.head)}
+    )
+    with atomic_folder(folder) as temporary:
+        safetensors.numpy.save_file(
+            peft.to_tensors(stored), temporary / TENSORS, {"format": "pt"}
+        )
+        if stored.length:
+            write_json(temporary / CONFIG, peft.adapter_config(stored))
+        write_json(
+            temporary / INFO,
+            info.to_json()
+            | {
+                "prompt_shape": list(stored.vectors.shape),
+                "content_hash": content_hash(stored),
+            },
+        )
+    return StoredPrompt(stored, info, pathlib.Path(folder))
+
+
+def load_prompt(
+    folder: PathLike,
+    *,
+    fingerprint: str | None = None,
+    backbone: str | None = None,
+) -> StoredPrompt:
+    """Reads a prompt folder, or the `prompt/` of a run folder.
+
+    Args:
+      folder: the prompt folder or run folder.
+      fingerprint: of the backbone that the prompt is for; None does not check.
+      backbone: that backbone's id, for the error message.
+
+    Raises:
+      UserError: a file is missing, damaged, of another format or disagrees
+        with the others, or the prompt belongs to another backbone.
+    """
+    folder = pathlib.Path(folder)
+    path = _prompt_folder(folder)
+    if path is None:
+        state = "holds no prompt" if folder.is_dir() else "does not exist"
+        raise UserError(
+            f"The prompt folder {str(folder)!r} {state}: expected {INFO}, "
+            f"{TENSORS} and {CONFIG} in it, or in its 'prompt' folder. Train "
+            "a prompt or give the folder of one."
+        )
+    try:
+        value = read_json(_inside(path, INFO), what="prompt description")
+        info = PromptInfo.from_json(value)
+        _check_backbone(info, fingerprint, backbone)
+        prompt = _read_prompt(path, value)
+    except UserError as error:
+        raise UserError(
+            f"Prompt folder {str(path)!r}: {str(error).rstrip('.')}."
+        ) from None
+    return StoredPrompt(prompt, info, path)
+
+
+class PromptBank:
+    """Prompts by name: a folder of prompt folders and run folders.
+
+    A prompt is read when it is first asked for.  Iterating gives the
+    `StoredPrompt`s in the order of `names`; `bank["mrpc"]` looks among the
+    folder names first and then for the one prompt of that task.
+
+    Args:
+      path: the folder.  Hidden folders and those without a prompt are left
+        out; of a run folder `X` its `X/prompt` is the prompt `X`.
+
+    Raises:
+      UserError: no such folder, or no prompt in it; later, on reading, a
+        damaged prompt folder, named in the message.
+    """
+
+    def __init__(self, path: PathLike):
+        path = pathlib.Path(path)
+        if not path.is_dir():
+            raise UserError(f"The prompt bank {str(path)!r} does not exist.")
+        found = {p.name: _prompt_folder(p) for p in sorted(path.iterdir())}
+        self._paths = {
+            name: folder
+            for name, folder in found.items()
+            if folder and not name.startswith(".")
+        }
+        if not self._paths:
+            alone = _prompt_folder(path) is not None
+            raise UserError(
+                f"The prompt bank {str(path)!r} holds no prompt folders"
+                + (
+                    " but is one itself: give the folder above it."
+                    if alone
+                    else ": expected one folder a prompt, or one a run."
+                )
+            )
+        self._loaded: dict[str, StoredPrompt] = {}
+
+    @classmethod
+    def of(cls, prompts: Mapping[str, StoredPrompt]) -> "PromptBank":
+        """A bank in memory."""
+        bank = cls.__new__(cls)
+        bank._paths = {}
+        bank._loaded = {name: prompts[name] for name in sorted(prompts)}
+        return bank
+
+    @property
+    def names(self) -> list[str]:
+        """The folder names, sorted."""
+        return sorted(self._paths or self._loaded)
+
+    def _load(self, name: str) -> StoredPrompt:
+        if name not in self._loaded:
+            self._loaded[name] = load_prompt(self._paths[name])
+        return self._loaded[name]
+
+    def items(self) -> Iterator[tuple[str, StoredPrompt]]:
+        """Name and prompt, sorted by name."""
+        return ((name, self._load(name)) for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[StoredPrompt]:
+        return (prompt for _, prompt in self.items())
+
+    def __getitem__(self, name: str) -> StoredPrompt:
+        if name in self.names:
+            return self._load(name)
+        matches = [n for n, stored in self.items() if stored.info.task == name]
+        if len(matches) > 1:
+            raise UserError(
+                f"The bank has {len(matches)} prompts of task {name!r}: say "
+                f"which of {', '.join(matches)}."
+            )
+        if not matches:
+            raise unknown_name("prompt", name, self.names)
+        return self._load(matches[0])
+
+
+def _arrays(prompt: Prompt) -> dict[str, np.ndarray]:
+    arrays = {"vectors": prompt.vectors, **prompt.head}
+    return {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+
+
+def _prompt_folder(folder: pathlib.Path) -> pathlib.Path | None:
+    """`folder` or its `prompt/`, whichever holds a file of a prompt."""
+    for path in (folder, folder / "prompt"):
+        if any((path / name).is_file() for name in (INFO, TENSORS, CONFIG)):
+            return path
+    return None
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file; refuses a link that leads out of the folder."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{name} is missing: store the prompt again")
+    if path.resolve().parent != folder.resolve():
+        raise UserError(
+            f"{name} is a link to outside the folder: put a copy in its place"
+        )
+    return path
+
+
+def _check_backbone(
+    info: PromptInfo, fingerprint: str | None, backbone: str | None
+) -> None:
+    if fingerprint is None or info.fingerprint == fingerprint:
+        return
+    loaded = f"{backbone!r} " if backbone else ""
+    raise UserError(
+        f"it was trained on backbone {info.backbone!r} (weights "
+        f"{info.fingerprint}), got backbone {loaded}(weights {fingerprint}): "
+        f"load {info.backbone!r} with the weights it was trained on, or train "
+        "the prompt again on this one"
+    )
+
+
+def _read_prompt(path: pathlib.Path, value: Mapping[str, Any]) -> Prompt:
+    """Reads the tensors and holds them against both JSON files."""
+    shape = value.get("prompt_shape")
+    rank = 5 if value["kind"] == "deep" else 2
+    if not _list(shape, lambda n: _integer(n) and n >= 0) or len(shape) != rank:
+        raise UserError(
+            f"prompt_shape is {shape!r}, expected {rank} sizes for a "
+            f"{value['kind']} prompt"
+        )
+    if shape[2 if rank == 5 else 0]:
+        config = read_json(_inside(path, CONFIG), what="adapter config")
+        described = list(peft.vectors_shape(config))
+        if described != shape:
+            raise UserError(
+                f"{CONFIG} describes a prompt of shape {described}, {INFO} one "
+                f"of {shape}: restore the files or store the prompt again"
+            )
+    tensors = peft.read_tensors(_inside(path, TENSORS))
+    prompt = peft.from_tensors(tensors, tuple(shape))
+    outputs = len(prompt.head["bias"]) if prompt.head else 0
+    if outputs and len(value["labels"]) not in (0, outputs):
+        raise UserError(
+            f"the head has {outputs} outputs for the labels {value['labels']}"
+        )
+    if content_hash(prompt) != value.get("content_hash"):
+        raise UserError(
+            f"the tensors hash to {content_hash(prompt)}, {INFO} says "
+            f"{value.get('content_hash')}: one of the files was changed; "
+            "restore them or store the prompt again"
+        )
+    return prompt

@@ -1,0 +1,223 @@
+"""WordPiece tokenization over the Hugging Face `tokenizers` library."""
+
+import functools
+import hashlib
+import json
+import pathlib
+import string
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from tokenizers import (
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
+
+from panda_jax import files
+from panda_jax.errors import UserError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def truncated_lengths(a: int, b: int, budget: int) -> tuple[int, int]:
+    """How many tokens of a pair stay when `budget` tokens fit.
+
+    The closed form of Hugging Face's fast `longest_first`: the longer text is
+    cut first; when both are longer than half, each keeps half and the longer
+    one (the second on a tie) the odd token.
+
+    Args:
+      a: tokens of the first text.
+      b: tokens of the second text.
+      budget: tokens that fit, special tokens not counted.
+    """
+    if a + b <= budget:
+        return a, b
+    short, long = min(a, b), max(a, b)
+    long = short if short > budget else max(short, budget - short)
+    if short + long > budget:
+        short, long = budget // 2, budget // 2 + budget % 2
+    return (long, short) if a > b else (short, long)
+
+
+class Tokenizer:
+    """A WordPiece vocabulary with BERT's special tokens.
+
+    Attributes:
+      pad_id, unk_id, cls_id, sep_id: ids of the special tokens; `pad_id` is 0.
+      vocab_size: V, the number of ids.
+      fingerprint: short sha256 of the whole definition (vocabulary and
+        normalization): equal fingerprints give equal tokens.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, where: str) -> None:
+        """Wraps `inner`; `where` names its origin in error messages.
+
+        Raises:
+          UserError: a special token is missing, or padding is not id 0.
+        """
+        inner.no_truncation()
+        inner.no_padding()
+        ids = {name: inner.token_to_id(name) for name in SPECIALS}
+        missing = [name for name in SPECIALS[:4] if ids[name] is None]
+        if missing:
+            raise UserError(
+                f"{where} lacks the token {' and '.join(missing)}; expected a "
+                "BERT WordPiece vocabulary with [PAD], [UNK], [CLS] and [SEP]."
+            )
+        if ids["[PAD]"] != 0:
+            raise UserError(
+                f"{where} gives [PAD] the id {ids['[PAD]']}, expected 0: "
+                "batches are padded with zeros."
+            )
+        self._inner = inner
+        self.pad_id: int = ids["[PAD]"]
+        self.unk_id: int = ids["[UNK]"]
+        self.cls_id: int = ids["[CLS]"]
+        self.sep_id: int = ids["[SEP]"]
+        self.vocab_size: int = inner.get_vocab_size()
+        definition = inner.to_str().encode()
+        self.fingerprint = hashlib.sha256(definition).hexdigest()[:16]
+
+    @classmethod
+    def from_folder(cls, path: files.PathLike) -> "Tokenizer":
+        """Reads a Hugging Face folder: `tokenizer.json`, else `vocab.txt`.
+
+        With `vocab.txt`, `do_lower_case` comes from `tokenizer_config.json`
+        (default true).
+
+        Raises:
+          UserError: neither file is there, or one is broken.
+        """
+        folder = pathlib.Path(path)
+        whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+        if whole.is_file():
+            text = _read_text(whole)
+            try:
+                inner = tokenizers.Tokenizer.from_str(text)
+            except Exception as error:  # the library raises bare Exception
+                raise UserError(
+                    f"The tokenizer file '{whole}' is broken: {error}. Copy "
+                    "it again from the model it belongs to."
+                ) from None
+            return cls(inner, where=f"The tokenizer file '{whole}'")
+        if not words.is_file():
+            raise UserError(
+                f"No tokenizer in '{folder}': expected 'tokenizer.json' or "
+                "'vocab.txt' there, as Hugging Face ships them."
+            )
+        lines = _read_text(words).split("\n")
+        vocabulary = [line.rstrip("\r") for line in lines]
+        while vocabulary and not vocabulary[-1]:
+            vocabulary.pop()
+        return cls(
+            _wordpiece(vocabulary, lowercase=_lowercase(folder)),
+            where=f"The vocabulary file '{words}'",
+        )
+
+    @classmethod
+    def builtin(cls) -> "Tokenizer":
+        """A small vocabulary that needs no files, for random-weight models.
+
+        It covers the lexicon of the built-in tasks word by word and all other
+        printable ASCII text character by character.
+        """
+        return _builtin()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word-piece ids of each text; no special tokens, nothing cut."""
+        return [
+            encoding.ids
+            for encoding in self._inner.encode_batch(
+                list(texts), add_special_tokens=False
+            )
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; padding is dropped, other special tokens show."""
+        kept = [int(i) for i in ids if i != self.pad_id]
+        return self._inner.decode(kept, skip_special_tokens=False)
+
+    def pair(
+        self,
+        a_ids: Sequence[int],
+        b_ids: Sequence[int] | None,
+        max_length: int,
+    ) -> tuple[list[int], list[int]]:
+        """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`, cut longest first.
+
+        Args:
+          a_ids: ids of the first text.
+          b_ids: ids of the second text, None where the task has one text.
+          max_length: most tokens of the result, special tokens included.
+
+        Returns:
+          (tokens, segments), equally long; segments are 0 up to the first
+          `[SEP]` and 1 after it.
+
+        Raises:
+          UserError: `max_length` leaves no room for a token of each text.
+        """
+        specials = 2 if b_ids is None else 3
+        if max_length < 2 * specials - 1:
+            raise UserError(
+                f"max_length is {max_length}, expected at least "
+                f"{2 * specials - 1}: room for the special tokens and text."
+            )
+        budget = max_length - specials
+        if b_ids is None:
+            first = [self.cls_id, *a_ids[:budget], self.sep_id]
+            return first, [0] * len(first)
+        a, b = truncated_lengths(len(a_ids), len(b_ids), budget)
+        first = [self.cls_id, *a_ids[:a], self.sep_id]
+        second = [*b_ids[:b], self.sep_id]
+        return first + second, [0] * len(first) + [1] * len(second)
+
+
+@functools.cache
+def _builtin() -> Tokenizer:
+    from panda_jax.tasks import lexicon
+
+    shown = string.digits + string.ascii_lowercase + string.punctuation
+    pieces = [*SPECIALS, *shown, *(f"##{c}" for c in shown)]
+    vocabulary = list(dict.fromkeys([*pieces, *lexicon.words()]))
+    inner = _wordpiece(vocabulary, lowercase=True)
+    return Tokenizer(inner, where="The built-in vocabulary")
+
+
+def _wordpiece(
+    vocabulary: Sequence[str], *, lowercase: bool
+) -> tokenizers.Tokenizer:
+    """BERT's tokenizer over `vocabulary`, one piece an id."""
+    ids = {piece: i for i, piece in enumerate(vocabulary)}
+    inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece(prefix="##")
+    inner.add_special_tokens([name for name in SPECIALS if name in ids])
+    return inner
+
+
+def _lowercase(folder: pathlib.Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return True
+    config = files.read_json(path, what="tokenizer configuration")
+    value = config.get("do_lower_case", True)
+    if not isinstance(value, bool):
+        raise UserError(
+            f"The tokenizer configuration '{path}' has do_lower_case "
+            f"{json.dumps(value)}, expected true or false."
+        )
+    return value
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The tokenizer file '{path}' cannot be read: {error}."
+        ) from None

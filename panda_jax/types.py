@@ -1,0 +1,32 @@
+"""Array aliases and the glossary of axes that every docstring uses.
+
+    N lanes (prompts trained side by side)   B batch       T text tokens
+    P prompt length   D model width          L layers      H heads
+    K head dimension  F feed-forward width   V vocabulary  C classes
+    M sources         E examples of a split
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+ArrayLike = jax.Array | np.ndarray
+PyTree = Any
+Params = dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """One batch of encoder examples.
+
+    Attributes:
+      tokens: [B, T] int32 word-piece ids, `[CLS] a [SEP] b [SEP]`, 0-padded.
+      segments: [B, T] int32 token types, 0 for the first text, 1 for the
+        second.
+      labels: [B] int32 class ids, or [B] float32 for regression.
+    """
+
+    tokens: ArrayLike
+    segments: ArrayLike
+    labels: ArrayLike

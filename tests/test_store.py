@@ -1,0 +1,409 @@
+import dataclasses
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+from panda_jax import errors, prompts, store
+
+LAYERS, HEADS, WIDTH, CLASSES = 3, 4, 16, 3
+SHAPES = {
+    "deep": (LAYERS, 2, 5, HEADS, WIDTH // HEADS),
+    "shallow": (5, WIDTH),
+    "empty": (LAYERS, 2, 0, HEADS, WIDTH // HEADS),
+}
+TENSORS = "adapter_model.safetensors"
+
+
+def _prompt(kind: str, *, head: bool = True) -> prompts.Prompt:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(WIDTH, CLASSES)).astype(np.float32)
+    bias = rng.normal(size=CLASSES).astype(np.float32)
+    return prompts.Prompt(
+        rng.normal(size=SHAPES[kind]).astype(np.float32),
+        {"kernel": kernel, "bias": bias} if head else {},
+    )
+
+
+def _info(prompt: prompts.Prompt, **changes) -> store.PromptInfo:
+    info = store.PromptInfo(
+        task="cb",
+        backbone="random:bert-tiny",
+        fingerprint="abc",
+        kind=prompt.kind,
+        method="panda",
+        recipe="paper",
+        source="mrpc",
+        seed=7,
+        data_fingerprint="d",
+        scores={"accuracy": 0.5},
+        labels=["a", "b", "c"] if prompt.head else [],
+        versions={"jax": "0.10.2"},
+    )
+    return dataclasses.replace(info, **changes)
+
+
+def _save(folder: pathlib.Path, kind: str = "deep", **changes) -> pathlib.Path:
+    prompt = _prompt(kind)
+    store.save_prompt(folder, prompt, _info(prompt, **changes))
+    return folder
+
+
+def _assert_equal(got: prompts.Prompt, expected: prompts.Prompt) -> None:
+    assert set(got.head) == set(expected.head)
+    for a, b in [
+        (got.vectors, expected.vectors),
+        *((got.head[k], expected.head[k]) for k in expected.head),
+    ]:
+        assert isinstance(a, np.ndarray)
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a, np.asarray(b))
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_round_trip(tmp_path, kind, head):
+    prompt = _prompt(kind, head=head)
+    device = prompts.Prompt(
+        jnp.asarray(prompt.vectors),
+        {k: jnp.asarray(v) for k, v in prompt.head.items()},
+    )
+    saved = store.save_prompt(tmp_path / "p", device, _info(prompt))
+    loaded = store.load_prompt(tmp_path / "p", fingerprint="abc")
+    for stored in (saved, loaded):
+        _assert_equal(stored.prompt, prompt)
+        assert stored.info == _info(prompt)
+        assert stored.path == tmp_path / "p"
+    assert (tmp_path / "p/adapter_config.json").exists() == (kind != "empty")
+    hashes = {store.content_hash(p) for p in (device, loaded.prompt)}
+    assert len(hashes) == 1
+
+
+def test_content_hash_sees_every_part():
+    prompt = _prompt("deep")
+    head = prompt.head
+    changed = [
+        prompt,
+        dataclasses.replace(prompt, vectors=-prompt.vectors),
+        dataclasses.replace(prompt, vectors=prompt.vectors[:, :, :, ::-1]),
+        dataclasses.replace(prompt, head=head | {"bias": head["bias"] + 1}),
+        dataclasses.replace(prompt, head={}),
+    ]
+    assert len(set(map(store.content_hash, changed))) == len(changed)
+
+
+# --- PEFT reads what we write ---
+
+
+def _bert() -> transformers.BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=CLASSES,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_peft_loads_what_we_store(tmp_path, kind):
+    prompt = _prompt(kind)
+    _save(tmp_path / "p", kind)
+    model = peft.PeftModel.from_pretrained(_bert(), str(tmp_path / "p")).eval()
+    assert model.peft_config["default"].num_virtual_tokens == 5
+    classifier = model.base_model.classifier.modules_to_save["default"]
+    np.testing.assert_array_equal(
+        classifier.weight.detach().numpy(), prompt.head["kernel"].T
+    )
+    np.testing.assert_array_equal(
+        classifier.bias.detach().numpy(), prompt.head["bias"]
+    )
+    tokens = torch.randint(1, 50, (2, 7))
+    mask = torch.ones_like(tokens)
+    given = model.get_prompt(batch_size=2)
+    if kind == "shallow":
+        np.testing.assert_array_equal(given[0].detach().numpy(), prompt.vectors)
+    else:
+        for layer, both in enumerate(given):
+            # PEFT gives [2, B, H, P, K] for each layer.
+            expected = np.swapaxes(prompt.vectors[layer], 1, 2)
+            np.testing.assert_array_equal(both[:, 0].detach().numpy(), expected)
+    with torch.no_grad():
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+    assert logits.shape == (2, CLASSES)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_names_and_shapes_are_those_that_peft_writes(tmp_path, kind):
+    _save(tmp_path / "ours", kind)
+    make = peft.PrefixTuningConfig if kind == "deep" else None
+    make = make or peft.PromptTuningConfig
+    config = make(
+        task_type="SEQ_CLS", num_virtual_tokens=5, num_transformer_submodules=1
+    )
+    peft.get_peft_model(_bert(), config).save_pretrained(tmp_path / "peft")
+    shapes = {
+        name: {
+            key: value.shape
+            for key, value in safetensors.numpy.load_file(
+                tmp_path / name / TENSORS
+            ).items()
+        }
+        for name in ("ours", "peft")
+    }
+    assert shapes["ours"] == shapes["peft"]
+
+
+# --- What is wrong is said, and nothing crashes ---
+
+
+def _rewrite_json(path: pathlib.Path, **changes) -> None:
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(value))
+
+
+def _rewrite_tensors(path: pathlib.Path, **changes) -> None:
+    tensors = safetensors.numpy.load_file(path) | changes
+    safetensors.numpy.save_file(tensors, path)
+
+
+def _header(length: int, text: bytes = b"") -> bytes:
+    return struct.pack("<Q", length) + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        _header(1 << 62, b"{}"),
+        _header(2**64 - 1, b"{}"),
+        _header(2, b"{}"),
+        _header(4, b"[1] "),
+        _header(9, b"not json!"),
+        _header(200000, b"[" * 200000),
+        _header(
+            63,
+            b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'
+            + b" ",
+        ),
+        _header(
+            64,
+            b'{"a": {"dtype": "Q9", "shape": [1], "data_offsets": [0, 4]}}'
+            + b"    1234",
+        ),
+    ],
+)
+def test_damaged_tensor_files(tmp_path, content):
+    folder = _save(tmp_path / "p")
+    (folder / TENSORS).write_bytes(content)
+    with pytest.raises(errors.UserError, match=str(folder)) as caught:
+        store.load_prompt(folder)
+    assert TENSORS in str(caught.value) or "got the tensors []" in str(
+        caught.value
+    )
+
+
+def test_every_truncation_is_an_error(tmp_path):
+    folder = _save(tmp_path / "p")
+    whole = (folder / TENSORS).read_bytes()
+    for size in range(0, len(whole), 97):
+        (folder / TENSORS).write_bytes(whole[:size])
+        with pytest.raises(errors.UserError, match="is damaged"):
+            store.load_prompt(folder)
+
+
+def test_a_flipped_bit_is_an_error(tmp_path):
+    folder = _save(tmp_path / "p")
+    whole = bytearray((folder / TENSORS).read_bytes())
+    whole[-1] ^= 1
+    (folder / TENSORS).write_bytes(whole)
+    with pytest.raises(errors.UserError, match="tensors hash to"):
+        store.load_prompt(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"extra": np.zeros(1, np.float32)}, "got the tensors .*'extra'"),
+        ({"prompt_embeddings": np.zeros((5, 9), np.float32)}, r"has shape \[5"),
+        ({"prompt_embeddings": np.zeros((), np.float32)}, r"has shape \[\]"),
+        ({"prompt_embeddings": np.zeros((5, 96))}, "float64, expected float32"),
+        (
+            {"prompt_embeddings": np.full((5, 96), np.nan, np.float32)},
+            "NaN or infinite",
+        ),
+        (
+            {"base_model.classifier.bias": np.zeros(2, np.float32)},
+            r"classifier.weight' has shape \[3, 16\], expected \[2, 16\]",
+        ),
+        (
+            {"base_model.classifier.bias": np.zeros((), np.float32)},
+            r"classifier.bias' has shape",
+        ),
+    ],
+)
+def test_wrong_tensors(tmp_path, tensors, message):
+    folder = _save(tmp_path / "p")
+    _rewrite_tensors(folder / TENSORS, **tensors)
+    with pytest.raises(errors.UserError, match=message):
+        store.load_prompt(folder)
+
+
+def test_half_a_head(tmp_path):
+    folder = _save(tmp_path / "p")
+    tensors = safetensors.numpy.load_file(folder / TENSORS)
+    del tensors["base_model.classifier.bias"]
+    safetensors.numpy.save_file(tensors, folder / TENSORS)
+    with pytest.raises(errors.UserError, match="expected .*classifier.bias"):
+        store.load_prompt(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("panda.json", {"format_version": 2}, "format_version is 2, expected"),
+        ("panda.json", {"format_version": None}, "format_version is None"),
+        ("panda.json", {"task": 3}, "task is 3, expected a string"),
+        ("panda.json", {"scores": {"a": "b"}}, "expected an object of numbers"),
+        ("panda.json", {"labels": "abc"}, "expected a list of strings"),
+        ("panda.json", {"labels": ["a", "b"]}, "3 outputs for the labels"),
+        ("panda.json", {"kind": "wide"}, "expected 'deep' or 'shallow'"),
+        ("panda.json", {"kind": "shallow"}, "expected 2 sizes"),
+        ("panda.json", {"prompt_shape": [1, 2, 3]}, "expected 5 sizes"),
+        ("panda.json", {"prompt_shape": [3, 2, -5, 4, 4]}, "expected 5 sizes"),
+        ("panda.json", {"prompt_shape": [3, 2, 6, 4, 4]}, "describes a prompt"),
+        ("panda.json", {"content_hash": "0"}, "tensors hash to"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "peft_type is 'LORA'"),
+        ("adapter_config.json", {"num_layers": None}, "num_layers is None"),
+        ("adapter_config.json", {"token_dim": 15}, "no multiple of the 4"),
+        ("adapter_config.json", {"prefix_projection": True}, "without the"),
+    ],
+)
+def test_wrong_json(tmp_path, file, changes, message):
+    folder = _save(tmp_path / "p")
+    _rewrite_json(folder / file, **changes)
+    with pytest.raises(errors.UserError, match=message) as caught:
+        store.load_prompt(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["panda.json", "adapter_config.json", TENSORS])
+def test_missing_and_linked_files(tmp_path, name):
+    folder = _save(tmp_path / "p")
+    (folder / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(errors.UserError, match=f"{name} is missing"):
+        store.load_prompt(folder)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.UserError, match="link to outside"):
+        store.load_prompt(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(errors.UserError, match="none' does not exist"):
+        store.load_prompt(tmp_path / "none")
+    with pytest.raises(errors.UserError, match="holds no prompt"):
+        store.load_prompt(tmp_path)
+
+
+def test_another_backbone(tmp_path):
+    folder = _save(tmp_path / "p")
+    message = "'random:bert-tiny'.*'minilm-l6'.*load .* or train"
+    with pytest.raises(errors.UserError, match=message):
+        store.load_prompt(folder, fingerprint="other", backbone="minilm-l6")
+
+
+def test_a_diverged_prompt_is_not_stored(tmp_path):
+    prompt = _prompt("deep")
+    prompt.head["bias"][0] = np.inf
+    with pytest.raises(errors.UserError, match=r"in bias.*diverged"):
+        store.save_prompt(tmp_path / "p", prompt, _info(prompt))
+    prompt = _prompt("deep")
+    with pytest.raises(errors.UserError, match=r"in accuracy.*diverged"):
+        store.save_prompt(
+            tmp_path / "p", prompt, _info(prompt, scores={"accuracy": np.nan})
+        )
+    with pytest.raises(ValueError, match="info.kind"):
+        store.save_prompt(tmp_path / "p", prompt, _info(prompt, kind="shallow"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_replaces_the_whole_folder(tmp_path):
+    _save(tmp_path / "p", "deep")
+    _save(tmp_path / "p", "empty")
+    names = {path.name for path in (tmp_path / "p").iterdir()}
+    assert names == {"panda.json", TENSORS}
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+# --- The bank ---
+
+
+def test_bank(tmp_path):
+    _save(tmp_path / "b", task="rte")
+    _save(tmp_path / "a" / "prompt", "shallow", task="mrpc")
+    _save(tmp_path / ".hidden", task="cb")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "scores.csv").write_text("")
+    bank = store.PromptBank(tmp_path)
+    assert bank.names == ["a", "b"]
+    assert len(bank) == 2
+    assert [stored.info.task for stored in bank] == ["mrpc", "rte"]
+    assert bank["a"] is bank["mrpc"]
+    assert bank["a"].path == tmp_path / "a" / "prompt"
+    assert store.load_prompt(tmp_path / "a").info.task == "mrpc"
+    with pytest.raises(errors.UserError, match="Unknown prompt 'c'"):
+        bank["c"]
+
+
+def test_bank_in_memory():
+    stored = store.StoredPrompt(_prompt("deep"), _info(_prompt("deep")))
+    bank = store.PromptBank.of({"z": stored, "y": stored})
+    assert bank.names == ["y", "z"]
+    assert dict(bank.items()) == {"y": stored, "z": stored}
+    with pytest.raises(errors.UserError, match="say which of y, z"):
+        bank["cb"]
+
+
+def test_bank_errors(tmp_path):
+    with pytest.raises(errors.UserError, match="does not exist"):
+        store.PromptBank(tmp_path / "none")
+    with pytest.raises(errors.UserError, match="expected one folder a prompt"):
+        store.PromptBank(tmp_path)
+    _save(tmp_path / "good")
+    (_save(tmp_path / "bad") / TENSORS).write_bytes(b"abc")
+    with pytest.raises(errors.UserError, match="is one itself"):
+        store.PromptBank(tmp_path / "good")
+    bank = store.PromptBank(tmp_path)
+    assert bank["good"].info.task == "cb"
+    with pytest.raises(errors.UserError, match=str(tmp_path / "bad")):
+        list(bank)
+
+
+def test_loads_neither_tensorflow_nor_torch(tmp_path):
+    _save(tmp_path / "p")
+    code = (
+        "import sys\n"
+        "from panda_jax import store\n"
+        "store.load_prompt(sys.argv[1])\n"
+        "bad = {m.split('.')[0] for m in sys.modules}\n"
+        "bad &= {'tensorflow', 'seqio', 'torch', 'peft', 'transformers'}\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "p")], check=True
+    )
