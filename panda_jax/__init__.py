@@ -12,7 +12,20 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from panda_jax.backbone import Backbone as Backbone
+    from panda_jax.backbone import load_backbone as load_backbone
     from panda_jax.errors import UserError as UserError
+    from panda_jax.evaluation import evaluate as evaluate
+    from panda_jax.loop import TrainResult as TrainResult
+    from panda_jax.prompts import Prompt as Prompt
+    from panda_jax.scores import Scores as Scores
+    from panda_jax.scoring import rank as rank
+    from panda_jax.scoring import score as score
+    from panda_jax.store import PromptBank as PromptBank
+    from panda_jax.store import StoredPrompt as StoredPrompt
+    from panda_jax.store import load_prompt as load_prompt
+    from panda_jax.store import save_prompt as save_prompt
+    from panda_jax.training import train as train
 
 _here = pathlib.Path(__file__).resolve().parent
 if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
@@ -20,8 +33,22 @@ if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
     # them inside.  Either way they are `panda_jax.tasks`.
     __path__.append(str(_here.parent))
 
+# Public name -> where it is defined.
 _HOME = {
-    "UserError": "errors",
+    "Backbone": "backbone.Backbone",
+    "Prompt": "prompts.Prompt",
+    "PromptBank": "store.PromptBank",
+    "Scores": "scores.Scores",
+    "StoredPrompt": "store.StoredPrompt",
+    "TrainResult": "loop.TrainResult",
+    "UserError": "errors.UserError",
+    "evaluate": "evaluation.evaluate",
+    "load_backbone": "backbone.load_backbone",
+    "load_prompt": "store.load_prompt",
+    "rank": "scoring.rank",
+    "save_prompt": "store.save_prompt",
+    "score": "scoring.score",
+    "train": "training.train",
 }
 
 __all__ = sorted(_HOME)
@@ -30,7 +57,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'panda_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"panda_jax.{_HOME[name]}"), name)
+    module, attribute = _HOME[name].split(".")
+    return getattr(importlib.import_module(f"panda_jax.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

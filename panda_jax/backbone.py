@@ -95,9 +95,7 @@ def random_backbone(name: str, *, seed: int = 0) -> Backbone:
     key = jax.random.fold_in(
         jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF
     )
-    params = nn.meta.unbox(
-        jax.jit(bert.init, static_argnums=1)(key, config)
-    )
+    params = nn.meta.unbox(jax.jit(bert.init, static_argnums=1)(key, config))
     return Backbone(
         id=f"random:{name}",
         config=config,

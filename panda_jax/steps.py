@@ -136,9 +136,7 @@ def loss_and_metrics(
             key=teacher_key,
         )
     teacher_logits = jnp.asarray(teacher_logits)
-    task = losses.task_loss(
-        logits, jnp.asarray(batch.labels), kind=spec.kind
-    )
+    task = losses.task_loss(logits, jnp.asarray(batch.labels), kind=spec.kind)
     kd = losses.kd_loss(
         logits,
         teacher_logits,
@@ -234,9 +232,7 @@ def probe_step(
       [L, B, F] at position `probe`.
     """
     prompt = Prompt(vectors, {})
-    _, aux = bert.apply(
-        params, config, tokens, segments, prompt, probe=probe
-    )
+    _, aux = bert.apply(params, config, tokens, segments, prompt, probe=probe)
     hidden = jnp.asarray(aux["hidden"], jnp.float32)
     hidden = hidden[:, hidden.shape[1] - tokens.shape[1] :]
     real = (jnp.asarray(tokens) != 0)[..., None]

@@ -7,14 +7,16 @@ alone) has no PEFT form and so no `adapter_config.json`.
 """
 
 import dataclasses
-import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from panda_jax import trees
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike, atomic_folder, read_json, write_json
 from panda_jax.interop import peft
@@ -24,46 +26,6 @@ FORMAT_VERSION = 1
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 INFO = "panda.json"
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _text_or_none(value: object) -> bool:
-    return value is None or _text(value)
-
-
-def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, float) or _integer(value)
-
-
-def _table(value: object, check: Callable[[object], bool]) -> bool:
-    return isinstance(value, dict) and all(map(check, value.values()))
-
-
-def _list(value: object, check: Callable[[object], bool]) -> bool:
-    return isinstance(value, list) and all(map(check, value))
-
-
-_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "task": (_text, "a string"),
-    "backbone": (_text, "a string"),
-    "fingerprint": (_text, "a string"),
-    "kind": (lambda v: v in ("deep", "shallow"), "'deep' or 'shallow'"),
-    "method": (_text, "a string"),
-    "recipe": (_text_or_none, "a string or null"),
-    "source": (_text_or_none, "a string or null"),
-    "seed": (_integer, "an integer"),
-    "data_fingerprint": (_text_or_none, "a string or null"),
-    "scores": (lambda v: _table(v, _number), "an object of numbers"),
-    "labels": (lambda v: _list(v, _text), "a list of strings"),
-    "versions": (lambda v: _table(v, _text), "an object of strings"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +77,31 @@ class PromptInfo:
                 f"format_version is {version!r}, expected {FORMAT_VERSION}: "
                 "use the version of panda_jax that wrote it, or a newer one"
             )
-        for name, (check, expected) in _FIELDS.items():
-            if not check(value.get(name)):
+        fields: dict[str, Any] = {}
+        for name, hint in typing.get_type_hints(cls).items():
+            fields[name] = value.get(name)
+            if not _fits(fields[name], hint):
+                expected = hint.__name__ if isinstance(hint, type) else hint
                 raise UserError(
-                    f"{name} is {value.get(name)!r}, expected {expected}"
+                    f"{name} is {fields[name]!r}, expected {expected}"
                 )
-        return cls(**{name: value[name] for name in _FIELDS})
+        return cls(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type such as `dict[str, float] | None`."""
+    inner = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(
+            _fits(item, inner[0]) for item in value
+        )
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(
+            _fits(item, inner[1]) for item in value.values()
+        )
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +121,7 @@ class StoredPrompt:
 
 def content_hash(prompt: Prompt) -> str:
     """16 hex digits over the names, shapes and fp32 bytes of a prompt."""
-    digest = hashlib.sha256()
-    for name, array in sorted(_arrays(prompt).items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+    return trees.content_hash(_arrays(prompt))
 
 
 def save_prompt(
@@ -219,7 +196,7 @@ def load_prompt(
     try:
         value = read_json(_inside(path, INFO), what="prompt description")
         info = PromptInfo.from_json(value)
-        _check_backbone(info, fingerprint, backbone)
+        check_backbone(info, fingerprint, backbone)
         prompt = _read_prompt(path, value)
     except UserError as error:
         raise UserError(
@@ -333,28 +310,38 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-def _check_backbone(
+def check_backbone(
     info: PromptInfo, fingerprint: str | None, backbone: str | None
 ) -> None:
+    """Refuses a prompt that was trained on other weights.
+
+    Args:
+      info: of the prompt.
+      fingerprint: of the backbone that is to be used; None does not check.
+      backbone: that backbone's id, for the message.
+
+    Raises:
+      UserError: the fingerprints differ; names both backbones.
+    """
     if fingerprint is None or info.fingerprint == fingerprint:
         return
     loaded = f"{backbone!r} " if backbone else ""
     raise UserError(
-        f"it was trained on backbone {info.backbone!r} (weights "
-        f"{info.fingerprint}), got backbone {loaded}(weights {fingerprint}): "
-        f"load {info.backbone!r} with the weights it was trained on, or train "
-        "the prompt again on this one"
+        f"The prompt of task {info.task!r} was trained on backbone "
+        f"{info.backbone!r} (weights {info.fingerprint}), got backbone "
+        f"{loaded}(weights {fingerprint}): load {info.backbone!r} with the "
+        "weights it was trained on, or train the prompt again on this one."
     )
 
 
-def _read_prompt(path: pathlib.Path, value: Mapping[str, Any]) -> Prompt:
+def _read_prompt(path: pathlib.Path, value: dict[str, Any]) -> Prompt:
     """Reads the tensors and holds them against both JSON files."""
-    shape = value.get("prompt_shape")
-    rank = 5 if value["kind"] == "deep" else 2
-    if not _list(shape, lambda n: _integer(n) and n >= 0) or len(shape) != rank:
+    kind, shape = value["kind"], value.get("prompt_shape", [])
+    rank = {"deep": 5, "shallow": 2}.get(kind)
+    if not _fits(shape, list[int]) or len(shape) != rank or min(shape) < 0:
         raise UserError(
-            f"prompt_shape is {shape!r}, expected {rank} sizes for a "
-            f"{value['kind']} prompt"
+            f"prompt_shape is {shape!r} and kind {kind!r}, expected "
+            "[L, 2, P, H, K] for 'deep' or [P, D] for 'shallow'"
         )
     if shape[2 if rank == 5 else 0]:
         config = read_json(_inside(path, CONFIG), what="adapter config")

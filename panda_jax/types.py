@@ -1,9 +1,9 @@
 """Array aliases and the glossary of axes that every docstring uses.
 
-    N lanes (prompts trained side by side)   B batch       T text tokens
-    P prompt length   D model width          L layers      H heads
-    K head dimension  F feed-forward width   V vocabulary  C classes
-    M sources         E examples of a split
+N lanes (prompts trained side by side)   B batch       T text tokens
+P prompt length   D model width          L layers      H heads
+K head dimension  F feed-forward width   V vocabulary  C classes
+M sources         E examples of a split
 """
 
 from typing import Any, NamedTuple

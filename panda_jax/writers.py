@@ -4,6 +4,9 @@ The event files are written from TensorBoard's own protocol buffers and record
 framing; its `EventFileWriter` would import TensorFlow when it is installed.
 """
 
+# Protocol buffers make their classes when they are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import math
 import pathlib

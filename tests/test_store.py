@@ -131,20 +131,46 @@ def test_peft_loads_what_we_store(tmp_path, kind):
     np.testing.assert_array_equal(
         classifier.bias.detach().numpy(), prompt.head["bias"]
     )
-    tokens = torch.randint(1, 50, (2, 7))
-    mask = torch.ones_like(tokens)
-    given = model.get_prompt(batch_size=2)
     if kind == "shallow":
-        np.testing.assert_array_equal(given[0].detach().numpy(), prompt.vectors)
+        given = model.get_prompt(batch_size=1)[0].detach().numpy()
+        np.testing.assert_array_equal(given, prompt.vectors)
     else:
-        for layer, both in enumerate(given):
-            # PEFT gives [2, B, H, P, K] for each layer.
-            expected = np.swapaxes(prompt.vectors[layer], 1, 2)
-            np.testing.assert_array_equal(both[:, 0].detach().numpy(), expected)
+        for layer, (keys, values, *_) in enumerate(model.get_prompt(1)):
+            # PEFT gives [B, H, P, K].
+            given = torch.stack([keys, values])[:, 0].detach().numpy()
+            np.testing.assert_array_equal(
+                np.swapaxes(given, 1, 2), prompt.vectors[layer]
+            )
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_peft_computes_with_what_we_store(tmp_path, kind):
+    prompt = _prompt(kind)
+    _save(tmp_path / "p", kind)
+    model = peft.PeftModel.from_pretrained(_bert(), str(tmp_path / "p")).eval()
+    bert = _bert().eval().bert
+    tokens = torch.randint(1, 50, (1, 7))
+    mask = torch.ones((1, 5 + 7))
+    if kind == "deep":
+        # [L, 2, P, H, K] -> a [1, H, P, K] pair a layer.
+        layers = torch.tensor(prompt.vectors).swapaxes(2, 3)[:, :, None]
+        cache = transformers.DynamicCache()
+        for layer, (keys, values) in enumerate(layers):
+            cache.update(keys, values, layer)
+        given = {"input_ids": tokens, "past_key_values": cache}
+    else:
+        words = bert.embeddings.word_embeddings(tokens)
+        vectors = torch.tensor(prompt.vectors)[None]
+        given = {"inputs_embeds": torch.cat([vectors, words], dim=1)}
     with torch.no_grad():
-        logits = model(input_ids=tokens, attention_mask=mask).logits
-    assert logits.shape == (2, CLASSES)
-    assert torch.isfinite(logits).all()
+        pooled = bert(**given, attention_mask=mask).pooler_output.numpy()
+        got = model(tokens, attention_mask=mask[:, 5:]).logits.numpy()
+        plain = bert(tokens).pooler_output.numpy()
+    expected, without = (
+        x @ prompt.head["kernel"] + prompt.head["bias"] for x in (pooled, plain)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(got - without).max() > 1e-2, "the prompt had no effect"
 
 
 @pytest.mark.parametrize("kind", ["deep", "shallow"])
@@ -218,6 +244,16 @@ def test_damaged_tensor_files(tmp_path, content):
     )
 
 
+@pytest.mark.parametrize("length", [9, 1 << 62, 2**64 - 1])
+def test_header_length_is_held_against_the_file_size(tmp_path, length):
+    folder = _save(tmp_path / "p")
+    (folder / TENSORS).write_bytes(_header(length, b"{}      "))
+    with pytest.raises(
+        errors.UserError, match=f"16 bytes cannot hold a header of {length}"
+    ):
+        store.load_prompt(folder)
+
+
 def test_every_truncation_is_an_error(tmp_path):
     folder = _save(tmp_path / "p")
     whole = (folder / TENSORS).read_bytes()
@@ -278,14 +314,17 @@ def test_half_a_head(tmp_path):
     [
         ("panda.json", {"format_version": 2}, "format_version is 2, expected"),
         ("panda.json", {"format_version": None}, "format_version is None"),
-        ("panda.json", {"task": 3}, "task is 3, expected a string"),
-        ("panda.json", {"scores": {"a": "b"}}, "expected an object of numbers"),
-        ("panda.json", {"labels": "abc"}, "expected a list of strings"),
+        ("panda.json", {"task": 3}, "task is 3, expected str"),
+        ("panda.json", {"scores": {"a": "b"}}, "expected dict.str, float"),
+        ("panda.json", {"labels": "abc"}, "expected list.str"),
         ("panda.json", {"labels": ["a", "b"]}, "3 outputs for the labels"),
-        ("panda.json", {"kind": "wide"}, "expected 'deep' or 'shallow'"),
-        ("panda.json", {"kind": "shallow"}, "expected 2 sizes"),
-        ("panda.json", {"prompt_shape": [1, 2, 3]}, "expected 5 sizes"),
-        ("panda.json", {"prompt_shape": [3, 2, -5, 4, 4]}, "expected 5 sizes"),
+        ("panda.json", {"kind": "wide"}, "kind 'wide', expected"),
+        ("panda.json", {"kind": "shallow"}, "and kind 'shallow', expected"),
+        ("panda.json", {"seed": True}, "seed is True, expected int"),
+        ("panda.json", {"recipe": 1}, "recipe is 1, expected str . None"),
+        ("panda.json", {"prompt_shape": None}, "prompt_shape is None"),
+        ("panda.json", {"prompt_shape": [1, 2, 3]}, "prompt_shape is"),
+        ("panda.json", {"prompt_shape": [3, 2, -5, 4, 4]}, "prompt_shape is"),
         ("panda.json", {"prompt_shape": [3, 2, 6, 4, 4]}, "describes a prompt"),
         ("panda.json", {"content_hash": "0"}, "tensors hash to"),
         ("adapter_config.json", {"peft_type": "LORA"}, "peft_type is 'LORA'"),

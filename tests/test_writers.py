@@ -102,9 +102,11 @@ def test_reader_passes_over_a_torn_last_line_only(tmp_path, torn):
 
 @pytest.mark.parametrize("value", [np.zeros(3), None, [1.0, 2.0]])
 def test_refuses_what_is_no_scalar(tmp_path, value):
-    with writers.MetricWriter(tmp_path) as writer:
-        with pytest.raises(ValueError, match="'loss' is of shape"):
-            writer.write(1, loss=value)
+    with (
+        writers.MetricWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match="'loss' is of shape"),
+    ):
+        writer.write(1, loss=value)
     assert not (tmp_path / "metrics.jsonl").read_text()
 
 

@@ -12,9 +12,7 @@ CONFIGS: dict[str, BertConfig] = {
     "bert-small": BertConfig(_CASED, width=512, layers=4, heads=8, ffn=2048),
     "bert-medium": BertConfig(_CASED, width=512, layers=8, heads=8, ffn=2048),
     "bert-base": BertConfig(_CASED),
-    "bert-large": BertConfig(
-        _CASED, width=1024, layers=24, heads=16, ffn=4096
-    ),
+    "bert-large": BertConfig(_CASED, width=1024, layers=24, heads=16, ffn=4096),
 }
 
 

