@@ -48,7 +48,8 @@ def set_up(folder: pathlib.Path, *, extra: str) -> pathlib.Path:
 
 def main() -> None:
     """Parses the one word, sets up and runs."""
-    if sys.version_info < (3, 11):
+    # An old Python reads this file too; the package's metadata comes later.
+    if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version}")
     parser = argparse.ArgumentParser(
         description=__doc__,

@@ -13,13 +13,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("PANDA_DATA_DIR", None)
 
-import jax
 import numpy as np
 import pytest
 
 from panda_jax.backbone import Backbone, load_backbone
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,205 @@
+"""What the step may change, and what it must not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from panda_jax import steps
+from panda_jax.backbone import Backbone
+from panda_jax.prompts import Prompt, fresh_head, normal_vectors
+from panda_jax.types import Batch
+
+CLASSES = 3
+
+
+def make_prompt(backbone: Backbone, seed: int, kind: str = "deep") -> Prompt:
+    c = backbone.config
+    shape = {
+        "deep": (c.layers, 2, 4, c.heads, c.head_dim),
+        "shallow": (4, c.width),
+    }[kind]
+    key = jax.random.key(seed)
+    return Prompt(
+        normal_vectors(key, shape, stddev=0.5),
+        fresh_head(key, c.width, CLASSES, stddev=0.5),
+    )
+
+
+def make_batch(seed: int = 0, size: int = 8) -> Batch:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 90, size=(size, 12)).astype(np.int32)
+    tokens[0, 7:] = 0
+    return Batch(
+        tokens,
+        (np.arange(12) > 5).astype(np.int32) * np.ones((size, 1), np.int32),
+        rng.integers(0, CLASSES, size=size).astype(np.int32),
+    )
+
+
+def make_hyper(weight: float, rate: float = 1e-2) -> steps.Hyper:
+    return steps.Hyper(
+        np.float32(rate),
+        np.float32(0),
+        np.float32(100),
+        np.float32(weight),
+        jax.random.key(7),
+    )
+
+
+def loss_of(trainable, backbone, *, teacher_logits, teacher, weight, spec):
+    return steps.loss_and_metrics(
+        trainable,
+        backbone.params,
+        make_batch(),
+        teacher_logits,
+        teacher,
+        make_hyper(weight),
+        jax.random.key(0),
+        spec=spec,
+    )[0]
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_steps_lower_the_loss_and_leave_the_backbone(tiny, kind):
+    before = jax.tree.map(lambda x: np.array(x, copy=True), tiny.params)
+    config = dataclasses.replace(
+        tiny.config, dropout=0.0, attention_dropout=0.0
+    )
+    spec = steps.StepSpec(config, "classification", schedule="constant")
+    state = steps.init_state(steps.Trainable(make_prompt(tiny, 0, kind)))
+    start = jax.device_get(state.trainable.prompt.vectors)
+    losses: list[float] = []
+    for _ in range(60):
+        state, metrics = steps.train_step(
+            state,
+            tiny.params,
+            make_batch(),
+            np.zeros((8, CLASSES), np.float32),
+            None,
+            make_hyper(0.0, rate=3e-2),
+            spec=spec,
+        )
+        losses.append(float(metrics["task_loss"]))
+    assert losses[-1] < losses[0] - 0.05
+    assert int(state.step) == 60
+    assert np.abs(state.trainable.prompt.vectors - start).max() > 0
+    for old, new in zip(
+        jax.tree.leaves(before), jax.tree.leaves(tiny.params), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_optimizer_state_is_two_moments_and_counters(tiny):
+    prompt = make_prompt(tiny, 0)
+    state = steps.init_state(steps.Trainable(prompt))
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(state.opt_state)]
+    trained = sum(np.size(leaf) for leaf in jax.tree.leaves(prompt))
+    counters = [size for size in sizes if size == 1]
+    assert sum(sizes) - len(counters) == 2 * trained
+    assert len(counters) == 1
+
+
+def test_weight_zero_is_prompt_tuning_bit_for_bit(tiny, rng):
+    spec = steps.StepSpec(tiny.config, "classification")
+    after = []
+    for logits in (np.zeros((8, CLASSES)), 9 * rng.normal(size=(8, CLASSES))):
+        state = steps.init_state(steps.Trainable(make_prompt(tiny, 0)))
+        state, _ = steps.train_step(
+            state,
+            tiny.params,
+            make_batch(),
+            logits.astype(np.float32),
+            None,
+            make_hyper(0.0),
+            spec=spec,
+        )
+        after.append(state.trainable.prompt.vectors)
+    np.testing.assert_array_equal(*after)
+
+
+def test_cached_and_online_teacher_agree_without_dropout(tiny):
+    config = dataclasses.replace(
+        tiny.config, dropout=0.0, attention_dropout=0.0
+    )
+    spec = steps.StepSpec(config, "classification")
+    teacher, student = make_prompt(tiny, 1), make_prompt(tiny, 2)
+    batch = make_batch()
+    cached = steps.predict_step(
+        tiny.params, batch.tokens, batch.segments, teacher, config=config
+    )
+    common = {"backbone": tiny, "weight": 0.7, "spec": spec}
+    trainable = steps.Trainable(student)
+    from_cache = loss_of(
+        trainable, teacher_logits=cached, teacher=None, **common
+    )
+    online = loss_of(trainable, teacher_logits=None, teacher=teacher, **common)
+    none = loss_of(
+        trainable,
+        teacher_logits=cached,
+        teacher=None,
+        **{**common, "weight": 0.0},
+    )
+    assert float(from_cache) == pytest.approx(float(online), rel=1e-5)
+    assert float(from_cache) > float(none)
+
+
+def test_no_gradient_reaches_the_online_teacher(tiny):
+    spec = steps.StepSpec(tiny.config, "classification")
+    gradient = jax.grad(
+        lambda teacher: loss_of(
+            steps.Trainable(make_prompt(tiny, 2)),
+            tiny,
+            teacher_logits=None,
+            teacher=teacher,
+            weight=1.0,
+            spec=spec,
+        )
+    )(make_prompt(tiny, 1))
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_student_equal_to_teacher_has_no_kd(tiny):
+    """Without dropout; the gradient is that of weight 0."""
+    config = dataclasses.replace(
+        tiny.config, dropout=0.0, attention_dropout=0.0
+    )
+    spec = steps.StepSpec(config, "classification")
+    prompt = make_prompt(tiny, 1)
+
+    def gradient(weight: float):
+        return jax.grad(loss_of)(
+            steps.Trainable(prompt),
+            tiny,
+            teacher_logits=None,
+            teacher=prompt,
+            weight=weight,
+            spec=spec,
+        )
+
+    for with_kd, without in zip(
+        jax.tree.leaves(gradient(5.0)),
+        jax.tree.leaves(gradient(0.0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(with_kd, without, atol=1e-6)
+
+
+def test_probe_reads_text_positions_under_both_kinds(tiny):
+    batch = make_batch()
+    for kind in ("deep", "shallow"):
+        found = steps.probe_step(
+            tiny.params,
+            batch.tokens,
+            batch.segments,
+            make_prompt(tiny, 0, kind).vectors,
+            0,
+            config=tiny.config,
+        )
+        c = tiny.config
+        assert found["mean"].shape == (8, c.width)
+        assert found["neurons"].shape == (c.layers, 8, c.ffn)
+        assert jnp.isfinite(found["first"]).all()
