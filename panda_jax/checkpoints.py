@@ -74,16 +74,17 @@ class Checkpoints:
                 f"restored: {str(error).splitlines()[0]}. Delete that folder "
                 "to start the run again."
             ) from error
-        leaves = jax.tree.leaves(found["state"])
-        expected = jax.tree.leaves(_as_dict(like))
-        for leaf, wanted in zip(leaves, expected, strict=True):
-            if np.shape(leaf) != np.shape(wanted):
+        leaves, treedef = jax.tree.flatten(like)
+        for name, wanted in _as_dict(like).items():
+            leaf = found["state"].get(name)
+            if np.shape(leaf) != wanted.shape:
                 raise UserError(
                     f"The checkpoint {str(self.folder / str(step))!r} has an "
-                    f"array {np.shape(leaf)}, expected {np.shape(wanted)}."
+                    f"array {np.shape(leaf)}, expected {wanted.shape}. Delete "
+                    "that folder to start the run again."
                 )
-        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return state, found["progress"]
+            leaves[int(name)] = leaf
+        return jax.tree.unflatten(treedef, leaves), found["progress"]
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -92,8 +93,13 @@ class Checkpoints:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    """Leaves by zero-padded number: a form that no class name can break."""
+    """Leaves by zero-padded number: a form that no class name can break.
+
+    Empty arrays (model-tuning's prompt of length 0) are left out: orbax
+    refuses them.
+    """
     return {
         f"{index:04d}": np.asarray(leaf)
         for index, leaf in enumerate(jax.tree.leaves(state))
+        if np.size(leaf)
     }

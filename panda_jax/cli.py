@@ -246,7 +246,7 @@ def _require(gin: Any, verb: str, name: str) -> None:
     except ValueError:
         value = None
     if value is None or "gin.REQUIRED" in str(value):
-        raise UserError(f"panda-jax {verb} needs --{name}=... See --help.")
+        raise UserError(f"The verb {verb} needs --{name}=... See --help.")
 
 
 def _execute(argv: Sequence[str]) -> int:
@@ -269,6 +269,9 @@ def _quiet_libraries() -> None:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # gin reports each search path that lacks a file as an error of the root
+    # logger; a file that none of them has is raised all the same.
+    logging.getLogger().setLevel(logging.CRITICAL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -180,7 +180,7 @@ class Demo:
 
     out_dir: str
     backbone: str = "minilm-l6"
-    sources: str = "toy_sentiment,toy_topic,toy_question_type,toy_entailment"
+    sources: str = "toy_sentiment,toy_topic,toy_question,toy_entailment"
     target: str = "toy_contradiction"
     seeds: int = 3
     source_examples: int = 512

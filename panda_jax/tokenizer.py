@@ -126,6 +126,11 @@ class Tokenizer:
         """
         return _builtin()
 
+    def save(self, folder: files.PathLike) -> None:
+        """Writes `tokenizer.json`, which `from_folder` reads back."""
+        path = pathlib.Path(folder) / "tokenizer.json"
+        files.write_text(path, self._inner.to_str(pretty=True))
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Word-piece ids of each text; no special tokens, nothing cut."""
         return [

@@ -6,27 +6,42 @@ vocabulary: a pretrained encoder knows them and every row stays short.
 
 import itertools
 
+
+def _list(text: str) -> list[str]:
+    """Entries between bars, or else between spaces."""
+    entries = text.split("|") if "|" in text else text.split()
+    return [" ".join(entry.split()) for entry in entries]
+
+
 # Sentiment: adjectives, with the things they are said of.
-GOOD = """great wonderful excellent lovely superb brilliant delightful perfect
-fresh charming clever beautiful impressive pleasant fantastic enjoyable""".split()
-BAD = """bad awful terrible horrible poor dreadful disappointing boring ugly
-weak cheap dirty annoying unpleasant useless painful""".split()
-STAY = """room bed soup bread service coffee breakfast waiter kitchen garden
-lobby view dinner staff music shower dessert menu""".split()
-FILM = """plot film acting ending script story camera dialogue scene hero
-soundtrack book novel chapter series villain writing cast""".split()
-DEGREES = "very really rather quite truly so".split()
-VIEWERS = "my your our his her their the one".split()
+GOOD = _list("""
+    great wonderful excellent lovely superb brilliant delightful perfect
+    fresh charming clever beautiful impressive pleasant fantastic enjoyable
+""")
+BAD = _list("""
+    bad awful terrible horrible poor dreadful disappointing boring ugly weak
+    cheap dirty annoying unpleasant useless painful
+""")
+STAY = _list("""
+    room bed soup bread service coffee breakfast waiter kitchen garden lobby
+    view dinner staff music shower dessert menu
+""")
+FILM = _list("""
+    plot film acting ending script story camera dialogue scene hero
+    soundtrack book novel chapter series villain writing cast
+""")
+DEGREES = _list("very really rather quite truly so")
+VIEWERS = _list("my your our his her their the one")
 
 # Kinds: a general word and the special ones under it.
 KINDS = {
-    "animal": "dog cat horse cow goat sheep rabbit bear".split(),
-    "vehicle": "car truck bus bicycle van train taxi boat".split(),
-    "fruit": "apple banana lemon cherry peach orange grape plum".split(),
-    "instrument": "violin piano guitar drum flute trumpet cello harp".split(),
-    "building": "house church school hotel bank museum library tower".split(),
-    "person": """doctor farmer teacher lawyer soldier singer painter nurse
-    baker driver judge student""".split(),
+    "animal": _list("dog cat horse cow goat sheep rabbit bear"),
+    "vehicle": _list("car truck bus bicycle van train taxi boat"),
+    "fruit": _list("apple banana lemon cherry peach orange grape plum"),
+    "instrument": _list("violin piano guitar drum flute trumpet cello harp"),
+    "building": _list("house church school hotel bank museum library tower"),
+    "person": _list("""doctor farmer teacher lawyer soldier singer painter nurse
+    baker driver judge student"""),
 }
 PEOPLE = KINDS["person"]
 THINGS = [kind for kind in KINDS if kind != "person"]
@@ -42,7 +57,7 @@ OPPOSITES = {
     "strange": "familiar",
 }
 OPPOSITES |= {b: a for a, b in OPPOSITES.items()}
-COLOURS = "red green blue white black yellow brown".split()
+COLOURS = _list("red green blue white black yellow brown")
 
 # Verbs as (base, third person, past, participle, -ing).
 _FORMS = """
@@ -78,11 +93,12 @@ travel travels traveled traveled traveling
 swim swims swam swum swimming
 run runs ran run running
 """
-VERBS = {line.split()[0]: line.split() for line in _FORMS.split("\n") if line}
-ON_THINGS = "see find buy sell paint watch describe choose".split()
-ON_PEOPLE = """help call follow thank warn blame visit invite teach
-praise""".split()
-ALONE = "sleep wait sing laugh work travel swim run".split()
+VERBS = {line.split()[0]: line.split() for line in _FORMS.strip().split("\n")}
+ON_THINGS = _list("see find buy sell paint watch describe choose")
+ON_PEOPLE = _list("""
+    help call follow thank warn blame visit invite teach praise
+""")
+ALONE = _list("sleep wait sing laugh work travel swim run")
 SYNONYMS = {
     "buy": "purchase",
     "choose": "pick",
@@ -103,56 +119,55 @@ SAME_ADJECTIVE |= {b: a for a, b in SAME_ADJECTIVE.items()}
 # Topics: who, does what, on what occasion.
 TOPICS = {
     "sport": (
-        "goalkeeper striker coach referee runner champion".split(),
-        """scored a late goal|won the final race|trained for the marathon
-        |kicked the ball|missed the penalty|beat the other team""",
-        "the match|the tournament|the league game".split("|"),
+        _list("goalkeeper striker coach referee runner champion"),
+        _list("""scored a late goal|won the final race|trained for the marathon
+        |kicked the ball|missed the penalty|beat the other team"""),
+        _list("the match|the tournament|the league game"),
     ),
     "food": (
-        "chef cook butcher miller brewer waitress".split(),
-        """chopped the onions|baked a chocolate cake|stirred the sauce
-        |tasted the cheese|fried the potatoes|served the soup""",
-        "the dinner|the lunch|the picnic".split("|"),
+        _list("chef cook butcher miller brewer waitress"),
+        _list("""chopped the onions|baked a chocolate cake|stirred the sauce
+        |tasted the cheese|fried the potatoes|served the soup"""),
+        _list("the dinner|the lunch|the picnic"),
     ),
     "science": (
-        "chemist astronomer physicist biologist engineer scientist".split(),
-        """measured the temperature|studied the cells|observed the planet
-        |tested the theory|built a microscope|recorded the data""",
-        "the experiment|the lecture|the laboratory visit".split("|"),
+        _list("chemist astronomer physicist biologist engineer scientist"),
+        _list("""measured the temperature|studied the cells|observed the planet
+        |tested the theory|built a microscope|recorded the data"""),
+        _list("the experiment|the lecture|the laboratory visit"),
     ),
     "money": (
-        "banker investor accountant broker merchant economist".split(),
-        """raised the interest rate|sold the shares|paid the tax
-        |signed the loan|checked the budget|lost the profit""",
-        "the auction|the audit|the market crash".split("|"),
+        _list("banker investor accountant broker merchant economist"),
+        _list("""raised the interest rate|sold the shares|paid the tax
+        |signed the loan|checked the budget|lost the profit"""),
+        _list("the auction|the audit|the market crash"),
     ),
 }
 
 
-def topic_actions(topic: str) -> list[str]:
-    """The actions of a topic, e.g. `"kicked the ball"`."""
-    return [" ".join(part.split()) for part in TOPICS[topic][1].split("|")]
-
-
 # Questions: what is asked about.
-EVENTS = """the bridge was built|the concert began|the church was painted
-|the treaty was signed|the ship was sold|the school was opened
-|the palace was burned|the prize was stolen|the statue was moved
-|the festival was held""".replace("\n", "").split("|")
-DOINGS = """built the bridge|opened the concert|painted the church
-|signed the treaty|sold the ship|founded the school|burned the palace
-|won the prize|moved the statue|started the festival""".replace("\n", "").split(
-    "|"
-)
-PLURALS = "ships bridges towers schools prizes songs islands books".split()
-WHERE = "France India Egypt Brazil London Rome Japan Canada".split()
-SEASONS = "in spring|in summer|in winter|last year|last week".split("|")
+EVENTS = _list("""
+    the bridge was built | the concert began | the church was painted | the
+    treaty was signed | the ship was sold | the school was opened | the
+    palace was burned | the prize was stolen | the statue was moved | the
+    festival was held
+""")
+DOINGS = _list("""
+    built the bridge | opened the concert | painted the church | signed the
+    treaty | sold the ship | founded the school | burned the palace | won
+    the prize | moved the statue | started the festival
+""")
+PLURALS = _list("ships bridges towers schools prizes songs islands books")
+WHERE = _list("France India Egypt Brazil London Rome Japan Canada")
+SEASONS = _list("in spring|in summer|in winter|last year|last week")
 
-_GLUE = """a an the was is were are will be had not no did do does by but and
-or in on near with of to for from who what which where when how many much that
-this it they he she we i you can could would should has have been one say said
-tell know let me us name city country year people number although after before
-during""".split()
+_GLUE = _list("""
+    a an the was is were are will be had not no did do does by but and or in
+    on near with of to for from who what which where when how many much that
+    this it they he she we i you can could would should has have been one
+    say said tell know let me us name city country year people number
+    although after before during
+""")
 
 
 def article(phrase: str) -> str:
@@ -173,7 +188,7 @@ def words() -> list[str]:
         WHERE, _GLUE, _FORMS.split(),
     ]  # fmt: skip
     for people, actions, occasions in TOPICS.values():
-        lists += [people, actions.replace("|", " ").split(), occasions]
+        lists += [people, actions, occasions]
     found = itertools.chain.from_iterable(
         phrase.lower().split()
         for phrase in itertools.chain.from_iterable(lists)

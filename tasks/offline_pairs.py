@@ -149,9 +149,7 @@ def contradiction(rng: random.Random, label: int) -> Texts:
         )
     thing = rng.choice(lex.KINDS[rng.choice(lex.THINGS)])
     whose = f"the {thing} of the {rng.choice(lex.PEOPLE)}"
-    adjective = rng.choice(
-        [a for a in lex.OPPOSITES if a in lex.SAME_ADJECTIVE]
-    )
+    adjective = rng.choice(list(lex.OPPOSITES))
     opposite = rng.random() < 0.5
     if opposite:
         # Neither big nor small can be true: only one side may be denied.
@@ -160,7 +158,9 @@ def contradiction(rng: random.Random, label: int) -> Texts:
     if opposite:
         second = lex.OPPOSITES[adjective]
     else:
-        second = rng.choice((adjective, lex.SAME_ADJECTIVE[adjective]))
+        second = rng.choice(
+            (adjective, lex.SAME_ADJECTIVE.get(adjective, adjective))
+        )
     first = f"{whose} was {'not ' * negated}{adjective}"
     return (
         lex.sentence(first),

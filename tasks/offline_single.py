@@ -48,9 +48,9 @@ def review(rng: random.Random, label: int) -> Texts:
 def topic(rng: random.Random, label: int) -> Texts:
     """Somebody's action decides; the occasion is often another topic's."""
     topics = list(lex.TOPICS)
-    people = lex.TOPICS[topics[label]][0]
+    people, actions, _ = lex.TOPICS[topics[label]]
     who = rng.choice(people if rng.random() < 0.3 else lex.PEOPLE)
-    text = f"the {who} {rng.choice(lex.topic_actions(topics[label]))}"
+    text = f"the {who} {rng.choice(actions)}"
     if rng.random() < 0.75:
         occasion = rng.choice(lex.TOPICS[rng.choice(topics)][2])
         relation = rng.choice(("after", "before", "during"))

@@ -1,0 +1,322 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import made_up_data
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from panda_jax.tasks import offline, specs
+
+from panda_jax import data, token_cache
+from panda_jax.errors import UserError
+from panda_jax.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.builtin()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PANDA_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def made_up(tmp_path, cache) -> pathlib.Path:
+    return made_up_data.write(tmp_path / "data")
+
+
+def _load(task="toy_review", split="validation", **kwargs):
+    return data.load_examples(task, split, tokenizer=TOKENIZER, **kwargs)
+
+
+def _no_fill(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the cache was not read")
+
+    monkeypatch.setattr(token_cache, "_fill", refuse)
+
+
+@pytest.mark.parametrize("task", ["toy_review", "toy_paraphrase"])
+def test_examples_are_the_tasks_rows(task, cache):
+    loaded = _load(task)
+    rows = offline.rows(task, "validation")
+    assert len(loaded) == 256
+    assert loaded.tokens.dtype == loaded.segments.dtype == np.int32
+    assert loaded.labels.tolist() == [row["label"] for row in rows]
+    longest = 0
+    for i, row in enumerate(rows):
+        a, *b = TOKENIZER.encode([v for k, v in row.items() if k != "label"])
+        tokens, segments = TOKENIZER.pair(a, b[0] if b else None, 128)
+        longest = max(longest, len(tokens))
+        padding = [0] * (loaded.tokens.shape[1] - len(tokens))
+        assert loaded.tokens[i].tolist() == tokens + padding
+        assert loaded.segments[i].tolist() == segments + padding
+    assert loaded.tokens.shape[1] == -(-longest // 8) * 8
+
+
+def test_files_of_every_kind_become_examples(made_up):
+    for task in ("cb", "rte", "mrpc", "cola", "sst2", "stsb"):
+        loaded = _load(task, "train", data_dir=made_up)
+        assert len(loaded) == 5
+        decoded = TOKENIZER.decode(loaded.tokens[1])
+        pair = specs.get(task).text_b is not None
+        assert decoded.startswith('[CLS] he said " it rains " and left.')
+        assert decoded.count("[SEP]") == 1 + pair
+        assert loaded.segments.max() == pair
+    assert loaded.labels.dtype == np.float32
+    assert loaded.labels.tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
+
+
+def test_max_length_cuts_and_length_pads(cache):
+    full = _load("toy_paraphrase")
+    cut = _load("toy_paraphrase", max_length=12)
+    assert cut.tokens.shape == (256, 12)
+    assert (cut.tokens != 0).sum(1).max() == 12
+    wide = _load("toy_paraphrase", length=40)
+    assert wide.tokens.shape == wide.segments.shape == (256, 40)
+    assert wide.fingerprint == full.fingerprint != cut.fingerprint
+    np.testing.assert_array_equal(wide.tokens[:, :24], full.tokens)
+    with pytest.raises(UserError, match=r"Length 12.*rows of \d+ tokens"):
+        _load("toy_paraphrase", length=12)
+
+
+def test_limit_is_stratified_nested_and_fixed(cache):
+    full = _load("toy_tense", "train")
+    some = _load("toy_tense", "train", limit=64)
+    more = _load("toy_tense", "train", limit=200)
+    counts = np.bincount(some.labels)
+    assert counts.sum() == 64
+    assert counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(some.tokens, more.tokens[:64])
+    assert some.fingerprint != more.fingerprint
+    rows = {row.tobytes() for row in full.tokens}
+    assert all(row.tobytes() in rows for row in more.tokens)
+    assert some.tokens.shape[1] == full.tokens.shape[1]
+    assert _load("toy_tense", "train", limit=64).fingerprint == some.fingerprint
+    assert len(_load("toy_tense", limit=9999)) == 256
+    with pytest.raises(UserError, match="limit is 0"):
+        _load(limit=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 97),
+    st.integers(1, 40),
+    st.integers(-3, 2**65),
+    st.integers(0, 9),
+)
+def test_batches_are_permutations(examples, batch_size, seed, epoch):
+    def order(seed, epoch):
+        return data.batch_indices(examples, batch_size, seed=seed, epoch=epoch)
+
+    batches = order(seed, epoch)
+    assert batches.dtype == np.int32
+    assert batches.shape == (max(1, examples // batch_size), batch_size)
+    assert batches.min() >= 0
+    assert batches.max() < examples
+    counts = np.bincount(batches.ravel(), minlength=examples)
+    if examples >= batch_size:
+        assert counts.max() == 1
+    else:
+        assert counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(batches, order(seed, epoch))
+
+
+def test_seed_and_epoch_change_the_order():
+    orders = {
+        data.batch_indices(64, 8, seed=seed, epoch=epoch).tobytes()
+        for seed in (0, 1, 2)
+        for epoch in (0, 1, 2)
+    }
+    assert len(orders) == 9
+    with pytest.raises(UserError, match="0 examples"):
+        data.batch_indices(0, 8, seed=0, epoch=0)
+
+
+# --- the token cache ---------------------------------------------------------
+
+
+def test_the_second_load_reads_the_cache(cache, monkeypatch):
+    first = _load()
+    _no_fill(monkeypatch)
+    second = _load()
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.tokens, first.tokens)
+    np.testing.assert_array_equal(second.labels, first.labels)
+
+
+def test_a_changed_file_is_never_read_stale(made_up):
+    assert _load("cb", data_dir=made_up).labels.tolist() == [0, 1, 2]
+    path = made_up / "super_glue/CB/val.jsonl"
+    before = path.stat()
+    text = path.read_text().replace('"contradiction"', '"entailment"   ')
+    path.write_text(text)
+    # Neither size nor times give the change away: only the contents do.
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert _load("cb", data_dir=made_up).labels.tolist() == [0, 0, 2]
+
+
+def test_a_changed_vocabulary_is_never_read_stale(made_up, tmp_path):
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "cat",
+        "a",
+        "is",
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    one = Tokenizer.from_folder(tmp_path)
+    words[5], words[6] = words[6], words[5]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    two = Tokenizer.from_folder(tmp_path)
+    first, second = (
+        data.load_examples("cb", "train", tokenizer=t, data_dir=made_up)
+        for t in (one, two)
+    )
+    assert first.tokens[0, :3].tolist() == [2, 5, 6]
+    assert second.tokens[0, :3].tolist() == [2, 6, 5]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_cached(
+    made_up, cache, monkeypatch
+):
+    fill = token_cache._fill
+
+    def meddle(*args, **kwargs):
+        arrays = fill(*args, **kwargs)
+        path = made_up / "super_glue/CB/train.jsonl"
+        path.write_text(path.read_text() + "\n")
+        return arrays
+
+    monkeypatch.setattr(token_cache, "_fill", meddle)
+    _load("cb", "train", data_dir=made_up)
+    assert not list(cache.glob("cb-train-*"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "empty", "text", "pickle", "other arrays"]
+)
+def test_a_damaged_cache_file_is_made_again(damage, cache):
+    first = _load()
+    (path,) = cache.glob("toy_review-*.npz")
+    whole = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flip":
+        whole[len(whole) // 2] ^= 0xFF
+        path.write_bytes(whole)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("not a zip file")
+    elif damage == "pickle":
+        objects = np.array([{}], object)
+        np.savez(path, tokens=objects, segments=objects, labels=objects)
+    else:
+        flat = np.zeros(3, np.int32)
+        np.savez(path, tokens=flat, segments=flat, labels=flat)
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        again = _load()
+    assert again.fingerprint == first.fingerprint
+    assert _load().fingerprint == first.fingerprint
+
+
+def test_a_folder_that_cannot_be_written_only_warns(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(RuntimeWarning, match="PANDA_CACHE_DIR"):
+        loaded = _load(cache_dir=tmp_path / "file" / "cache")
+    assert len(loaded) == 256
+
+
+def test_a_malformed_row_reaches_the_user_as_it_is(made_up, cache):
+    path = made_up / "glue/SST-2/dev.tsv"
+    path.write_text("sentence\tlabel\nfine\t1\nbroken\n")
+    with pytest.raises(UserError, match=r"dev\.tsv, line 3, field"):
+        _load("sst2", data_dir=made_up)
+    assert not list(cache.glob("*")) or not list(cache.glob("sst2*"))
+
+
+LOAD = """
+import sys, json
+from panda_jax import data
+from panda_jax.tokenizer import Tokenizer
+loaded = data.load_examples(
+    "toy_topic", "train", tokenizer=Tokenizer.builtin(), limit=64
+)
+heavy = ("tensorflow", "seqio", "tensorflow_datasets", "transformers", "torch")
+print(json.dumps([loaded.fingerprint, [m for m in heavy if m in sys.modules]]))
+"""
+
+
+def test_two_processes_fill_at_once_and_a_third_loads_no_tensorflow(cache):
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", LOAD],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    outputs = [process.communicate() for process in [start(), start()]]
+    prints = set()
+    for out, err in outputs:
+        assert err == "", "filling the cache must be silent"
+        fingerprint, heavy = json.loads(out)
+        assert {"tensorflow", "seqio"} <= set(heavy)
+        prints.add(fingerprint)
+    third, heavy = json.loads(start().communicate()[0])
+    assert prints == {third}
+    assert heavy == []
+    assert len(list(cache.iterdir())) == 1
+
+
+# --- what the tasks command shows --------------------------------------------
+
+
+def test_list_tasks_marks_targets_and_builtin_ones():
+    table = {task["name"]: task for task in data.list_tasks()}
+    assert table["cb"]["target"]
+    assert table["cb"]["metric"] == "accuracy"
+    assert table["cola"]["metric"] == "matthews"
+    assert table["toy_topic"]["offline"]
+    assert table["toy_topic"]["outputs"] == 4
+
+
+def test_describe_shows_counts_labels_and_examples(made_up):
+    about = data.describe("cb", tokenizer=TOKENIZER, data_dir=made_up)
+    assert about["splits"]["train"]["examples"] == 5
+    assert about["splits"]["train"]["labels"] == {
+        "entailment": 2,
+        "contradiction": 2,
+        "neutral": 1,
+    }
+    assert about["splits"]["validation"]["examples"] == 3
+    assert [row["label"] for row in about["examples"]] == [
+        "entailment",
+        "contradiction",
+        "neutral",
+    ]
+    first = about["examples"][0]["tokens"]
+    assert first == (
+        "[CLS] the cat sleeps on the mat. [SEP] a cat is asleep. [SEP]"
+    )
+    assert str(made_up) in about["source"]
+    json.dumps(about)
+    scores = data.describe("stsb", tokenizer=TOKENIZER, data_dir=made_up)
+    assert scores["splits"]["train"]["scores"] == [0.0, 2.5, 5.0]
+
+
+def test_describe_never_downloads(tmp_path):
+    about = data.describe("cb", tokenizer=TOKENIZER, tfds_data_dir=tmp_path)
+    assert "--data_dir" in about["unavailable"]
+    assert "splits" not in about
