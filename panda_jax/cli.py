@@ -92,10 +92,39 @@ def _demo(args: Any) -> int:
 
 
 def _tasks(args: commands.Tasks) -> int:
-    from panda_jax import catalogue
+    from panda_jax import data
+    from panda_jax.tasks import specs
 
-    print(catalogue.describe(args))
+    if args.task is None:
+        for row in data.list_tasks():
+            marks = [name for name in ("target", "offline") if row[name]]
+            print(
+                f"{row['name']:18s} {row['kind']:15s} {row['metric']:17s} "
+                f"{' '.join(marks)}"
+            )
+        return 0
+    specs.get(args.task)
+    from panda_jax.backbone import load_backbone
+
+    about = data.describe(
+        args.task,
+        tokenizer=load_backbone(args.backbone).tokenizer,
+        max_length=args.max_length,
+        data_dir=args.data_dir,
+        tfds_data_dir=args.tfds_data_dir,
+    )
+    for name, value in about.items():
+        print(f"{name}:", *_lines(value))
     return 0
+
+
+def _lines(value: Any) -> list[str]:
+    """A value on the line of its name, or each part on a line of its own."""
+    if isinstance(value, dict):
+        return [f"\n  {key}: {part}" for key, part in value.items()]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [f"\n  {part}" for part in value]
+    return [str(value)]
 
 
 def _doctor(args: commands.Doctor) -> int:

@@ -90,7 +90,7 @@ class Score:
     tfds_data_dir: str | None = None
     examples: int = 100
     max_length: int = 128
-    readout: str = "pooled"
+    readout: str = "mean"
     contrast: bool = False
 
 
@@ -122,7 +122,7 @@ class Rank:
     tfds_data_dir: str | None = None
     examples: int = 100
     max_length: int = 128
-    readout: str = "pooled"
+    readout: str = "mean"
     contrast: bool = False
 
 
@@ -171,6 +171,7 @@ class Demo:
       target_examples: training rows of the target.
       target_epochs: passes over them.
       eval_examples: development rows, sources and target.
+      eval_every: epochs between evaluations of the target.
       prompt_length: P.
       max_length: longest text in word pieces.
       batch_size: B.
@@ -180,19 +181,20 @@ class Demo:
 
     out_dir: str
     backbone: str = "minilm-l6"
-    sources: str = "toy_sentiment,toy_topic,toy_question,toy_entailment"
-    target: str = "toy_contradiction"
+    sources: str = "toy_sentiment,toy_topic,toy_acceptability,toy_tense"
+    target: str = "toy_review"
     seeds: int = 3
-    source_examples: int = 512
+    source_examples: int = 384
     source_epochs: int = 2
     target_examples: int = 64
     target_epochs: int = 8
-    eval_examples: int = 128
+    eval_examples: int = 256
+    eval_every: int = 4
     prompt_length: int = 8
     max_length: int = 32
-    batch_size: int = 16
-    learning_rate: float = 1e-2
-    kd_lambda: float = 1.0
+    batch_size: int = 8
+    learning_rate: float = 3e-2
+    kd_lambda: float = 10.0
 
 
 def settings_help(cls: type) -> dict[str, str]:

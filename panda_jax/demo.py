@@ -111,16 +111,25 @@ def _run(
     folder: pathlib.Path,
     **settings: object,
 ) -> TrainResult:
-    return train(
+    began = time.monotonic()
+    done = train(
         backbone,
         model_dir=folder,
         eval_examples=args.eval_examples,
+        eval_every=args.eval_every,
         prompt_length=args.prompt_length,
         max_length=args.max_length,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        quiet=True,
         **settings,  # pyright: ignore[reportArgumentType]
     )
+    print(
+        f"  {folder.parent.name}/{folder.name}: {done.result['metric']} "
+        f"{done.best:.3f} ({time.monotonic() - began:.1f}s)",
+        flush=True,
+    )
+    return done
 
 
 def _target(

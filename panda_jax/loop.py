@@ -275,7 +275,9 @@ class Session:
                 if step == begun:
                     jax.block_until_ready(metrics)
                     taken = time.monotonic() - began
-                    progress.say(f"first step (with compilation) {taken:.1f}s")
+                    progress.say(
+                        f"first step, compilation and all {taken:.1f}s"
+                    )
                     clock += taken
                 progress.step()
                 last = at + 1 == self.steps_per_epoch
@@ -287,13 +289,18 @@ class Session:
                 if last:
                     self._log(writer, pending, begun, clock)
                     pending = None
-                    self._evaluate(state, epoch, writer, progress)
+                    if self._is_evaluated(epoch):
+                        self._evaluate(state, epoch, writer, progress)
                 now = time.monotonic()
                 self.tracking.seconds = before + now - clock
                 if checkpoints and (last or now - saved > CHECKPOINT_SECONDS):
                     checkpoints.save(state, dataclasses.asdict(self.tracking))
                     saved = now
         return state
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        number = epoch + 1
+        return number in (1, self.epochs) or not number % self.run.eval_every
 
     def _log(
         self,
@@ -321,7 +328,9 @@ class Session:
         rate = (step - begun) * self.run.batch_size / elapsed
         if writer is not None:
             writer.write(step, **values, examples_per_second=rate)
-        for name, value in values.items():
+        # The loss before what follows from it.
+        for name in ("task_loss", "kd_loss", *values):
+            value = values[name]
             if not np.isfinite(value):
                 kept = "no prompt was good enough to keep"
                 if self.tracking.best is not None:

@@ -4,6 +4,7 @@ Each is computed by scikit-learn or SciPy, which are loaded on first use.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,13 +36,11 @@ def f1(labels: np.ndarray, logits: np.ndarray) -> float:
     from sklearn import metrics
 
     classes = logits.shape[-1]
-    average = "binary" if classes == 2 else "macro"
+    options: dict[str, Any] = {"average": "binary"}
+    if classes != 2:
+        options = {"average": "macro", "labels": np.arange(classes)}
     score = metrics.f1_score(
-        labels,
-        logits.argmax(-1),
-        labels=None if classes == 2 else np.arange(classes),
-        average=average,
-        zero_division=0,
+        labels, logits.argmax(-1), zero_division=cast(Any, 0), **options
     )
     return float(score)
 
@@ -58,9 +57,12 @@ def pearson_spearman(labels: np.ndarray, logits: np.ndarray) -> float:
     labels = labels.astype(np.float64)
     if len(labels) < 2 or np.ptp(scores) == 0 or np.ptp(labels) == 0:
         return 0.0
-    pearson = stats.pearsonr(labels, scores).statistic
-    spearman = stats.spearmanr(labels, scores).statistic
-    return float(np.nan_to_num((pearson + spearman) / 2))
+    results: tuple[Any, Any] = (
+        stats.pearsonr(labels, scores),
+        stats.spearmanr(labels, scores),
+    )
+    mean = sum(result.statistic for result in results) / 2
+    return float(np.nan_to_num(mean))
 
 
 METRICS: dict[str, Metric] = {

@@ -21,7 +21,7 @@ KINDS = ("deep", "shallow")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
-_LEAST_STEPS = 400
+_LEAST_STEPS = 300
 _LEAST_EPOCHS = 3
 
 
@@ -45,13 +45,15 @@ class Run:
       init_stddev: of a fresh prompt.
       max_length: longest text in word pieces, special ones included.
       batch_size: B.
-      epochs: None for max(3, as many as make 400 updates).
+      epochs: None for max(3, as many as make 300 updates).
       learning_rate: peak; None for 1e-2 (prompt, pot), 7e-3 (panda), 5e-5
         (model).
       weight_decay: AdamW's.
       clip: global norm of the gradient.
       schedule: `linear` to 0, or `constant`.
       dropout: of text, prompt and head; None for the backbone's own.
+      eval_every: epochs between evaluations; the first and the last epoch are
+        always evaluated.
       train_examples: rows of a label-balanced subsample; None for all.
       eval_examples: likewise of the development split.
       kd_lambda: strength of recipes `paper` and `ours`.
@@ -77,6 +79,7 @@ class Run:
     clip: float = 1.0
     schedule: str = "linear"
     dropout: float | None = None
+    eval_every: int = 1
     train_examples: int | None = None
     eval_examples: int | None = None
     kd_lambda: float = 1.0
@@ -93,10 +96,15 @@ class Run:
         ):
             if value not in known:
                 raise unknown_name(name, value, known)
-        positive = ("batch_size", "epochs", "train_examples", "eval_examples")
-        for name in positive:
+        for name in (
+            "batch_size",
+            "epochs",
+            "eval_every",
+            "train_examples",
+            "eval_examples",
+            "prompt_length",
+        ):
             _check_at_least(self, name, 1)
-        _check_at_least(self, "prompt_length", 1)
         _check_at_least(self, "max_length", 4)
         for name in ("learning_rate", "clip", "temperature"):
             value = getattr(self, name)

@@ -48,7 +48,7 @@ def task_vector(
     tfds_data_dir: PathLike | None = None,
     examples: int = EXAMPLES,
     max_length: int = 128,
-    readout: str = "pooled",
+    readout: str = "mean",
     contrast: bool = False,
 ) -> np.ndarray:
     """h_T [D]: the mean output under a task's own prompt.
@@ -142,7 +142,7 @@ def score(
     tfds_data_dir: PathLike | None = None,
     examples: int = EXAMPLES,
     max_length: int = 128,
-    readout: str = "pooled",
+    readout: str = "mean",
     contrast: bool = False,
 ) -> Scores:
     """Scores every source for every target.

@@ -95,7 +95,7 @@ def _read(path: pathlib.Path, spec: TaskSpec) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             tokens, segments, labels = (stored[name] for name in _NAMES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError) as error:
         return _damaged(path, error)

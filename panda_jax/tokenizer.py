@@ -60,8 +60,9 @@ class Tokenizer:
         """
         inner.no_truncation()
         inner.no_padding()
-        ids = {name: inner.token_to_id(name) for name in SPECIALS}
-        missing = [name for name in SPECIALS[:4] if ids[name] is None]
+        found = {name: inner.token_to_id(name) for name in SPECIALS[:4]}
+        ids = {name: i for name, i in found.items() if i is not None}
+        missing = [name for name in found if name not in ids]
         if missing:
             raise UserError(
                 f"{where} lacks the token {' and '.join(missing)}; expected a "
@@ -73,11 +74,11 @@ class Tokenizer:
                 "batches are padded with zeros."
             )
         self._inner = inner
-        self.pad_id: int = ids["[PAD]"]
-        self.unk_id: int = ids["[UNK]"]
-        self.cls_id: int = ids["[CLS]"]
-        self.sep_id: int = ids["[SEP]"]
-        self.vocab_size: int = inner.get_vocab_size()
+        self.pad_id = ids["[PAD]"]
+        self.unk_id = ids["[UNK]"]
+        self.cls_id = ids["[CLS]"]
+        self.sep_id = ids["[SEP]"]
+        self.vocab_size = inner.get_vocab_size()
         definition = inner.to_str().encode()
         self.fingerprint = hashlib.sha256(definition).hexdigest()[:16]
 

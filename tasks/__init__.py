@@ -1,7 +1,7 @@
 """The tasks, imported as `panda_jax.tasks` and never as `tasks`.
 
-`specs` is the table of tasks, `readers` reads the distribution files and
-`offline` makes the built-in tasks' rows, all in plain Python.  `registry`,
-`vocabulary` and `features` are the SeqIO side: they load TensorFlow and are
-imported only when a token cache must be filled.
+In plain Python: `spec` and `specs` (what a task is, and the table), `sources`
+(where rows come from), `readers` (distribution files), `offline` (built-in
+tasks).  The SeqIO side, `registry`, `vocabulary`, `features` and `from_tfds`,
+loads TensorFlow and is imported only when a token cache must be filled.
 """

@@ -3,6 +3,9 @@
 Imports TensorFlow.
 """
 
+# TensorFlow's and SeqIO's own annotations are incomplete or too narrow.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
+
 import string
 from collections.abc import Callable, Mapping
 

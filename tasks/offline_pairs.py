@@ -72,7 +72,7 @@ def _general(rng: random.Random, fact: _Fact) -> _Fact:
 
 def _conflict(rng: random.Random, fact: _Fact) -> _Fact:
     """A fact with as many details, of which one is another."""
-    if fact.patient in lex.PEOPLE and rng.random() < 0.6:
+    if fact.patient in lex.PEOPLE and rng.random() < 0.4:
         return fact.swapped()
     if rng.random() < 0.5:
         return dataclasses.replace(fact, agent=_sibling(rng, fact.agent))
@@ -126,7 +126,7 @@ def _same_meaning(rng: random.Random, fact: _Fact) -> _Fact:
 
 def paraphrase(rng: random.Random, label: int) -> Texts:
     """Same words or synonyms, active or passive: who did it to whom?"""
-    fact = _fact(rng, people=rng.random() < 0.8)
+    fact = _fact(rng, people=rng.random() < 0.6)
     passive = rng.random() < 0.5, rng.random() < 0.5
     second = _same_meaning(rng, fact)
     if label == 0:

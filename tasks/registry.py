@@ -6,6 +6,9 @@ where not, reading from `PANDA_DATA_DIR` at call time.  `task` gives the same
 task over another vocabulary or data folder.
 """
 
+# TensorFlow's and SeqIO's own annotations are incomplete or too narrow.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 import contextlib
 import functools
 import hashlib

@@ -1,5 +1,8 @@
 """A SeqIO vocabulary over our WordPiece tokenizer.  Imports TensorFlow."""
 
+# TensorFlow's and SeqIO's own annotations are incomplete or too narrow.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 

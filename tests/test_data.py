@@ -206,7 +206,10 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(
 @pytest.mark.parametrize(
     "damage", ["cut", "flip", "empty", "text", "pickle", "other arrays"]
 )
-def test_a_damaged_cache_file_is_made_again(damage, cache):
+def test_a_damaged_cache_file_is_made_again(damage, cache, monkeypatch):
+    tokens = np.arange(1, 2001, dtype=np.int32).reshape(250, 8)
+    arrays = tokens, np.zeros_like(tokens), np.zeros(250, np.int32)
+    monkeypatch.setattr(token_cache, "_fill", lambda *args, **kw: arrays)
     first = _load()
     (path,) = cache.glob("toy_review-*.npz")
     whole = bytearray(path.read_bytes())

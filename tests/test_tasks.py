@@ -371,32 +371,44 @@ def test_vocabularies_are_equal_by_fingerprint(vocabulary, tmp_path):
 
 
 def _prepare_tfds(folder, *, labels):
+    """Writes what TFDS's own preparation of `super_glue/cb` would."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    rows = {
-        "premise": [a for a, _ in made_up_data.PAIRS],
-        "hypothesis": [b for _, b in made_up_data.PAIRS],
-        "label": [i % 3 for i in range(5)],
-        "idx": list(range(5)),
-    }
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="super_glue",
-        config="cb",
+    features = tfds.features.FeaturesDict(
+        {
+            "premise": tfds.features.Text(),
+            "hypothesis": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=labels),
+            "idx": np.int32,
+        }
+    )
+    version = folder / "super_glue/cb/1.0.2"
+    version.mkdir(parents=True)
+    for split, count in (("train", 5), ("validation", 2)):
+        name = f"super_glue-{split}.tfrecord-00000-of-00001"
+        with tf.io.TFRecordWriter(str(version / name)) as writer:
+            for i, (a, b) in enumerate(made_up_data.PAIRS[:count]):
+                row = {"premise": a, "hypothesis": b, "label": i % 3, "idx": i}
+                encoded = features.encode_example(row)
+                writer.write(features.serialize_example(encoded))
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=version, dataset_name="super_glue", filetype_suffix="tfrecord"
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=version,
+        features=features,
         version="1.0.2",
-        data_dir=folder,
-        split_datasets={
-            "train": tf.data.Dataset.from_tensor_slices(rows).take(5),
-            "validation": tf.data.Dataset.from_tensor_slices(rows).take(2),
-        },
-        features=tfds.features.FeaturesDict(
-            {
-                "premise": tfds.features.Text(),
-                "hypothesis": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(names=labels),
-                "idx": np.int32,
-            }
-        ),
+        filename_template=template,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[count],
+                num_bytes=1,
+                filename_template=template.replace(split=split),
+            )
+            for split, count in (("train", 5), ("validation", 2))
+        ],
     )
 
 
@@ -423,20 +435,38 @@ def test_foreign_tfds_labels_are_refused(registry, tmp_path, monkeypatch):
         source.rows("train")
 
 
+class _Builder:
+    """A TFDS builder on a machine with or without a network."""
+
+    url_infos = ("https://data.example.org/CB.zip",)
+    downloads = 0
+
+    def download_and_prepare(self):
+        self.downloads += 1
+        raise TimeoutError("the server is slow")
+
+
+@pytest.mark.parametrize("network", [False, True])
 def test_tfds_that_cannot_deliver_says_what_to_do(
-    registry, tmp_path, monkeypatch
+    network, registry, tmp_path, monkeypatch
 ):
-    import tensorflow_datasets as tfds
+    from panda_jax.tasks import from_tfds
 
-    def no_network(self, **kwargs):
-        raise ConnectionError("no route to host")
+    def resolve(host, port):
+        assert host == "data.example.org"
+        if not network:
+            raise OSError("unknown name")
 
+    builder = _Builder()
+    monkeypatch.setattr(from_tfds.tfds, "builder", lambda *a, **k: builder)
+    monkeypatch.setattr(from_tfds.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(from_tfds.urllib.request, "getproxies", dict)
     monkeypatch.delenv("PANDA_DATA_DIR", raising=False)
-    monkeypatch.setattr(
-        tfds.core.DatasetBuilder, "download_and_prepare", no_network
-    )
     source = sources.find(specs.get("cb"), tfds_data_dir=tmp_path)
     assert source.fingerprint("train") is None
-    hint = "no route.*--data_dir.*--tfds_data_dir.*toy_sentiment"
+    why = "the server is slow" if network else "data.example.org"
+    hint = f"{why}.*--data_dir.*--tfds_data_dir.*toy_sentiment"
     with pytest.raises(UserError, match=hint):
         source.rows("train")
+    # Without a network TFDS would try again for minutes.
+    assert builder.downloads == network
