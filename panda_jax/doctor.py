@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike
+from panda_jax.token_cache import cache_folder
 
 _GIB = 1 << 30
 _TESTED_PYTHONS = ("3.11", "3.12")
@@ -255,9 +256,7 @@ def _data(folder: PathLike | None) -> list[Check]:
 
 
 def _cache() -> list[Check]:
-    from panda_jax import data
-
-    folder = data.cache_dir()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

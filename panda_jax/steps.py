@@ -16,7 +16,14 @@ from panda_jax import losses, optim
 from panda_jax.models import bert
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt
-from panda_jax.types import Array, ArrayLike, Batch, Params
+from panda_jax.types import (
+    Array,
+    ArrayLike,
+    Batch,
+    Params,
+    PyTree,
+    ScalarLike,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -52,10 +59,10 @@ class Hyper(NamedTuple):
       key: PRNG key of the dropout; step s uses `fold_in(key, s)`.
     """
 
-    learning_rate: ArrayLike
-    weight_decay: ArrayLike
-    total_steps: ArrayLike
-    kd_weight: ArrayLike
+    learning_rate: ScalarLike
+    weight_decay: ScalarLike
+    total_steps: ScalarLike
+    kd_weight: ScalarLike
     key: Array
 
 
@@ -82,7 +89,8 @@ class StepSpec:
 
 def init_state(trainable: Trainable, *, clip: float = 1.0) -> TrainState:
     """The state before step 0."""
-    opt_state = optim.transform(clip=clip).init(trainable)
+    tree: PyTree = trainable
+    opt_state = optim.transform(clip=clip).init(tree)
     return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
 
 
@@ -182,7 +190,7 @@ def train_step(
         spec=spec,
     )
     direction, opt_state = optim.transform(clip=spec.clip).update(
-        gradient, state.opt_state, state.trainable
+        gradient, state.opt_state
     )
     rate = optim.learning_rate(
         jnp.asarray(hyper.learning_rate),
@@ -220,7 +228,7 @@ def probe_step(
     tokens: ArrayLike,
     segments: ArrayLike,
     vectors: ArrayLike,
-    probe: ArrayLike,
+    probe: ScalarLike,
     *,
     config: BertConfig,
 ) -> dict[str, Array]:

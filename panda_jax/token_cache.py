@@ -49,7 +49,7 @@ def load(
       UserError: missing or malformed data.
     """
     source = sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir)
-    folder = _folder(cache_dir)
+    folder = cache_folder(cache_dir)
 
     def entry() -> pathlib.Path | None:
         contents = source.fingerprint(split)
@@ -82,7 +82,8 @@ def load(
     return arrays
 
 
-def _folder(cache_dir: files.PathLike | None) -> pathlib.Path:
+def cache_folder(cache_dir: files.PathLike | None = None) -> pathlib.Path:
+    """`cache_dir`, or `PANDA_CACHE_DIR`, or the user's cache folder."""
     chosen = cache_dir or os.environ.get("PANDA_CACHE_DIR")
     if chosen:
         return pathlib.Path(chosen).expanduser()

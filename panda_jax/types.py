@@ -13,6 +13,7 @@ import numpy as np
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
+ScalarLike = ArrayLike | np.generic | float
 PyTree = Any
 Params = dict[str, Any]
 

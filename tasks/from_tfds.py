@@ -4,10 +4,11 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportIndexIssue=false, reportOptionalSubscript=false
 
+import pathlib
 import socket
 import urllib.parse
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow_datasets as tfds
 from panda_jax.tasks.readers import Place, Row, checked
@@ -15,12 +16,21 @@ from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from panda_jax.tasks.sources import TfdsSource
 
-
-def read(spec: TaskSpec, split: str, source: "TfdsSource") -> list[Row]:
+def read(
+    spec: TaskSpec,
+    split: str,
+    *,
+    folder: str,
+    prepared: pathlib.Path | None,
+) -> list[Row]:
     """All rows of a split, checked; downloads the data set when it must.
+
+    Args:
+      spec: the task.
+      split: `"train"` or `"validation"`.
+      folder: TFDS's data folder.
+      prepared: the folder of a prepared version in it, None without one.
 
     Raises:
       UserError: TFDS cannot deliver it, or its rows are not the task's.
@@ -31,7 +41,7 @@ def read(spec: TaskSpec, split: str, source: "TfdsSource") -> list[Row]:
             "(or PANDA_DATA_DIR)."
         )
     try:
-        dataset, classes = _open(spec, split, source)
+        dataset, classes = _open(spec, split, folder, prepared)
     except Exception as error:  # TFDS raises whatever its parts raise
         raise UserError(
             f"TFDS could not deliver {spec.tfds!r} "
@@ -52,15 +62,14 @@ def read(spec: TaskSpec, split: str, source: "TfdsSource") -> list[Row]:
 
 
 def _open(
-    spec: TaskSpec, split: str, source: "TfdsSource"
+    spec: TaskSpec, split: str, folder: str, prepared: pathlib.Path | None
 ) -> tuple[Any, list[str]]:
-    folder = source.prepared()
-    if folder is None:
-        builder = tfds.builder(spec.tfds, data_dir=source.folder)
+    if prepared is None:
+        builder = tfds.builder(spec.tfds, data_dir=folder)
         _check_network(builder)
         builder.download_and_prepare()
     else:
-        builder = tfds.builder_from_directory(folder)
+        builder = tfds.builder_from_directory(prepared)
     label = builder.info.features["label"]
     classes = (
         list(label.names) if isinstance(label, tfds.features.ClassLabel) else []

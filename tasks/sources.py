@@ -121,7 +121,12 @@ class TfdsSource:
         """The rows of a split; downloads the data set when it must."""
         from panda_jax.tasks import from_tfds
 
-        return from_tfds.read(self.spec, known(split), self)
+        return from_tfds.read(
+            self.spec,
+            known(split),
+            folder=self.folder,
+            prepared=self.prepared(),
+        )
 
 
 def known(split: str) -> str:

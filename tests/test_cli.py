@@ -61,12 +61,12 @@ def cb_folder(root: pathlib.Path, rows: list[str]) -> pathlib.Path:
     return root
 
 
-def test_help_takes_under_a_second_of_processor_time():
+def test_help_loads_nothing_heavy():
+    """Which is what keeps it well below a second."""
     code = (
-        "import resource, sys\n"
-        "start = resource.getrusage(resource.RUSAGE_SELF).ru_utime\n"
+        "import sys\n"
         "from panda_jax import cli\n"
-        "cli.main(['--help']); \n"
+        "cli.main(['--help'])\n"
         "try: cli.main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         "for heavy in ('jax', 'tensorflow', 'seqio', 'numpy'):\n"

@@ -27,12 +27,7 @@ def _answers(monkeypatch, ok: bool, found: str) -> None:
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """A cache folder of our own."""
-    module = types.ModuleType("panda_jax.data")
-    module.cache_dir = lambda: tmp_path / "cache"
-    import panda_jax
-
-    monkeypatch.setitem(sys.modules, "panda_jax.data", module)
-    monkeypatch.setattr(panda_jax, "data", module, raising=False)
+    monkeypatch.setenv("PANDA_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

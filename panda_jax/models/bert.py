@@ -5,6 +5,7 @@ carry T5X-style logical axis names (embed, heads, mlp, vocab, layers).
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from panda_jax.errors import UserError
 from panda_jax.models import layers
 from panda_jax.prompts import Prompt
-from panda_jax.types import Array, ArrayLike, Params
+from panda_jax.types import Array, ArrayLike, Params, PyTree, ScalarLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +156,13 @@ class Encoder(nn.Module):
             prefixes = vectors
         else:
             prefixes = jnp.zeros((c.layers, 2, 0, c.heads, c.head_dim))
+        # One prefix a layer; the bias and the probe are every layer's.
+        in_axes: Any = (0, nn.broadcast, nn.broadcast)
         scanned = nn.scan(
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=in_axes,
             length=c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -182,7 +185,7 @@ def apply(
     prompt: Prompt,
     *,
     key: Array | None = None,
-    probe: ArrayLike = 0,
+    probe: ScalarLike = 0,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs the encoder and the prompt's head.
 
@@ -212,7 +215,7 @@ def apply(
             "--max_length or the prompt length."
         )
     train = key is not None
-    aux = Encoder(config, train).apply(
+    aux: Any = Encoder(config, train).apply(
         {"params": params},
         jnp.asarray(tokens),
         jnp.asarray(segments),
@@ -229,7 +232,7 @@ def apply(
     return logits, aux
 
 
-def init(key: Array, config: BertConfig) -> Params:
+def init(key: Array, config: BertConfig) -> PyTree:
     """Random parameters, boxed with their logical axes (`nn.meta.unbox`)."""
     tokens = jnp.ones((1, 2), jnp.int32)
     vectors = jnp.zeros((config.layers, 2, 0, config.heads, config.head_dim))

@@ -5,6 +5,7 @@ Softmax and normalisation are computed in fp32 whatever the backbone's dtype.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,12 +86,13 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def param(name: str, init: nn.initializers.Initializer) -> Array:
-            return self.param(
+            value: Any = self.param(
                 name,
                 nn.with_logical_partitioning(init, ("embed",)),
                 (x.shape[-1],),
                 jnp.float32,
             )
+            return value
 
         x = jnp.asarray(x, jnp.float32)
         mean = x.mean(-1, keepdims=True)

@@ -1,0 +1,162 @@
+"""The package as a whole: layers, gin files, lightness, the front door."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import panda_jax as pj
+from panda_jax import cli, demo, runs
+
+ROOT = pathlib.Path(pj.__file__).resolve().parent
+GIN = next(p for p in (ROOT / "gin", ROOT.parent / "gin") if p.is_dir())
+TASKS = next(p for p in (ROOT / "tasks", ROOT.parent / "tasks") if p.is_dir())
+
+# From the ground up: a module may import only from the rows before its own.
+LAYERS = [
+    {"errors", "types", "progress"},
+    {"files", "trees"},
+    {"prompts", "tasks.lexicon", "tasks.spec"},
+    {"losses", "optim", "metrics", "similarity", "writers", "models.layers"},
+    {"models.bert", "tasks.offline_single", "tasks.offline_pairs"},
+    {"models", "tasks.offline", "interop.peft"},
+    {"steps", "tokenizer", "interop.hf", "tasks.specs", "store", "scores"},
+    {"backbone", "tasks.readers"},
+    {"tasks.from_tfds", "tasks.vocabulary", "tasks.features"},
+    {"tasks.sources"},
+    {"tasks.registry"},
+    {"token_cache"},
+    {"data"},
+    {"doctor", "evaluation", "runs"},
+    {"scoring", "checkpoints", "commands"},
+    {"loop"},
+    {"training"},
+    {"demo"},
+    {"cli"},
+    {"__main__", "__init__", "tasks", "interop", "experiments"},
+]
+
+
+def modules() -> dict[str, pathlib.Path]:
+    found = {}
+    for base, prefix in ((ROOT, ""), (TASKS, "tasks.")):
+        for path in base.rglob("*.py"):
+            name = prefix + ".".join(
+                path.relative_to(base).with_suffix("").parts
+            )
+            found[name.removesuffix(".__init__") or "__init__"] = path
+    return found
+
+
+def imported(path: pathlib.Path, known: set[str]) -> set[str]:
+    """The package's modules that a file imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {
+                node.module,
+                *(f"{node.module}.{a.name}" for a in node.names),
+            }
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    short = {n.removeprefix("panda_jax.") for n in names if "panda_jax" in n}
+    return short & known
+
+
+def test_imports_go_only_downward():
+    level = {name: i for i, row in enumerate(LAYERS) for name in row}
+    found = modules()
+    assert set(found) - set(level) == set(), "a module without a layer"
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in found.items()
+        for other in imported(path, set(found)) - {"tasks", "interop", name}
+        if not name.startswith(f"{other}.") and level[other] >= level[name]
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_knows_gin():
+    for name, path in modules().items():
+        if name not in ("cli", "__main__", "doctor"):
+            assert "import gin" not in path.read_text(), name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(GIN.rglob("*.gin")), ids=lambda p: p.name
+)
+def test_every_gin_file_opens_with_its_use_and_resolves(path, capsys):
+    text = path.read_text()
+    for heading in (
+        "Must be set:",
+        "Commonly overridden:",
+        "Command:",
+        "Expect:",
+    ):
+        assert heading in text.split("\n\n")[0], heading
+    verb = "demo" if "demo." in text else "train"
+    needed = (
+        ["--out_dir=somewhere"]
+        if verb == "demo"
+        else ["--task=cb", "--gin.BACKBONE='minilm-l6'"]
+    )
+    name = str(path.relative_to(GIN))
+    assert cli.main([verb, f"--gin_file={name}", *needed, "--dry_run"]) == 0
+    assert f"{verb}.backbone = " in capsys.readouterr().out
+
+
+def test_import_is_light():
+    code = (
+        "import sys, panda_jax as pj\n"
+        "assert 'jax' not in sys.modules\n"
+        "for name in pj.__all__: getattr(pj, name)\n"
+        "assert callable(pj.train) and callable(pj.evaluate)\n"
+        "print({'tensorflow', 'seqio', 'torch'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "set()"
+
+
+def test_run_ids_follow_from_settings_alone():
+    run = runs.make_run(task="cb", seed=3)
+    name = runs.run_id(run, {"source": None})
+    assert name.startswith("cb-prompt-s3-")
+    assert name == runs.run_id(
+        runs.make_run(seed=3, task="cb"), {"source": None}
+    )
+    assert name != runs.run_id(
+        runs.make_run(task="cb", seed=4), {"source": None}
+    )
+    assert name != runs.run_id(run, {"source": "mrpc@1"})
+    with pytest.raises(pj.UserError, match="learning_rate"):
+        runs.make_run(task="cb", learningrate=1)
+
+
+def test_demo_tells_the_whole_story(tmp_path, capsys):
+    """On random weights: the rows and files, not the figures."""
+    arguments = [
+        "demo",
+        f"--out_dir={tmp_path}",
+        "--backbone=random:bert-tiny",
+        "--sources=toy_sentiment,toy_topic",
+        "--source_examples=16",
+        "--source_epochs=1",
+        "--target_examples=16",
+        "--target_epochs=1",
+        "--eval_examples=16",
+    ]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    table = (tmp_path / "results.md").read_text()
+    for row in demo.ROWS:
+        assert row in printed
+        assert f"| {row} |" in table
+    results = list(tmp_path.rglob("result.json"))
+    assert len(results) == 2 + 4 * 3
+    assert (tmp_path / "scores.csv").is_file()
+    assert (tmp_path / "heatmap_panda.png").is_file()
