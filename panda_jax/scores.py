@@ -177,7 +177,8 @@ class Scores:
         axes.set_yticks(range(M), self.sources)
         axes.set_xlabel("target")
         axes.set_ylabel("source")
-        figure.suptitle(title or metric or next(iter(self.values)))
+        name = title or metric or next(iter(self.values))
+        figure.suptitle(f"{name} (higher = more transferable)", fontsize=10)
         with atomic_file(path) as temporary:
             figure.savefig(temporary, dpi=150)
 
@@ -217,7 +218,7 @@ def _draw(axes: "Axes", matrix: np.ndarray) -> None:
     shown = np.ma.masked_invalid(matrix)
     image = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.figure.colorbar(image, ax=axes, label="higher = more transferable")
+    axes.figure.colorbar(image, ax=axes)
     middle = (low + high) / 2
     digits = 2 if high - low >= 0.1 else 3
     for (m, n), score in np.ndenumerate(matrix):
