@@ -35,7 +35,7 @@ LAYERS = [
     {"training"},
     {"demo"},
     {"cli"},
-    {"__main__", "__init__", "tasks", "interop", "experiments"},
+    {"__main__", "__init__", "tasks", "interop"},
 ]
 
 
