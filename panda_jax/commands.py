@@ -181,7 +181,7 @@ class Demo:
 
     out_dir: str
     backbone: str = "minilm-l6"
-    sources: str = "toy_sentiment,toy_topic,toy_acceptability,toy_tense"
+    sources: str = "toy_sentiment,toy_topic,toy_acceptability"
     target: str = "toy_review"
     seeds: int = 3
     source_examples: int = 384
