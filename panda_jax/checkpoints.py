@@ -4,7 +4,10 @@ The frozen backbone is never in one: it is loaded by id and checked by
 fingerprint, so a checkpoint is kilobytes.
 """
 
+import contextlib
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +16,13 @@ import orbax.checkpoint as ocp
 
 from panda_jax.errors import UserError
 from panda_jax.steps import TrainState
+
+# What orbax writes beside the arrays: manifests and metadata.
+_OVERHEAD = 64 * 1024
+_KEPT = (
+    "The last complete checkpoint and the best prompt are kept; make room and "
+    "run the same command again."
+)
 
 
 class Checkpoints:
@@ -36,14 +46,28 @@ class Checkpoints:
           state: of the run; copied to the host at once, so that the next step
             may donate its buffers.
           progress: JSON values beside it: step, best so far, seconds.
+
+        Raises:
+          UserError: this or the last one could not be written.
         """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(jax.device_get(state))),
-                progress=ocp.args.JsonSave(progress),
-            ),
-        )
+        arrays = _as_dict(jax.device_get(state))
+        needed = _OVERHEAD + sum(array.nbytes for array in arrays.values())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            # Asked first: on a full disk orbax fills the terminal with the
+            # tracebacks of its threads.
+            raise UserError(
+                f"A checkpoint of {needed} bytes does not fit in "
+                f"{str(self.folder)!r}: {free} bytes are free. {_KEPT}"
+            )
+        with self._explained():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+            )
 
     def restore(
         self, like: TrainState
@@ -87,9 +111,26 @@ class Checkpoints:
         return jax.tree.unflatten(treedef, leaves), found["progress"]
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: the last checkpoint could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what orbax raises on a full or read-only disk into words."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on its backends' own kinds
+            reason = str(error).splitlines()[0][-200:]
+            raise UserError(
+                f"A checkpoint could not be written to {str(self.folder)!r}: "
+                f"...{reason}. {_KEPT}"
+            ) from error
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -297,7 +297,7 @@ def _quiet_libraries() -> None:
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # gin reports each search path that lacks a file as an error of the root
     # logger; a file that none of them has is raised all the same.
     logging.getLogger().setLevel(logging.CRITICAL)

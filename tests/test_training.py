@@ -430,3 +430,24 @@ def test_wrong_needs_are_refused(tiny, source):
             teacher=source.prompt,
             **SMALL,
         )
+
+
+def test_a_full_disk_ends_in_one_message_and_goes_on_later(
+    tiny, tmp_path, monkeypatch
+):
+    import shutil
+
+    from panda_jax import checkpoints
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        checkpoints.shutil,
+        "disk_usage",
+        lambda path: usage._replace(free=1000),
+    )
+    settings = {"task": "toy_sentiment", "model_dir": tmp_path / "run", **SMALL}
+    with pytest.raises(pj.UserError, match="1000 bytes are free"):
+        pj.train(tiny, **settings)
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.undo()
+    assert pj.train(tiny, **settings).result["steps"] == 12
