@@ -261,6 +261,9 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
             _require(gin, verb, field.name)
     try:
         args = configurables[verb]()
+    except UserError as error:
+        # gin adds to the message which configurable it came from.
+        raise UserError(str(error).split("\n  In call to")[0]) from None
     except (TypeError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())) from None
     return args, gin.operative_config_str(), flags.dry_run

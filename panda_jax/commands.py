@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.runs import Run
+from panda_jax.runs import Run, check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,15 @@ class Train(Run):
     model_dir: str | None = None
 
 
+class _Arguments:
+    """What the verbs' arguments share: checked types."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(_Arguments):
     """Score a stored prompt on a split of its task.
 
     Attributes:
@@ -49,7 +56,7 @@ class Evaluate:
       backbone: id or folder; by default the one the prompt names.
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
-      max_length: longest text in word pieces.
+      max_length: longest text in word pieces; None for the prompt's own.
       eval_examples: rows of a label-balanced subsample; None for all.
     """
 
@@ -59,12 +66,12 @@ class Evaluate:
     backbone: str | None = None
     data_dir: str | None = None
     tfds_data_dir: str | None = None
-    max_length: int = 128
+    max_length: int | None = None
     eval_examples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(_Arguments):
     """Score every source for every target; higher = more transferable.
 
     Attributes:
@@ -76,7 +83,7 @@ class Score:
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       examples: training rows a task for metric panda.
-      max_length: longest text in word pieces.
+      max_length: longest text in word pieces; None for each prompt's own.
       readout: for panda: pooled, first or mean.
       contrast: for panda: subtract the output without the prompt.
     """
@@ -89,13 +96,13 @@ class Score:
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     examples: int = 100
-    max_length: int = 128
+    max_length: int | None = None
     readout: str = "mean"
     contrast: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rank:
+class Rank(_Arguments):
     """Rank a bank's sources for one target, best first.
 
     Attributes:
@@ -108,7 +115,7 @@ class Rank:
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       examples: training rows a task for metric panda.
-      max_length: longest text in word pieces.
+      max_length: longest text in word pieces; None for each prompt's own.
       readout: for panda: pooled, first or mean.
       contrast: for panda: subtract the output without the prompt.
     """
@@ -121,13 +128,13 @@ class Rank:
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     examples: int = 100
-    max_length: int = 128
+    max_length: int | None = None
     readout: str = "mean"
     contrast: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tasks:
+class Tasks(_Arguments):
     """List the tasks, or show one: source, features, counts, examples.
 
     Attributes:
@@ -146,7 +153,7 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Doctor:
+class Doctor(_Arguments):
     """Look for what would go wrong, and say how to mend it.
 
     Attributes:
@@ -157,7 +164,7 @@ class Doctor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(_Arguments):
     """The whole story offline: sources, scores, transfer, a table.
 
     Attributes:

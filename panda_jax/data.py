@@ -69,6 +69,12 @@ def load_examples(
     """
     spec = specs.get(task)
     sources.known(split)
+    least = 5 if spec.text_b else 3
+    if max_length < least:
+        raise UserError(
+            f"max_length is {max_length}; task {task!r} needs {least} or more: "
+            "[CLS], [SEP] and a piece of each text."
+        )
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected 1 or more rows.")
     tokens, segments, labels = token_cache.load(

@@ -70,7 +70,8 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
         sources=bank,
         targets={**bank, args.target: prompts[0]},
         backbone=backbone,
-        max_length=args.max_length,
+        # No more of the target's rows than its runs may see.
+        examples=args.target_examples,
     )
     table.write(out)
     ranked = table.top(args.target, k=len(bank), metric=DEFAULT_METRIC)

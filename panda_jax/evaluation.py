@@ -82,7 +82,7 @@ def evaluate(
     backbone: Backbone | str | None = None,
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     eval_examples: int | None = None,
 ) -> dict[str, Any]:
     """Scores a stored prompt.
@@ -94,7 +94,7 @@ def evaluate(
       backbone: loaded, or an id; by default the one the prompt names.
       data_dir: folder of the tasks' files; default `PANDA_DATA_DIR`.
       tfds_data_dir: of TFDS.
-      max_length: of the text, in word pieces.
+      max_length: of the text, in word pieces; None for the prompt's own.
       eval_examples: rows of a label-balanced subsample; None for all.
 
     Returns:
@@ -108,6 +108,9 @@ def evaluate(
     spec = specs.get(task or stored.info.task)
     if backbone is None:
         backbone = stored.info.backbone
+        if stored.info.method == "model" and stored.path is not None:
+            # A model-tuned run keeps its backbone beside its head.
+            backbone = str(stored.path.parent / "model")
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)
@@ -121,7 +124,7 @@ def evaluate(
         spec.name,
         split,
         tokenizer=backbone.tokenizer,
-        max_length=max_length,
+        max_length=max_length or stored.info.max_length or 128,
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
         limit=eval_examples,

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -144,6 +145,7 @@ class Session:
         self.epochs = run.epochs_for(self.steps_per_epoch)
         self.total = self.epochs * self.steps_per_epoch
         self.tracking = Tracking()
+        self.mark = (0, 0.0)  # step and time since when rates count
         self.best_prompt: StoredPrompt | None = None
 
     @property
@@ -187,12 +189,6 @@ class Session:
         if stored is None:
             rows = len(self.train_data.tokens)
             return np.zeros((rows, self.spec.outputs), np.float32), None
-        if stored.prompt.head["kernel"].shape[1] != self.spec.outputs:
-            raise UserError(
-                "The teacher's head has "
-                f"{stored.prompt.head['kernel'].shape[1]} outputs, task "
-                f"{self.run.task!r} needs {self.spec.outputs}."
-            )
         if self.run.recipe == "released":
             return None, jax.tree.map(jnp.asarray, stored.prompt)
         cached = evaluation.logits(
@@ -238,16 +234,16 @@ class Session:
         run, data = self.run, self.train_data
         cached, teacher = self.teacher()
         hyper = self.hyper()
-        clock = saved = time.monotonic()
+        saved = time.monotonic()
         before = self.tracking.seconds
         label = f"{run.task} {run.method} seed {run.seed}"
-        pending: tuple[int, dict[str, Array]] | None = None
-        rows = np.zeros((0, 0))
+        rows = np.zeros((0, 0), np.int32)
         with Progress(
             label, total=self.total, done=begun, quiet=self.quiet
         ) as progress:
             if begun:
                 progress.say(f"resumed at step {begun}")
+            started = self.mark = (begun, time.monotonic())
             for step in range(begun, self.total):
                 epoch, at = divmod(step, self.steps_per_epoch)
                 if step == begun or at == 0:
@@ -258,7 +254,6 @@ class Session:
                         epoch=epoch,
                     )
                 chosen = rows[at]
-                began = time.monotonic()
                 state, metrics = steps.train_step(
                     state,
                     self.backbone.params,
@@ -274,28 +269,28 @@ class Session:
                 )
                 if step == begun:
                     jax.block_until_ready(metrics)
-                    taken = time.monotonic() - began
+                    self.mark = (step + 1, time.monotonic())
+                    taken = self.mark[1] - started[1]
                     progress.say(
                         f"first step, compilation and all {taken:.1f}s"
                     )
-                    clock += taken
                 progress.step()
                 last = at + 1 == self.steps_per_epoch
                 if (step + 1) % LOG_EVERY == 0 or last:
-                    # Read one logging interval late, so that the device
-                    # never waits for the host.
-                    self._log(writer, pending, begun, clock)
-                    pending = (step + 1, metrics)
-                if last:
-                    self._log(writer, pending, begun, clock)
-                    pending = None
-                    if self._is_evaluated(epoch):
-                        self._evaluate(state, epoch, writer, progress)
+                    self._log(writer, step + 1, metrics)
+                if last and self._is_evaluated(epoch):
+                    self._evaluate(state, epoch, writer, progress)
                 now = time.monotonic()
-                self.tracking.seconds = before + now - clock
+                self.tracking.seconds = before + now - started[1]
                 if checkpoints and (last or now - saved > CHECKPOINT_SECONDS):
+                    if not last:
+                        # Never a diverged state in place of a good one.
+                        self._check_finite(step + 1, jax.device_get(metrics))
                     checkpoints.save(state, dataclasses.asdict(self.tracking))
                     saved = now
+                if last:
+                    # Rates are of steps, not of what an epoch ends with.
+                    self.mark = (step + 1, time.monotonic())
         return state
 
     def _is_evaluated(self, epoch: int) -> bool:
@@ -303,20 +298,9 @@ class Session:
         return number in (1, self.epochs) or not number % self.run.eval_every
 
     def _log(
-        self,
-        writer: MetricWriter | None,
-        pending: tuple[int, dict[str, Array]] | None,
-        begun: int,
-        clock: float,
+        self, writer: MetricWriter | None, step: int, metrics: dict[str, Array]
     ) -> None:
-        """Writes a step's metrics; stops a run that diverged.
-
-        Raises:
-          UserError: a loss is NaN or Inf; names step and metric.
-        """
-        if pending is None:
-            return
-        step, metrics = pending
+        """Writes a step's metrics; stops a run that diverged."""
         values = {
             name: float(value)
             for name, value in jax.device_get(metrics).items()
@@ -324,26 +308,37 @@ class Session:
         if self.needs.teacher is None:
             values["kd_loss"] = 0.0
             del values["teacher_agreement"]
-        elapsed = max(time.monotonic() - clock, 1e-9)
-        rate = (step - begun) * self.run.batch_size / elapsed
+        now = time.monotonic()
+        rows = (step - self.mark[0]) * self.run.batch_size
+        if rows:
+            values["examples_per_second"] = rows / max(now - self.mark[1], 1e-9)
+        self.mark = (step, now)
         if writer is not None:
-            writer.write(step, **values, examples_per_second=rate)
-        # The loss before what follows from it.
+            writer.write(step, **values)
+        self._check_finite(step, values)
+
+    def _check_finite(self, step: int, values: Mapping[str, Any]) -> None:
+        """Stops a run that diverged.
+
+        Raises:
+          UserError: a value is NaN or Inf; names step and metric.
+        """
+        # The losses before what follows from them.
         for name in ("task_loss", "kd_loss", *values):
-            value = values[name]
-            if not np.isfinite(value):
-                kept = "no prompt was good enough to keep"
-                if self.tracking.best is not None:
-                    kept = (
-                        f"the best prompt so far ({self.metric} "
-                        f"{self.tracking.best:.4f} at step "
-                        f"{self.tracking.best_step}) is kept"
-                    )
-                raise UserError(
-                    f"Run {self.run_id}: {name} is {value} at step {step}; "
-                    f"{kept}. Lower --learning_rate "
-                    f"({self.run.peak_learning_rate:g})."
+            if np.isfinite(values[name]):
+                continue
+            kept = "no prompt was good enough to keep"
+            if self.tracking.best is not None:
+                kept = (
+                    f"the best prompt so far ({self.metric} "
+                    f"{self.tracking.best:.4f} at step "
+                    f"{self.tracking.best_step}) is kept"
                 )
+            raise UserError(
+                f"Run {self.run_id}: {name} is {values[name]} at step {step}; "
+                f"{kept}. Lower --learning_rate "
+                f"({self.run.peak_learning_rate:g})."
+            )
 
     def _evaluate(
         self,
@@ -388,18 +383,17 @@ class Session:
         run, backbone = self.run, self.backbone
         tuned = trainable.backbone is not None
         prompt = jax.tree.map(np.asarray, jax.device_get(trainable.prompt))
-        name, fingerprint = backbone.id, backbone.fingerprint
+        fingerprint = backbone.fingerprint
         if tuned:
             fingerprint = content_hash(params)
             if self.folder is not None:
                 model = self.folder / "model"
-                name = str(model)
                 hf.save_bert(model, params, backbone.config)
                 backbone.tokenizer.save(model)
         source = self.needs.source
         info = PromptInfo(
             task=run.task,
-            backbone=name,
+            backbone=backbone.id,
             fingerprint=fingerprint,
             kind=prompt.kind,
             method=run.method,
@@ -407,6 +401,7 @@ class Session:
             source=source.info.task if source else None,
             seed=run.seed,
             data_fingerprint=self.train_data.fingerprint,
+            max_length=run.max_length,
             scores=self.tracking.best_scores,
             labels=list(self.spec.labels),
             versions=runs.versions(),

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 from typing import Any
@@ -18,6 +19,7 @@ from panda_jax.files import read_json
 METHODS = ("prompt", "pot", "panda", "model")
 RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
+SCHEDULES = ("linear", "constant")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
@@ -89,13 +91,15 @@ class Run:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("method", self.method, METHODS),
-            ("recipe", self.recipe, RECIPES),
-            ("prompt_kind", self.prompt_kind, KINDS),
+        check_types(self)
+        for name, known in (
+            ("method", METHODS),
+            ("recipe", RECIPES),
+            ("prompt_kind", KINDS),
+            ("schedule", SCHEDULES),
         ):
-            if value not in known:
-                raise unknown_name(name, value, known)
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
         for name in (
             "batch_size",
             "epochs",
@@ -104,14 +108,20 @@ class Run:
             "eval_examples",
             "prompt_length",
         ):
-            _check_at_least(self, name, 1)
-        _check_at_least(self, "max_length", 4)
+            _check_range(self, name, 1, "of 1 or more")
+        _check_range(self, "max_length", 3, "of 3 or more")
+        _check_range(self, "seed", 0, "from 0 to 4294967295", below=2**32)
+        for name in (
+            "weight_decay",
+            "init_stddev",
+            "kd_weight",
+            "kd_lambda",
+            "kd_beta",
+        ):
+            _check_range(self, name, 0, "of 0 or more")
         for name in ("learning_rate", "clip", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"{name} is {value!r}, expected above 0.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}, expected in [0, 1).")
+            _check_range(self, name, 1e-30, "above 0")
+        _check_range(self, "dropout", 0, "of 0 or more, below 1", below=1)
 
     @property
     def needs_source(self) -> bool:
@@ -134,19 +144,53 @@ class Run:
         return max(_LEAST_EPOCHS, enough)
 
 
-def _check_at_least(run: Run, name: str, least: int) -> None:
+def check_types(settings: Any) -> None:
+    """Holds each field of a dataclass of settings against its annotation.
+
+    An int where a float is expected becomes one, so that 1 and 1.0 are the
+    same run.
+
+    Raises:
+      UserError: a value of another type, a NaN or an infinity.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        hint = str(getattr(field.type, "__name__", field.type))
+        kinds = [part.strip() for part in hint.split("|")]
+        if type(value) is int and "float" in kinds:
+            value = float(value)
+            object.__setattr__(settings, field.name, value)
+        if type(value) is object:  # gin.REQUIRED
+            raise UserError(
+                f"{field.name} is not set: a gin file asks for it. Bind the "
+                f"file's macro (--gin.NAME=VALUE) or give --{field.name}=..."
+            )
+        if type(value).__name__.removesuffix("Type") not in kinds:
+            raise UserError(
+                f"{field.name} is {value!r}, expected a value of type {hint}."
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"{field.name} is {value}, expected a finite number."
+            )
+
+
+def _check_range(
+    run: Run,
+    name: str,
+    least: float,
+    words: str,
+    *,
+    below: float = math.inf,
+) -> None:
     value = getattr(run, name)
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(
-            f"{name} is {value!r}, expected an integer of {least} or more."
-        )
+    if value is not None and not least <= value < below:
+        raise UserError(f"{name} is {value}, expected a number {words}.")
 
 
 def make_run(**settings: Any) -> Run:
     """A `Run`, with an error for a setting that does not exist."""
-    known = [field.name for field in dataclasses.fields(Run)]
+    known = [field.name for field in _run_fields()]
     for name in settings:
         if name not in known:
             raise unknown_name("setting", name, known)
@@ -168,13 +212,23 @@ def run_id(run: Run, needs: dict[str, str | float | None]) -> str:
     return f"{run.task}-{run.method}-s{run.seed}-{digest}"
 
 
-def as_gin(run: Run) -> str:
-    """The settings as a gin file: `panda-jax train --gin_file=` repeats it."""
-    lines = [
-        f"train.{field.name} = {getattr(run, field.name)!r}"
-        for field in dataclasses.fields(run)
-    ]
-    return "\n".join(lines) + "\n"
+def as_gin(run: Run, needs: dict[str, Any]) -> str:
+    """A gin file: `panda-jax train --gin_file=` with it repeats the run.
+
+    Args:
+      run: the settings.
+      needs: further arguments of `train` (source, data_dir, ...); those that
+        are None are left out.
+    """
+    values = {
+        **{field.name: getattr(run, field.name) for field in _run_fields()},
+        **{name: value for name, value in needs.items() if value is not None},
+    }
+    return "".join(f"train.{k} = {v!r}\n" for k, v in values.items())
+
+
+def _run_fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(Run)
 
 
 def versions() -> dict[str, str]:
@@ -200,23 +254,28 @@ def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
     """Refuses to go on in a folder that another run has begun.
 
     Raises:
-      UserError: `run.json` there describes other settings; names them.
+      UserError: `run.json` there describes other settings, another backbone
+        or other data; names what differs.
     """
     path = folder / "run.json"
     if not path.exists():
         return
-    old = read_json(path, what="run description")
-    if old.get("run_id") == description["run_id"]:
-        return
-    flat_old = {**old.get("settings", {}), **old.get("needs", {})}
-    flat_new = {**description["settings"], **description["needs"]}
-    changes = [
-        f"{name}: {flat_old.get(name)!r} there, {value!r} now"
-        for name, value in flat_new.items()
-        if flat_old.get(name) != value
-    ]
-    raise UserError(
-        f"The model_dir {str(folder)!r} holds another run "
-        f"({old.get('run_id')}): {'; '.join(changes) or 'unknown settings'}. "
-        "Choose another --model_dir, or delete that folder."
+    old, new = (
+        {**part["settings"], **part["needs"], **part["fingerprints"]}
+        for part in (
+            {"settings": {}, "needs": {}, "fingerprints": {}}
+            | read_json(path, what="run description"),
+            description,
+        )
     )
+    changes = [
+        f"{name}: {old.get(name)!r} there, {value!r} now"
+        for name, value in new.items()
+        if old.get(name) != value
+    ]
+    if changes:
+        raise UserError(
+            f"The model_dir {str(folder)!r} holds another run: "
+            f"{'; '.join(changes)}. Choose another --model_dir, or delete "
+            "that folder."
+        )

@@ -25,6 +25,8 @@ from panda_jax.types import Array, ArrayLike
 METRICS = ("panda", "e_avg", "on")
 DEFAULT_METRIC = "panda"
 EXAMPLES = 100
+# For prompts that do not say what they were trained on.
+MAX_LENGTH = 128
 
 Feature = Callable[[StoredPrompt], ArrayLike]
 Metric = Callable[[ArrayLike, ArrayLike], Array]
@@ -47,7 +49,7 @@ def task_vector(
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
     examples: int = EXAMPLES,
-    max_length: int = 128,
+    max_length: int | None = None,
     readout: str = "mean",
     contrast: bool = False,
 ) -> np.ndarray:
@@ -60,7 +62,7 @@ def task_vector(
       tfds_data_dir: likewise.
       examples: how many rows of the training split (never the evaluation
         split), chosen label-balanced and independent of any seed.
-      max_length: of the text, in word pieces.
+      max_length: of the text, in word pieces; None for the prompt's own.
       readout: `pooled`, `first` or `mean`.
       contrast: subtract the same mean without the prompt.
     """
@@ -69,7 +71,7 @@ def task_vector(
         stored.info.task,
         "train",
         tokenizer=backbone.tokenizer,
-        max_length=max_length,
+        max_length=max_length or stored.info.max_length or MAX_LENGTH,
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
         limit=examples,
@@ -141,7 +143,7 @@ def score(
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
     examples: int = EXAMPLES,
-    max_length: int = 128,
+    max_length: int | None = None,
     readout: str = "mean",
     contrast: bool = False,
 ) -> Scores:
@@ -156,7 +158,7 @@ def score(
         examples of each task).
       tfds_data_dir: of TFDS, where there is no `data_dir`.
       examples: for `panda`, a task.
-      max_length: for `panda`, of the text.
+      max_length: for `panda`, of the text; None for each prompt's own.
       readout: for `panda`: `pooled`, `first` or `mean`.
       contrast: for `panda`: subtract the output without the prompt.
 
@@ -268,7 +270,7 @@ def pair_similarity(
     *,
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
 ) -> float:
     """The paper's metric for one pair: the KD weight's second factor."""
     scores = score(
@@ -315,14 +317,17 @@ def rank(
 def _target(
     target: PathLike | StoredPrompt, bank: PromptBank
 ) -> tuple[str, StoredPrompt]:
+    """The target's prompt and its name in the bank, or its task's name."""
+    if not isinstance(target, StoredPrompt) and os.path.isdir(target):
+        target = load_prompt(target)
     if isinstance(target, StoredPrompt):
-        return target.info.task, target
-    if os.path.isdir(target):
-        stored = load_prompt(target)
-        # A prompt of the bank, given by its path, is that prompt.
-        for name in bank.names:
-            if bank[name].path == stored.path:
+        for name, stored in bank.items():
+            if stored is target or (
+                stored.path is not None
+                and target.path is not None
+                and stored.path.resolve() == target.path.resolve()
+            ):
                 return name, stored
-        return stored.info.task, stored
+        return target.info.task, target
     stored = bank[str(target)]
-    return next(n for n in bank.names if bank[n].path == stored.path), stored
+    return next(n for n, member in bank.items() if member is stored), stored

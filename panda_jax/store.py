@@ -42,6 +42,7 @@ class PromptInfo:
       source: the source prompt of pot and panda.
       seed: of the run.
       data_fingerprint: hash of the training data.
+      max_length: longest text in word pieces that it was trained on.
       scores: metric -> value on the development split.
       labels: class names in the order of the head's outputs.
       versions: package -> version that trained it.
@@ -56,6 +57,7 @@ class PromptInfo:
     source: str | None = None
     seed: int = 0
     data_fingerprint: str | None = None
+    max_length: int | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     labels: list[str] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,7 @@
 """The front door of training: checks, what a run starts from, then the loop."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from panda_jax import losses, runs, scoring
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import load_examples
+from panda_jax.data import Examples, load_examples
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike, write_json, write_text
 from panda_jax.loop import Needs, Session, TrainResult
@@ -82,31 +83,32 @@ def train(
         "teacher": _prompt(teacher, backbone, "teacher"),
         "target_prompt": _prompt(target_prompt, backbone, "target prompt"),
     }
-    _check_needs(run, given)
-    description = _describe(run, backbone, given, similarity)
+    _check_needs(run, given, similarity)
+    data = _load(run, backbone, where)
+    description = _describe(run, backbone, given, similarity, data)
     if folder is not None:
         runs.check_same_run(folder, description)
         done = runs.read_result(folder)
         if done is not None:
             return TrainResult(load_prompt(folder / "prompt"), done, folder)
+        # Only now: a start that fails above leaves nothing behind.
         folder.mkdir(parents=True, exist_ok=True)
+        paths = {
+            "source": source,
+            "teacher": teacher,
+            "target_prompt": target_prompt,
+            "data_dir": data_dir,
+            "tfds_data_dir": tfds_data_dir,
+        }
         write_json(folder / "run.json", description)
-        write_text(folder / "config.gin", runs.as_gin(run))
-    data = tuple(
-        load_examples(
-            run.task,
-            split,
-            tokenizer=backbone.tokenizer,
-            max_length=run.max_length,
-            data_dir=data_dir,
-            tfds_data_dir=tfds_data_dir,
-            limit=limit,
+        write_text(
+            folder / "config.gin",
+            runs.as_gin(
+                run,
+                {name: _as_path(value) for name, value in paths.items()}
+                | {"similarity": similarity},
+            ),
         )
-        for split, limit in (
-            ("train", run.train_examples),
-            ("validation", run.eval_examples),
-        )
-    )
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
     session = Session(
         run=run,
@@ -121,6 +123,46 @@ def train(
     return session.execute()
 
 
+def _load(
+    run: Run, backbone: Backbone, where: Where
+) -> tuple[Examples, Examples]:
+    """The training and the development split.
+
+    Raises:
+      UserError: no such data, or too long for the backbone with the prompt.
+    """
+    train_data, eval_data = (
+        load_examples(
+            run.task,
+            split,
+            tokenizer=backbone.tokenizer,
+            max_length=run.max_length,
+            data_dir=where.data_dir,
+            tfds_data_dir=where.tfds_data_dir,
+            limit=limit,
+        )
+        for split, limit in (
+            ("train", run.train_examples),
+            ("validation", run.eval_examples),
+        )
+    )
+    longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])
+    prompt = 0 if run.method == "model" else run.prompt_length
+    if longest + prompt > backbone.config.positions:
+        raise UserError(
+            f"{longest} tokens and a prompt of {prompt} do not fit the "
+            f"backbone's {backbone.config.positions} positions. Lower "
+            "--max_length or --prompt_length."
+        )
+    return train_data, eval_data
+
+
+def _as_path(value: PromptLike | None) -> str | None:
+    """Where a prompt or folder lies; None for one in memory."""
+    path = value.path if isinstance(value, StoredPrompt) else value
+    return None if path is None else os.path.abspath(path)
+
+
 def _prompt(
     value: PromptLike | None, backbone: Backbone, role: str
 ) -> StoredPrompt | None:
@@ -131,34 +173,56 @@ def _prompt(
     return stored
 
 
-def _check_needs(run: Run, given: dict[str, StoredPrompt | None]) -> None:
-    source = given["source"]
-    if run.needs_source and source is None and given["teacher"] is None:
+def _check_needs(
+    run: Run,
+    given: dict[str, StoredPrompt | None],
+    similarity: float | None,
+) -> None:
+    """Refuses what a method has no use for, lacks, or what does not fit."""
+    source, teacher = given["source"], given["teacher"]
+    enough = source or (run.method == "panda" and teacher)
+    if run.needs_source and not enough:
         raise UserError(
             f"Method {run.method!r} needs a source prompt: give the folder of "
             "one (--source=DIR). Make one with: panda-jax train "
             "--task=SOURCE_TASK --method=prompt --model_dir=DIR"
         )
-    if run.method in ("prompt", "model") and any(given.values()):
-        raise UserError(
-            f"Method {run.method!r} starts from nothing, but a source or "
-            "teacher is given. Use --method=pot or --method=panda, or leave "
-            "it out."
-        )
+    useless = {
+        "prompt": list(given),
+        "model": list(given),
+        "pot": ["teacher", "target_prompt"],
+        "panda": [],
+    }[run.method]
+    for role in useless:
+        if given[role] is not None:
+            raise UserError(
+                f"Method {run.method!r} makes no use of a {role}. Leave out "
+                f"--{role}, or choose --method=panda or pot."
+            )
+    if similarity is not None and run.method != "panda":
+        raise UserError("--similarity is for --method=panda alone.")
     if run.method == "pot" and source is not None:
         got = (source.prompt.kind, source.prompt.length)
-        expected = (run.prompt_kind, run.prompt_length)
-        if got != expected:
+        if got != (run.prompt_kind, run.prompt_length):
             raise UserError(
                 f"The source prompt is {got[0]} with length {got[1]}, the run "
-                f"asks for {expected[0]} with length {expected[1]}. Set "
-                f"--prompt_kind={got[0]} --prompt_length={got[1]}."
+                f"asks for {run.prompt_kind} with length {run.prompt_length}. "
+                f"Set --prompt_kind={got[0]} --prompt_length={got[1]}."
             )
-    teacher = given["teacher"]
-    if teacher is not None and teacher.info.task != run.task:
+    for role in ("teacher", "target_prompt"):
+        stored = given[role]
+        if stored is not None and stored.info.task != run.task:
+            raise UserError(
+                f"The {role} was tuned on {stored.info.task!r}, the run is on "
+                f"{run.task!r}. A prompt of another task is a --source."
+            )
+    if source is None or teacher is None:
+        return
+    if teacher.info.source not in (None, source.info.task):
         raise UserError(
-            f"The teacher was tuned on {teacher.info.task!r}, the run is on "
-            f"{run.task!r}. Give it as --source instead."
+            f"The teacher was tuned from {teacher.info.source!r}, the source "
+            f"is of {source.info.task!r}. Give the source that it came from, "
+            "or leave out --teacher."
         )
 
 
@@ -167,6 +231,7 @@ def _describe(
     backbone: Backbone,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
+    data: tuple[Examples, Examples],
 ) -> dict[str, Any]:
     """The content of `run.json`."""
     needs: dict[str, str | float | None] = {
@@ -178,7 +243,11 @@ def _describe(
         "run_id": runs.run_id(run, needs),
         "settings": dataclasses.asdict(run),
         "needs": needs,
-        "backbone_fingerprint": backbone.fingerprint,
+        "fingerprints": {
+            "backbone weights": backbone.fingerprint,
+            "training data": data[0].fingerprint,
+            "development data": data[1].fingerprint,
+        },
         "versions": runs.versions(),
     }
 

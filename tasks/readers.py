@@ -112,6 +112,11 @@ def checked(
         text = raw[field]
         if not isinstance(text, str) or not text.strip():
             raise place.fault(field, text, "a text that is not empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # JSON can spell half of a surrogate pair, which is no character.
+            raise place.fault(field, text, "Unicode text") from None
         row[field] = text
     label = raw["label"]
     if spec.kind == "regression":

@@ -50,6 +50,7 @@ def mistake(capsys, *argv: str) -> str:
         line for line in error.splitlines() if line.startswith("panda-jax:")
     ]
     assert len(messages) == 1, error
+    assert "In call to configurable" not in error
     return messages[0]
 
 
@@ -95,7 +96,7 @@ def test_dry_run_prints_the_operative_configuration(capsys):
     assert code == 0
     assert "train.kd_lambda = 3.0" in printed
     assert "train.kd_weight = 0.25" in printed
-    assert "train.learning_rate = 0.007" in printed
+    assert "train.recipe = 'paper'" in printed
     assert "train.source = 'some/folder'" in printed
 
 
@@ -196,6 +197,22 @@ def test_doctor_says_what_is_there(capsys):
         (["train", "--task=cb", "--epochs=0"], "1 or more"),
         (["train", "--task=cb", "--learning_rate=-1"], "above 0"),
         (["train", "--task=cb", "--no_such=1"], "--no_such"),
+        (["train", "--task=cb", "--kd_weight=nan"], "finite"),
+        (["train", "--task=cb", "--kd_weight=-1"], "0 or more"),
+        (["train", "--task=cb", "--seed=18446744073709551616"], "4294967295"),
+        (["train", "--task=cb", "--schedule=cosine"], "linear"),
+        (["train", "--task=cb", "--gin.train.source=5"], "str"),
+        (["train", "--task=cb", "--gin.train.weight_decay='x'"], "float"),
+        (["train", "--task=cb", "--gin_file=models/hf_folder.gin"], "--gin."),
+        (
+            [
+                "tasks",
+                "toy_entailment",
+                "--backbone=random:bert-tiny",
+                "--max_length=4",
+            ],
+            "needs 5 or more",
+        ),
         (["train", "--task=cb", "--backbone=bert-tiny"], "random:bert-tiny"),
         (["train", "--task=cb", "--backbone=nope"], "Unknown backbone"),
         (["train", "--gin_file=no.gin"], "no.gin"),
@@ -231,6 +248,10 @@ def test_missing_data_folder(capsys, tmp_path):
         ('{"premise": "a", "hypothesis": "b"}', "label"),
         ('{"premise": "a", "hypothesis": "b", "label": "maybe"}', "label"),
         ('{"premise": "a", "hypothesis"', "JSON"),
+        (
+            '{"premise": "\\ud800", "hypothesis": "b", "label": "neutral"}',
+            "premise",
+        ),
     ],
 )
 def test_malformed_row_is_named_by_file_and_line(capsys, tmp_path, row, field):

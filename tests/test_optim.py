@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from panda_jax import UserError, optim
+from panda_jax import UserError, optim, runs
 
 
 def test_twelve_updates_equal_torch(rng):
@@ -38,5 +38,6 @@ def test_twelve_updates_equal_torch(rng):
 
 
 def test_unknown_schedule():
+    assert runs.SCHEDULES == optim.SCHEDULES
     with pytest.raises(UserError, match="linear"):
         optim.learning_rate(jnp.ones(()), 0, 1, schedule="linaer")  # type: ignore

@@ -420,9 +420,9 @@ def test_wrong_needs_are_refused(tiny, source):
             source=source.prompt,
             **{**SMALL, "prompt_length": 5},
         )
-    with pytest.raises(pj.UserError, match="starts from nothing"):
+    with pytest.raises(pj.UserError, match="makes no use of a source"):
         pj.train(tiny, task="toy_review", source=source.prompt, **SMALL)
-    with pytest.raises(pj.UserError, match="as --source"):
+    with pytest.raises(pj.UserError, match="is a --source"):
         pj.train(
             tiny,
             task="toy_review",
@@ -451,3 +451,73 @@ def test_a_full_disk_ends_in_one_message_and_goes_on_later(
     assert not (tmp_path / "run" / "result.json").exists()
     monkeypatch.undo()
     assert pj.train(tiny, **settings).result["steps"] == 12
+
+
+def test_a_failed_start_leaves_nothing_and_blocks_nothing(tiny, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(pj.UserError, match="nowhere"):
+        pj.train(
+            tiny,
+            task="cb",
+            data_dir=tmp_path / "nowhere",
+            model_dir=folder,
+            **SMALL,
+        )
+    assert not folder.exists()
+
+
+def test_other_data_is_another_run(tiny, tmp_path):
+    data = _stsb(tmp_path)
+    settings = {"task": "stsb", "data_dir": data, "model_dir": tmp_path / "r"}
+    pj.train(tiny, **settings, **SMALL)
+    train = data / "glue" / "STS-B" / "train.tsv"
+    train.write_text(train.read_text().replace("walks", "sleeps"))
+    with pytest.raises(pj.UserError, match="training data: "):
+        pj.train(tiny, **settings, **SMALL)
+
+
+def test_pot_needs_a_source_also_beside_a_teacher(tiny, source):
+    teacher = pj.train(
+        tiny, task="toy_review", method="pot", source=source.prompt, **SMALL
+    ).prompt
+    with pytest.raises(pj.UserError, match="needs a source"):
+        pj.train(
+            tiny, task="toy_review", method="pot", teacher=teacher, **SMALL
+        )
+    with pytest.raises(pj.UserError, match="target_prompt was tuned on"):
+        pj.train(
+            tiny,
+            task="toy_review",
+            method="panda",
+            source=source.prompt,
+            target_prompt=source.prompt,
+            **SMALL,
+        )
+    other = pj.train(tiny, task="toy_topic", **SMALL).prompt
+    with pytest.raises(pj.UserError, match="The teacher was tuned from"):
+        pj.train(
+            tiny,
+            task="toy_review",
+            method="panda",
+            source=other,
+            teacher=teacher,
+            **SMALL,
+        )
+
+
+def test_rank_knows_the_target_in_memory_and_by_any_path(
+    tiny, source, panda, monkeypatch
+):
+    bank = {"a": source.prompt, "b": panda.prompt}
+    options = {"backbone": tiny, "examples": 16}
+    assert [n for n, _ in pj.rank("b", sources=bank, **options)] == ["a"]
+    assert [n for n, _ in pj.rank(panda.prompt, sources=bank, **options)] == [
+        "a"
+    ]
+    assert [n for n, _ in pj.rank("toy_review", sources=bank, **options)] == [
+        "a"
+    ]
+    folder = source.folder.parent
+    monkeypatch.chdir(folder.parent)
+    found = pj.rank(str(folder / "run"), sources=folder.name, **options)
+    assert found == []

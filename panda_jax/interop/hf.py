@@ -108,10 +108,23 @@ def bert_config(raw: Mapping[str, Any], *, path: str) -> BertConfig:
     return BertConfig(
         **sizes,
         activation=activation,
-        dropout=float(raw.get("hidden_dropout_prob", 0.1)),
-        attention_dropout=float(raw.get("attention_probs_dropout_prob", 0.1)),
-        epsilon=float(raw.get("layer_norm_eps", 1e-12)),
+        dropout=_fraction(raw, "hidden_dropout_prob", 0.1, path=path),
+        attention_dropout=_fraction(
+            raw, "attention_probs_dropout_prob", 0.1, path=path
+        ),
+        epsilon=_fraction(raw, "layer_norm_eps", 1e-12, path=path),
     )
+
+
+def _fraction(
+    raw: Mapping[str, Any], name: str, default: float, *, path: str
+) -> float:
+    value = raw.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(
+            f"{path}: {name} is {value!r}, expected a number from 0 below 1."
+        )
+    return float(value)
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -127,7 +140,16 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         )
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+    except (
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,  # a dtype that NumPy does not have
+        LookupError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"The weights file {str(path)!r} ({path.stat().st_size} bytes) is "
             f"not a whole safetensors file: {error}. Download it again."
