@@ -71,14 +71,11 @@ class Evaluate(_Arguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score(_Arguments):
-    """Score every source for every target; higher = more transferable.
+class _Scoring(_Arguments):
+    """What scoring and ranking share.
 
     Attributes:
       sources: bank: a folder of prompt (or run) folders.
-      targets: bank; by default the sources.
-      metrics: comma-separated: panda, e_avg, on.
-      out_dir: where scores.csv, matrices and heat maps go.
       backbone: id or folder; by default the one the prompts name.
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
@@ -89,9 +86,6 @@ class Score(_Arguments):
     """
 
     sources: str
-    out_dir: str
-    targets: str | None = None
-    metrics: str = "panda,e_avg,on"
     backbone: str | None = None
     data_dir: str | None = None
     tfds_data_dir: str | None = None
@@ -102,35 +96,34 @@ class Score(_Arguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rank(_Arguments):
+class Score(_Scoring):
+    """Score every source for every target; higher = more transferable.
+
+    Attributes:
+      targets: bank; by default the sources.
+      metrics: comma-separated: panda, e_avg, on.
+      out_dir: where scores.csv, matrices and heat maps go.
+    """
+
+    out_dir: str
+    targets: str | None = None
+    metrics: str = "panda,e_avg,on"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rank(_Scoring):
     """Rank a bank's sources for one target, best first.
 
     Attributes:
       target: folder of the target's own tuned prompt, or the name of a prompt
         or task in the bank.
-      sources: bank: a folder of prompt (or run) folders.
       metric: panda, e_avg or on.
       k: how many; None for all.
-      backbone: id or folder; by default the one the prompts name.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
-      tfds_data_dir: of TFDS.
-      examples: training rows a task for metric panda.
-      max_length: longest text in word pieces; None for each prompt's own.
-      readout: for panda: pooled, first or mean.
-      contrast: for panda: subtract the output without the prompt.
     """
 
     target: str
-    sources: str
     metric: str = "panda"
     k: int | None = None
-    backbone: str | None = None
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    examples: int = 100
-    max_length: int | None = None
-    readout: str = "mean"
-    contrast: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

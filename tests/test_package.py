@@ -21,6 +21,7 @@ LAYERS = [
     {"prompts", "tasks.lexicon", "tasks.spec"},
     {"losses", "optim", "metrics", "similarity", "writers", "models.layers"},
     {"models.bert", "tasks.offline_single", "tasks.offline_pairs"},
+    {"interop.tensors"},
     {"models", "tasks.offline", "interop.peft"},
     {"steps", "tokenizer", "interop.hf", "tasks.specs", "store", "scores"},
     {"backbone", "tasks.readers"},

@@ -15,6 +15,7 @@ import numpy as np
 
 from panda_jax.errors import UserError
 from panda_jax.files import atomic_file, read_json, write_json
+from panda_jax.interop import tensors as tensor_files
 from panda_jax.models import bert, layers
 from panda_jax.models.bert import BertConfig
 from panda_jax.trees import flatten
@@ -129,9 +130,6 @@ def _fraction(
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file, with `UserError` for a bad one."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if not path.is_file():
         raise UserError(
             f"The weights file {str(path)!r} does not exist. Expected a "
@@ -139,21 +137,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             "tokenizer.json or vocab.txt."
         )
     try:
-        return load_file(path)
-    except (
-        SafetensorError,
-        ArithmeticError,
-        AttributeError,  # a dtype that NumPy does not have
-        LookupError,
-        MemoryError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise UserError(
-            f"The weights file {str(path)!r} ({path.stat().st_size} bytes) is "
-            f"not a whole safetensors file: {error}. Download it again."
-        ) from None
+        return tensor_files.read(path, fix="download it again")
+    except UserError as error:
+        raise UserError(f"Backbone {str(path.parent)!r}: {error}.") from None
 
 
 def _canonical(name: str) -> str:

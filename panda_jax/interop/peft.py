@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from panda_jax.errors import UserError
+from panda_jax.interop import tensors as tensor_files
 from panda_jax.prompts import Prompt
 
 VECTORS = "prompt_embeddings"
@@ -96,30 +95,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       UserError: the file is truncated or otherwise damaged, or a tensor is
         not fp32 or holds NaN or infinities.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if size < 8 or header > size - 8:
-        raise UserError(
-            f"{path.name} is damaged: its {size} bytes cannot hold a header "
-            f"of {header}; restore the file or store the prompt again"
-        )
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (
-        safetensors.SafetensorError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise UserError(
-            f"{path.name} is damaged ({error}): restore the file or store the "
-            "prompt again"
-        ) from None
+    tensors = tensor_files.read(
+        path, fix="restore the file or store the prompt again"
+    )
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise UserError(
