@@ -184,12 +184,12 @@ class Demo(_Arguments):
     sources: str = "toy_sentiment,toy_topic,toy_acceptability"
     target: str = "toy_review"
     seeds: int = 3
-    source_examples: int = 384
+    source_examples: int = 320
     source_epochs: int = 2
     target_examples: int = 64
-    target_epochs: int = 8
+    target_epochs: int = 6
     eval_examples: int = 256
-    eval_every: int = 4
+    eval_every: int = 3
     prompt_length: int = 8
     max_length: int = 32
     batch_size: int = 8
