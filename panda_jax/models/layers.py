@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def dropout(key: Array | None, rate: float, x: Array) -> Array:
     """Inverted dropout: each element of `x` is 0 with probability `rate`.
 
-    Random bits are a fifth of a small model's step on CPU, so 16 bits are
-    drawn an element: the rate is met to 2^-17.
+    Random bits are a visible part of a small model's step on CPU, so 16 bits
+    are drawn an element: the rate is met to 2^-17.
 
     Args:
       key: a PRNG key, or None to leave `x` as it is.
