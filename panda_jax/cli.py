@@ -92,27 +92,38 @@ def _demo(args: Any) -> int:
 
 
 def _tasks(args: commands.Tasks) -> int:
-    from panda_jax import data
+    from panda_jax import catalogue
     from panda_jax.tasks import specs
 
-    if args.task is None:
-        for row in data.list_tasks():
-            marks = [name for name in ("target", "offline") if row[name]]
+    if args.task is None and args.markdown is None:
+        for row in catalogue.list_tasks():
+            names = ("source", "target", "offline")
+            marks = [name for name in names if row[name]]
+            counts = "/".join(str(count) for count in row["rows"].values())
             print(
                 f"{row['name']:18s} {row['kind']:15s} {row['metric']:17s} "
-                f"{' '.join(marks)}"
+                f"{counts:>14s}  {' '.join(marks)}"
             )
         return 0
-    specs.get(args.task)
+    if args.task is not None:
+        specs.get(args.task)
     from panda_jax.backbone import load_backbone
+    from panda_jax.files import write_text
+    from panda_jax.text_tokenizer import TextTokenizer
 
-    about = data.describe(
-        args.task,
-        tokenizer=load_backbone(args.backbone).tokenizer,
-        max_length=args.max_length,
-        data_dir=args.data_dir,
-        tfds_data_dir=args.tfds_data_dir,
-    )
+    options: dict[str, Any] = {
+        "tokenizer": load_backbone(args.backbone).tokenizer,
+        "text_tokenizer": args.text_vocabulary
+        and TextTokenizer.from_file(args.text_vocabulary),
+        "max_length": args.max_length,
+        "data_dir": args.data_dir,
+        "tfds_data_dir": args.tfds_data_dir,
+    }
+    if args.markdown is not None:
+        write_text(args.markdown, catalogue.markdown(args.task, **options))
+        print(args.markdown)
+        return 0
+    about = catalogue.describe(args.task, **options)
     for name, value in about.items():
         print(f"{name}:", *_lines(value))
     return 0

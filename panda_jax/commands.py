@@ -132,7 +132,10 @@ class Tasks(_Arguments):
 
     Attributes:
       task: task id; None lists all.
-      backbone: whose vocabulary the examples are shown in.
+      backbone: whose vocabulary the encoder's examples are shown in.
+      text_vocabulary: T5's spiece.model or its folder, for the text-to-text
+        examples; None for bytes.
+      markdown: file to write a page of the task (or of all) to.
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       max_length: longest text in word pieces.
@@ -140,6 +143,8 @@ class Tasks(_Arguments):
 
     task: str | None = None
     backbone: str = "minilm-l6"
+    text_vocabulary: str | None = None
+    markdown: str | None = None
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     max_length: int = 128

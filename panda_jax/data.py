@@ -1,37 +1,18 @@
 """Examples as arrays, and the order in which training sees them."""
 
-import dataclasses
-import hashlib
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from panda_jax import files, token_cache
 from panda_jax.errors import UserError
+from panda_jax.examples import Examples, TextExamples
 from panda_jax.tasks import sources, specs
-from panda_jax.tasks.spec import SPLITS, TaskSpec
+from panda_jax.tasks.spec import TaskSpec
+from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A split as arrays.
-
-    Attributes:
-      tokens: [E, T] int32 ids, `[CLS] a [SEP] b [SEP]`, 0-padded.
-      segments: [E, T] int32, 1 on the second text and its `[SEP]`, else 0.
-      labels: [E] int32 class ids, or [E] float32 for regression.
-      fingerprint: sha256 of the rows and their order, independent of T.
-    """
-
-    tokens: np.ndarray
-    segments: np.ndarray
-    labels: np.ndarray
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def load_examples(
@@ -40,28 +21,31 @@ def load_examples(
     *,
     tokenizer: Tokenizer,
     max_length: int = 128,
-    length: int | None = None,
     data_dir: files.PathLike | None = None,
     tfds_data_dir: files.PathLike | None = None,
     cache_dir: files.PathLike | None = None,
     limit: int | None = None,
 ) -> Examples:
-    """A split of a task, tokenized.
+    """A split of a task, tokenized for an encoder.
+
+    T is the longest row of the split rounded up to a multiple of 8, at most
+    `max_length`.
 
     Args:
       task: the task id.
       split: `"train"` or `"validation"`.
       tokenizer: the backbone's.
-      max_length: most tokens of a row; longer pairs are cut longest first.
-      length: T; default the longest row of the split rounded up to a
-        multiple of 8, at most `max_length`.
+      max_length: most tokens of a row; longer pairs are cut longest first,
+        contexts of kind span are read in windows.
       data_dir: folder of distribution files, default `PANDA_DATA_DIR`;
         without one the task comes from TFDS in `tfds_data_dir`.
       tfds_data_dir: TFDS's folder.
       cache_dir: default `PANDA_CACHE_DIR`, else `panda_jax` in the user's
         cache folder.
-      limit: only so many rows: the first of a fixed shuffle that keeps the
-        proportions of the labels, the same for every training seed.
+      limit: only so many questions: the first of a fixed shuffle that keeps
+        the proportions of the labels, the same for every training seed. Where
+        rows make groups (MultiRC's questions), whole groups that hold at most
+        so many rows.
 
     Raises:
       UserError: unknown task or split, missing or malformed data, or a
@@ -77,7 +61,7 @@ def load_examples(
         )
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected 1 or more rows.")
-    tokens, segments, labels = token_cache.load(
+    examples = token_cache.load(
         spec,
         split,
         tokenizer=tokenizer,
@@ -86,19 +70,51 @@ def load_examples(
         tfds_data_dir=tfds_data_dir,
         cache_dir=cache_dir,
     )
-    if length is not None:
-        _check_length(tokens, length, task=task, split=split)
-        tokens, segments = _resized(tokens, length), _resized(segments, length)
-    if limit is not None and limit < len(labels):
-        chosen = _stratified(labels)[:limit]
-        tokens, segments, labels = (
-            array[chosen] for array in (tokens, segments, labels)
-        )
-    return Examples(
-        tokens=tokens,
-        segments=segments,
-        labels=labels,
-        fingerprint=_fingerprint(tokens, segments, labels),
+    if limit is None or limit >= examples.questions:
+        return examples
+    return examples.subset(_chosen(spec, examples.parsed_references, limit))
+
+
+def load_text_examples(
+    task: str,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    input_length: int = 512,
+    target_length: int = 62,
+    data_dir: files.PathLike | None = None,
+    tfds_data_dir: files.PathLike | None = None,
+    cache_dir: files.PathLike | None = None,
+) -> TextExamples:
+    """A split of a task from text to text; else as `load_examples`.
+
+    Args:
+      task: the task id.
+      split: `"train"` or `"validation"`.
+      tokenizer: the backbone's.
+      input_length: most ids of an input, the end's included; the rest is cut.
+      target_length: likewise of a target.
+      data_dir: as in `load_examples`, and so are the others.
+      tfds_data_dir: likewise.
+      cache_dir: likewise.
+    """
+    spec = specs.get(task)
+    sources.known(split)
+    for name, length in (("input", input_length), ("target", target_length)):
+        if length < 2:
+            raise UserError(
+                f"{name}_length is {length}, expected 2 or more: a piece of "
+                "text and the end."
+            )
+    return token_cache.load_text(
+        spec,
+        split,
+        tokenizer=tokenizer,
+        input_length=input_length,
+        target_length=target_length,
+        data_dir=data_dir,
+        tfds_data_dir=tfds_data_dir,
+        cache_dir=cache_dir,
     )
 
 
@@ -132,140 +148,34 @@ def batch_indices(
     return np.resize(order, (steps, batch_size))
 
 
-def list_tasks() -> list[dict[str, Any]]:
-    """One dict a task: name, kind, classes, metric, target, offline, text."""
-    return [
-        {
-            "name": spec.name,
-            "kind": spec.kind,
-            "outputs": spec.outputs,
-            "metric": spec.metric,
-            "target": spec.target,
-            "offline": spec.offline,
-            "description": spec.description,
-        }
-        for spec in map(specs.get, specs.names())
-    ]
-
-
-def describe(
-    task: str,
-    *,
-    tokenizer: Tokenizer,
-    max_length: int = 128,
-    data_dir: files.PathLike | None = None,
-    tfds_data_dir: files.PathLike | None = None,
-    cache_dir: files.PathLike | None = None,
-) -> dict[str, Any]:
-    """What a task is and holds, as plain values for printing or JSON.
-
-    Returns:
-      name, kind, description, target, metrics, labels, source (where the rows
-      come from), texts (the templates), features (name -> shape and dtype),
-      and splits: split -> {examples, longest (tokens), labels (name ->
-      count) or scores (lowest, mean, highest)}; examples: three rows of the
-      train split as {tokens (decoded), label}.  Where the rows cannot be had
-      without a download, `unavailable` says so instead of the last two.
-
-    Raises:
-      UserError: no such task, or its data folder is missing or malformed.
-    """
-    spec = specs.get(task)
-    source = sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir)
-    number = "float32" if spec.kind == "regression" else "int32"
-    about: dict[str, Any] = {
-        "name": spec.name,
-        "kind": spec.kind,
-        "description": spec.description,
-        "target": spec.target,
-        "metrics": list(spec.metrics),
-        "labels": list(spec.labels),
-        "source": str(source),
-        "texts": [text for text in (spec.text_a, spec.text_b) if text],
-        "features": {
-            "encoder_input_tokens": f"[{max_length}] int32",
-            "encoder_segment_ids": f"[{max_length}] int32",
-            "labels": f"[] {number}",
-        },
-    }
-    if source.fingerprint("train") is None:
-        about["unavailable"] = (
-            f"Not prepared: {source}. Give the data set's own files by "
-            "--data_dir (or PANDA_DATA_DIR); training would download it."
-        )
-        return about
-    about["splits"], about["examples"] = {}, []
-    for split in SPLITS:
-        loaded = load_examples(
-            task,
-            split,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            data_dir=data_dir,
-            tfds_data_dir=tfds_data_dir,
-            cache_dir=cache_dir,
-        )
-        about["splits"][split] = _summary(spec, loaded)
-        about["examples"] = about["examples"] or [
-            {
-                "tokens": tokenizer.decode(loaded.tokens[i]),
-                "label": spec.labels[loaded.labels[i]]
-                if spec.labels
-                else float(loaded.labels[i]),
-            }
-            for i in range(min(3, len(loaded)))
+def _chosen(
+    spec: TaskSpec, references: Sequence[dict[str, Any]], limit: int
+) -> list[int]:
+    """The questions that `limit` leaves, in a fixed order."""
+    if not spec.group:
+        # Scores have no classes: their order is a plain shuffle.
+        labels = [
+            0 if spec.kind == "regression" else reference.get("label", 0)
+            for reference in references
         ]
-    return about
+        return _stratified(labels)[:limit]
+    groups: dict[str, list[int]] = {}
+    for i, reference in enumerate(references):
+        groups.setdefault(reference[spec.group], []).append(i)
+    names = sorted(groups)
+    random.Random("limit").shuffle(names)
+    chosen = list(groups[names[0]])
+    for name in names[1:]:
+        if len(chosen) + len(groups[name]) <= limit:
+            chosen += groups[name]
+    return chosen
 
 
-def _summary(spec: TaskSpec, loaded: Examples) -> dict[str, Any]:
-    labels = loaded.labels
-    summary: dict[str, Any] = {
-        "examples": len(loaded),
-        "longest": _longest(loaded.tokens),
-    }
-    if spec.labels:
-        counts = np.bincount(labels, minlength=spec.outputs)
-        summary["labels"] = {
-            name: int(n) for name, n in zip(spec.labels, counts, strict=True)
-        }
-    else:
-        values = (labels.min(), labels.mean(), labels.max())
-        summary["scores"] = [round(float(value), 3) for value in values]
-    return summary
-
-
-def _longest(tokens: np.ndarray) -> int:
-    return int((tokens != 0).sum(-1).max())
-
-
-def _check_length(
-    tokens: np.ndarray, length: int, *, task: str, split: str
-) -> None:
-    longest = _longest(tokens)
-    if longest > length:
-        raise UserError(
-            f"Length {length} is asked for, but {task} {split} has rows of "
-            f"{longest} tokens. Ask for {longest} or more, or give "
-            f"max_length={length} to cut the texts."
-        )
-
-
-def _resized(array: np.ndarray, length: int) -> np.ndarray:
-    """[E, T] with T cut or zero-padded to `length`."""
-    kept = array[:, :length]
-    return np.pad(kept, ((0, 0), (0, length - kept.shape[1])))
-
-
-def _stratified(labels: np.ndarray) -> np.ndarray:
-    """A fixed order of the rows of which every prefix has all labels' shares.
-
-    Scores (float labels) have no classes: their order is a plain shuffle.
-    """
+def _stratified(labels: Sequence[int]) -> list[int]:
+    """A fixed order; every prefix of it has all labels' shares."""
     groups: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
-        one = 0 if labels.dtype.kind == "f" else int(label)
-        groups.setdefault(one, []).append(i)
+        groups.setdefault(label, []).append(i)
     ranked = []
     for label, rows in sorted(groups.items()):
         # Python's generator, unlike NumPy's, promises a stable stream.
@@ -273,16 +183,4 @@ def _stratified(labels: np.ndarray) -> np.ndarray:
         ranked += [
             ((rank + 0.5) / len(rows), label, i) for rank, i in enumerate(rows)
         ]
-    return np.array([i for _, _, i in sorted(ranked)])
-
-
-def _fingerprint(
-    tokens: np.ndarray, segments: np.ndarray, labels: np.ndarray
-) -> str:
-    """sha256 of the rows in their order; padding past the longest is left
-    out, so it does not depend on T."""
-    longest = _longest(tokens)
-    digest = hashlib.sha256(f"{len(labels)} {longest} {labels.dtype}".encode())
-    for array in (tokens[:, :longest], segments[:, :longest], labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return [i for _, _, i in sorted(ranked)]

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax import metrics, steps
+from panda_jax import answers, steps
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import Examples, load_examples
+from panda_jax.data import load_examples
 from panda_jax.errors import UserError
+from panda_jax.examples import Examples
 from panda_jax.files import PathLike
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt
 from panda_jax.store import StoredPrompt, check_backbone, load_prompt
 from panda_jax.tasks import specs
+from panda_jax.tasks.spec import TaskSpec
 from panda_jax.types import Params
 
 BATCH = 64
@@ -37,21 +39,35 @@ def padded_batches(
     return batches
 
 
-def logits(
+def outputs(
     params: Params,
     config: BertConfig,
     prompt: Prompt,
     examples: Examples,
     *,
     batch_size: int = BATCH,
+    best: bool = False,
 ) -> np.ndarray:
-    """[E, C] fp32 logits of every example, without dropout."""
+    """What the model says of every row, without dropout.
+
+    Returns:
+      fp32 logits [R, C], or [R, T, C] of kinds tags and span; with `best` the
+      highest one's id in place of C logits.
+    """
     prompt = jax.tree.map(jnp.asarray, prompt)
-    outputs = [
-        steps.predict_step(params, tokens, segments, prompt, config=config)
+    found = [
+        steps.predict_step(
+            params,
+            tokens,
+            segments,
+            prompt,
+            config=config,
+            per_token=steps.per_token(examples.kind),
+            best=best,
+        )
         for tokens, segments in padded_batches(examples, batch_size)
     ]
-    return np.concatenate(jax.device_get(outputs))[: len(examples.tokens)]
+    return np.concatenate(jax.device_get(found))[: len(examples.tokens)]
 
 
 def scores(
@@ -60,18 +76,24 @@ def scores(
     prompt: Prompt,
     examples: Examples,
     *,
-    names: tuple[str, ...],
+    spec: TaskSpec,
     batch_size: int = BATCH,
 ) -> dict[str, float]:
-    """Each named metric on a split; higher = better.
+    """Each metric of the task on a split; higher = better.
 
     Raises:
       UserError: the model's outputs hold NaN or Inf.
     """
-    output = logits(params, config, prompt, examples, batch_size=batch_size)
-    return {
-        name: metrics.compute(name, examples.labels, output) for name in names
-    }
+    found = outputs(
+        params,
+        config,
+        prompt,
+        examples,
+        batch_size=batch_size,
+        # A hundred tags a token: only the best one leaves the device.
+        best=spec.kind == "tags",
+    )
+    return answers.scores(spec, examples, found)
 
 
 def evaluate(
@@ -114,12 +136,7 @@ def evaluate(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)
-    outputs = stored.prompt.head["bias"].shape[0] if stored.prompt.head else 0
-    if outputs != spec.outputs:
-        raise UserError(
-            f"The prompt of task {stored.info.task!r} has a head of {outputs} "
-            f"outputs; task {spec.name!r} needs {spec.outputs}."
-        )
+    _check_head(stored, spec)
     examples = load_examples(
         spec.name,
         split,
@@ -134,11 +151,25 @@ def evaluate(
         backbone.config,
         stored.prompt,
         examples,
-        names=spec.metrics,
+        spec=spec,
     )
     return {
         "task": spec.name,
         "split": split,
-        "examples": len(examples.tokens),
+        "examples": examples.questions,
         "scores": found,
     }
+
+
+def _check_head(stored: StoredPrompt, spec: TaskSpec) -> None:
+    """Refuses a prompt whose head does not answer a task of this kind."""
+    found = stored.prompt.head["bias"].shape[0] if stored.prompt.head else 0
+    kind = spec.kind
+    if stored.info.task in specs.names():
+        kind = specs.get(stored.info.task).kind
+    if (found, kind) != (spec.outputs, spec.kind):
+        raise UserError(
+            f"The prompt of task {stored.info.task!r} has a head of {found} "
+            f"outputs for {kind}; task {spec.name!r} needs {spec.outputs} for "
+            f"{spec.kind}."
+        )

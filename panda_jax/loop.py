@@ -12,8 +12,9 @@ import numpy as np
 
 from panda_jax import evaluation, runs, steps
 from panda_jax.backbone import Backbone
-from panda_jax.data import Examples, batch_indices
+from panda_jax.data import batch_indices
 from panda_jax.errors import UserError
+from panda_jax.examples import Examples
 from panda_jax.files import write_json
 from panda_jax.interop import hf
 from panda_jax.progress import Progress
@@ -23,11 +24,13 @@ from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
 from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
 from panda_jax.tasks import specs
 from panda_jax.trees import content_hash, size
-from panda_jax.types import Array, Batch, Params
+from panda_jax.types import Array, Params
 from panda_jax.writers import MetricWriter
 
 LOG_EVERY = 10
 CHECKPOINT_SECONDS = 60.0
+# Bytes of a teacher's logits that are kept; beyond them it runs in the step.
+MOST_CACHED = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +142,9 @@ class Session:
             temperature=run.temperature,
             schedule=run.schedule,
             clip=run.clip,
+            teacher_dropout=run.recipe == "released",
         )
-        rows = len(self.train_data.tokens)
+        rows = len(self.train_data)
         self.steps_per_epoch = max(1, rows // run.batch_size)
         self.epochs = run.epochs_for(self.steps_per_epoch)
         self.total = self.epochs * self.steps_per_epoch
@@ -180,24 +184,36 @@ class Session:
         )
 
     def teacher(self) -> tuple[np.ndarray | None, Prompt | None]:
-        """Cached logits [E, C], or the online teacher of `released`.
+        """Cached logits of every training row, or the online teacher.
 
         A deterministic teacher's logits over the training set are computed
-        once: a PANDA step then costs what a prompt-tuning step costs.
+        once: a PANDA step then costs what a prompt-tuning step costs. Online
+        are the teacher of `released`, which has dropout, and one whose logits
+        would fill the memory (roles: a hundred a token).
         """
-        stored = self.needs.teacher
+        stored, data = self.needs.teacher, self.train_data
         if stored is None:
-            rows = len(self.train_data.tokens)
-            return np.zeros((rows, self.spec.outputs), np.float32), None
-        if self.run.recipe == "released":
+            return None, None
+        per_row = self.spec.outputs
+        if self.step_spec.per_token:
+            per_row *= data.tokens.shape[1]
+        large = 4 * len(data.tokens) * per_row > MOST_CACHED
+        if large or self.step_spec.teacher_dropout:
             return None, jax.tree.map(jnp.asarray, stored.prompt)
-        cached = evaluation.logits(
+        cached = evaluation.outputs(
             self.backbone.params,
             self.backbone.config,
             stored.prompt,
-            self.train_data,
+            data,
         )
         return cached, None
+
+    def no_teacher(self) -> Array:
+        """Zeros in the shape of a batch's logits: where nobody teaches."""
+        data = self.train_data
+        rows = data.rows(np.zeros(self.run.batch_size, np.int64)).size
+        T = data.tokens.shape[1:] if self.step_spec.per_token else ()
+        return jnp.zeros((rows, *T, self.spec.outputs))
 
     def execute(self) -> TrainResult:
         """Runs to the end and writes the result."""
@@ -233,6 +249,7 @@ class Session:
     ) -> TrainState:
         run, data = self.run, self.train_data
         cached, teacher = self.teacher()
+        untaught = self.no_teacher() if teacher is None else None
         hyper = self.hyper()
         saved = time.monotonic()
         before = self.tracking.seconds
@@ -248,7 +265,7 @@ class Session:
                 epoch, at = divmod(step, self.steps_per_epoch)
                 if step == begun or at == 0:
                     rows = batch_indices(
-                        len(data.tokens),
+                        len(data),
                         run.batch_size,
                         seed=run.seed,
                         epoch=epoch,
@@ -257,12 +274,10 @@ class Session:
                 state, metrics = steps.train_step(
                     state,
                     self.backbone.params,
-                    Batch(
-                        data.tokens[chosen],
-                        data.segments[chosen],
-                        data.labels[chosen],
-                    ),
-                    None if cached is None else cached[chosen],
+                    data.batch(chosen),
+                    untaught
+                    if cached is None
+                    else cached[data.rows(chosen).ravel()],
                     teacher,
                     hyper,
                     spec=self.step_spec,
@@ -359,7 +374,7 @@ class Session:
             self.backbone.config,
             trainable.prompt,
             self.eval_data,
-            names=self.spec.metrics,
+            spec=self.spec,
         )
         value, step = found[self.metric], int(state.step)
         track = self.tracking
@@ -403,7 +418,11 @@ class Session:
             data_fingerprint=self.train_data.fingerprint,
             max_length=run.max_length,
             scores=self.tracking.best_scores,
-            labels=list(self.spec.labels),
+            labels=list(
+                self.spec.tag_names
+                if self.spec.kind == "tags"
+                else self.spec.labels
+            ),
             versions=runs.versions(),
         )
         if self.folder is None:

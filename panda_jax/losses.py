@@ -1,67 +1,133 @@
 """Task losses, distillation losses, and their sum.
 
-All take logits [B, C] in fp32 and return a scalar, lower = better.
+Every kind of task is brought to one form, `Scored`: N distributions over C
+alternatives each.  All functions return a fp32 scalar, lower = better.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from panda_jax.types import Array
+from panda_jax.types import Array, ArrayLike
 
 # The factor that the released training script multiplies its own weight by.
 _RELEASED_FACTOR = 0.1
 
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean over [B] of -log softmax(logits)[label]."""
-    log_probabilities = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-    return -picked.mean()
+# exp(-1e9) is 0 in fp32, and unlike -inf it keeps gradients finite.
+_NEVER = -1e9
 
 
-def squared_error(logits: Array, labels: Array) -> Array:
-    """Mean over [B] of (logits[:, 0] - label)^2, for regression."""
-    return jnp.square(logits[:, 0] - labels).mean()
+class Scored(NamedTuple):
+    """A batch's logits as N rows of C alternatives.
 
-
-def task_loss(logits: Array, labels: Array, *, kind: str) -> Array:
-    """The loss against the labels; `kind` as in the task's specification."""
-    if kind == "regression":
-        return squared_error(logits, labels)
-    return cross_entropy(logits, labels)
-
-
-def kd_mse(student: Array, teacher: Array) -> Array:
-    """mean((student - teacher)^2) over [B, C]: the released code's KD term.
-
-    The teacher gets no gradient.
+    Attributes:
+      logits: [N, C] fp32.
+      valid: [N, C] bool, which entries count at all; a row without any counts
+        for nothing.
     """
-    return jnp.square(student - jax.lax.stop_gradient(teacher)).mean()
+
+    logits: Array
+    valid: Array
 
 
-def kd_kl(student: Array, teacher: Array, *, temperature: float) -> Array:
-    """T^2 * mean_B KL(softmax(teacher / T) || softmax(student / T)).
+def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
+    """Logits by the kind of task: what is chosen between lies in one row.
+
+    Args:
+      logits: as `models.bert.apply` gives them.
+      labels: as in `types.Batch`.
+      tokens: [B, T], for what is padding.
+      kind: as in the task's specification.
+
+    Returns:
+      N x C: B x classes; B x 1 (regression); B x K candidates; B*T x tags; or
+      2B x T positions: of each text the starts, then the ends.
+    """
+    if kind == "choice":
+        return Scored(logits.reshape(labels.shape), labels >= 0)
+    if kind == "tags":
+        logits = logits.reshape(-1, logits.shape[-1])
+        valid = labels.reshape(-1, 1) >= 0
+    elif kind == "span":
+        valid = jnp.repeat(tokens != 0, 2, axis=0)
+        logits = jnp.moveaxis(logits, -1, 1).reshape(valid.shape)
+    else:
+        valid = jnp.ones((len(logits), 1), bool)
+    return Scored(logits, jnp.broadcast_to(valid, logits.shape))
+
+
+def task_loss(rows: Scored, labels: Array, *, kind: str) -> Array:
+    """The loss against the labels; `kind` as in the task's specification.
+
+    Mean over the rows of -log of the probability that the right alternatives
+    have together (one right: cross-entropy; several right candidates: the
+    marginal likelihood); for regression of the squared error.
+    """
+    if kind == "regression":
+        return jnp.square(rows.logits[:, 0] - labels).mean()
+    if kind == "choice":
+        right = labels == 1
+    else:
+        alternatives = jnp.arange(rows.logits.shape[-1])
+        right = labels.reshape(-1, 1) == alternatives
+    log_p = _log_softmax(rows.logits, rows.valid)
+    right_log_p = jnp.where(right & rows.valid, log_p, _NEVER)
+    return _row_mean(-jax.nn.logsumexp(right_log_p, axis=-1), rows.valid)
+
+
+def kd_mse(student: Array, teacher: Array, valid: Array) -> Array:
+    """Mean of (student - teacher)^2 over the valid entries of [N, C].
+
+    The released code's KD term, where all entries are valid.  The teacher
+    gets no gradient.
+    """
+    square = jnp.square(student - jax.lax.stop_gradient(teacher))
+    return jnp.where(valid, square, 0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def kd_kl(
+    student: Array, teacher: Array, valid: Array, *, temperature: float
+) -> Array:
+    """T^2 * mean_N KL(softmax(teacher / T) || softmax(student / T)).
 
     Hinton et al., 2015 (arXiv 1503.02531), section 2.1; the factor T^2 keeps
     the gradient's size when T changes.  The teacher gets no gradient.
     """
-    teacher = jax.lax.stop_gradient(teacher) / temperature
-    log_p = jax.nn.log_softmax(teacher)
-    log_q = jax.nn.log_softmax(student / temperature)
-    divergence = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
-    return temperature**2 * divergence.mean()
+    teacher = jax.lax.stop_gradient(teacher)
+    log_p = _log_softmax(teacher / temperature, valid)
+    log_q = _log_softmax(student / temperature, valid)
+    divergence = jnp.where(valid, jnp.exp(log_p) * (log_p - log_q), 0).sum(-1)
+    return temperature**2 * _row_mean(divergence, valid)
 
 
 def kd_loss(
-    student: Array, teacher: Array, *, form: str, temperature: float
+    student: Scored, teacher: Array, *, form: str, temperature: float
 ) -> Array:
     """The distillation term, `form` one of `"mse"` and `"kl"`.
 
     One output (regression) has no distribution, so it is always `"mse"`.
+
+    Args:
+      student: the student's rows.
+      teacher: [N, C] the teacher's logits, in the same rows.
+      form: of the loss.
+      temperature: of `"kl"`.
     """
-    if form == "kl" and student.shape[-1] > 1:
-        return kd_kl(student, teacher, temperature=temperature)
-    return kd_mse(student, teacher)
+    if form == "kl" and student.logits.shape[-1] > 1:
+        return kd_kl(
+            student.logits, teacher, student.valid, temperature=temperature
+        )
+    return kd_mse(student.logits, teacher, student.valid)
+
+
+def agreement(student: Scored, teacher: Array) -> Array:
+    """The share of rows where both rank the same alternative first, 0 to 1."""
+    a, b = (
+        jnp.where(student.valid, x, _NEVER).argmax(-1)
+        for x in (student.logits, teacher)
+    )
+    return _row_mean((a == b).astype(jnp.float32), student.valid)
 
 
 def released_weight(beta: float, batch_size: int) -> float:
@@ -69,9 +135,20 @@ def released_weight(beta: float, batch_size: int) -> float:
     return _RELEASED_FACTOR * beta / batch_size
 
 
-def panda_loss(task: Array, kd: Array, weight: Array | float) -> Array:
+def panda_loss(task: Array, kd: Array, weight: ArrayLike | float) -> Array:
     """task + weight * kd: the one objective of every method.
 
     Prompt-tuning and vanilla transfer are weight 0.
     """
     return task + weight * kd
+
+
+def _log_softmax(logits: Array, valid: Array) -> Array:
+    """Over the valid alternatives of each row of [N, C]."""
+    return jax.nn.log_softmax(jnp.where(valid, logits, _NEVER), axis=-1)
+
+
+def _row_mean(values: Array, valid: Array) -> Array:
+    """Mean of [N] over the rows that have a valid entry."""
+    counts = valid.any(-1)
+    return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(), 1)

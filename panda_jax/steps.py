@@ -72,11 +72,12 @@ class StepSpec:
 
     Attributes:
       config: sizes of the backbone, with the dropout rates to train with.
-      kind: of the task, `"classification"` or `"regression"`.
+      kind: of the task, as in its specification.
       kd_form: `"mse"` or `"kl"`.
       temperature: of `"kl"`.
       schedule: of the learning rate.
       clip: global norm above which gradients are scaled down.
+      teacher_dropout: whether an online teacher runs with dropout.
     """
 
     config: BertConfig
@@ -85,6 +86,17 @@ class StepSpec:
     temperature: float = 2.0
     schedule: str = "linear"
     clip: float = 1.0
+    teacher_dropout: bool = False
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the head reads every token."""
+        return per_token(self.kind)
+
+
+def per_token(kind: str) -> bool:
+    """Whether the head of a kind of task reads every token."""
+    return kind in ("tags", "span")
 
 
 def init_state(trainable: Trainable, *, clip: float = 1.0) -> TrainState:
@@ -111,55 +123,67 @@ def loss_and_metrics(
       trainable: what is differentiated.
       frozen: the backbone's parameters, where `trainable` brings none.
       batch: B examples.
-      teacher_logits: [B, C] of the cached teacher; zeros without a teacher;
-        None when `teacher` is given.
-      teacher: the online teacher, run with dropout on the same batch as the
-        released code does; None when its logits are cached.
+      teacher_logits: of the cached teacher, shaped as the student's; zeros
+        without a teacher, so that all methods share a compiled step; None
+        when `teacher` is given.
+      teacher: the online teacher, run on the same batch (with dropout, as in
+        the released code, if `spec` says so); None when its logits are cached.
       hyper: scalars of the run.
       key: PRNG key of this step's dropout.
       spec: static.
 
     Returns:
       The loss, and scalars loss, task_loss, kd_loss, kd_weight and
-      teacher_agreement (share of examples where student and teacher rank the
-      same class first; of the training batch, with dropout).
+      teacher_agreement (share of answers where student and teacher rank the
+      same first; of the training batch, with dropout).
     """
     params = frozen if trainable.backbone is None else trainable.backbone
     student_key, teacher_key = jax.random.split(key)
-    logits, _ = bert.apply(
-        params,
-        spec.config,
-        batch.tokens,
-        batch.segments,
-        trainable.prompt,
-        key=student_key,
+    labels = jnp.asarray(batch.labels)
+    # The candidates of a question are rows to the encoder.
+    length = batch.tokens.shape[-1]
+    tokens, segments = (
+        jnp.asarray(array).reshape(-1, length)
+        for array in (batch.tokens, batch.segments)
     )
-    if teacher is not None:
-        teacher_logits, _ = bert.apply(
-            frozen,
+
+    def run(params: Params, prompt: Prompt, key: Array | None) -> losses.Scored:
+        logits, _ = bert.apply(
+            params,
             spec.config,
-            batch.tokens,
-            batch.segments,
-            jax.lax.stop_gradient(teacher),
-            key=teacher_key,
+            tokens,
+            segments,
+            prompt,
+            per_token=spec.per_token,
+            key=key,
         )
-    teacher_logits = jnp.asarray(teacher_logits)
-    task = losses.task_loss(logits, jnp.asarray(batch.labels), kind=spec.kind)
+        return losses.scored(logits, labels, tokens, kind=spec.kind)
+
+    student = run(params, trainable.prompt, student_key)
+    if teacher is not None:
+        taught = run(
+            frozen,
+            jax.lax.stop_gradient(teacher),
+            teacher_key if spec.teacher_dropout else None,
+        )
+    else:
+        cached = jnp.asarray(teacher_logits)
+        taught = losses.scored(cached, labels, tokens, kind=spec.kind)
+    task = losses.task_loss(student, labels, kind=spec.kind)
     kd = losses.kd_loss(
-        logits,
-        teacher_logits,
+        student,
+        taught.logits,
         form=spec.kd_form,
         temperature=spec.temperature,
     )
     weight = jnp.asarray(hyper.kd_weight)
     loss = losses.panda_loss(task, kd, weight)
-    agreement = (logits.argmax(-1) == teacher_logits.argmax(-1)).mean()
     return loss, {
         "loss": loss,
         "task_loss": task,
         "kd_loss": kd,
         "kd_weight": weight,
-        "teacher_agreement": agreement,
+        "teacher_agreement": losses.agreement(student, taught.logits),
     }
 
 
@@ -209,7 +233,7 @@ def train_step(
     return TrainState(state.step + 1, trainable, opt_state), metrics
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "per_token", "best"))
 def predict_step(
     params: Params,
     tokens: ArrayLike,
@@ -217,9 +241,21 @@ def predict_step(
     prompt: Prompt,
     *,
     config: BertConfig,
+    per_token: bool = False,
+    best: bool = False,
 ) -> Array:
-    """Logits [B, C] without dropout."""
-    return bert.apply(params, config, tokens, segments, prompt)[0]
+    """Logits [B, C], or [B, T, C] per token, without dropout.
+
+    With `best` the highest one's id in place of C logits, -1 where they are
+    not finite.
+    """
+    logits, _ = bert.apply(
+        params, config, tokens, segments, prompt, per_token=per_token
+    )
+    if not best:
+        return logits
+    finite = jnp.isfinite(logits).all(-1)
+    return jnp.where(finite, logits.argmax(-1), -1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -6,6 +6,7 @@ never read.  Filling loads TensorFlow and SeqIO; reading loads neither.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -13,20 +14,36 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from panda_jax import files
+from panda_jax.examples import (
+    Examples,
+    TextExamples,
+    from_features,
+    longest_row,
+)
 from panda_jax.tasks import sources
 from panda_jax.tasks.spec import TaskSpec
+from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+Parsed = TypeVar("Parsed", Examples, TextExamples)
 
+# What reading a file that is cut, changed or another's can raise.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # Part of every name: another number makes all older files unread.
-_VERSION = 1
-_NAMES = ("tokens", "segments", "labels")
+_VERSION = 2
 
 
 def load(
@@ -38,8 +55,8 @@ def load(
     data_dir: files.PathLike | None,
     tfds_data_dir: files.PathLike | None,
     cache_dir: files.PathLike | None,
-) -> Arrays:
-    """All rows of a split: (tokens [E, T], segments [E, T], labels [E]).
+) -> Examples:
+    """All rows of a split, for an encoder.
 
     T is the longest row rounded up to a multiple of 8, at most `max_length`.
     An unreadable file is filled again; a folder that cannot be written costs
@@ -48,38 +65,119 @@ def load(
     Raises:
       UserError: missing or malformed data.
     """
-    source = sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir)
-    folder = cache_folder(cache_dir)
+
+    def fill() -> dict[str, np.ndarray]:
+        return _arrays(
+            _fill(
+                spec,
+                split,
+                tokenizer=tokenizer,
+                max_length=max_length,
+                data_dir=data_dir,
+                tfds_data_dir=tfds_data_dir,
+            )
+        )
+
+    return _cached(
+        spec,
+        split,
+        sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir),
+        name=f"{spec.name}-{split}-{max_length}",
+        key=f"encoder {tokenizer.fingerprint} {max_length}",
+        folder=cache_folder(cache_dir),
+        fill=fill,
+        parse=functools.partial(_examples, spec),
+    )
+
+
+def load_text(
+    spec: TaskSpec,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    input_length: int,
+    target_length: int,
+    data_dir: files.PathLike | None,
+    tfds_data_dir: files.PathLike | None,
+    cache_dir: files.PathLike | None,
+) -> TextExamples:
+    """All rows of a split from text to text; else as `load`."""
+
+    def fill() -> dict[str, np.ndarray]:
+        return _fill_text(
+            spec,
+            split,
+            tokenizer=tokenizer,
+            lengths={"inputs": input_length, "targets": target_length},
+            data_dir=data_dir,
+            tfds_data_dir=tfds_data_dir,
+        )
+
+    return _cached(
+        spec,
+        split,
+        sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir),
+        name=f"{spec.name}_text-{split}-{input_length}-{target_length}",
+        key=f"text {tokenizer.fingerprint} {input_length} {target_length}",
+        folder=cache_folder(cache_dir),
+        fill=fill,
+        parse=_text_examples,
+    )
+
+
+def _cached(
+    spec: TaskSpec,
+    split: str,
+    source: sources.Source,
+    *,
+    name: str,
+    key: str,
+    folder: pathlib.Path,
+    fill: Callable[[], dict[str, np.ndarray]],
+    parse: Callable[[dict[str, np.ndarray]], Parsed],
+) -> Parsed:
+    """What `parse` makes of the entry's arrays, read or filled and written.
+
+    Args:
+      spec: the task.
+      split: of it.
+      source: of the rows; its contents are part of the entry's name.
+      name: how the file's name begins.
+      key: all else that decides the arrays.
+      folder: of the cache.
+      fill: makes the arrays.
+      parse: raises `ValueError` or `KeyError` for arrays that cannot be right.
+    """
 
     def entry() -> pathlib.Path | None:
         contents = source.fingerprint(split)
         if contents is None:
             return None
-        key = (
-            f"{_VERSION} {spec.fingerprint} {tokenizer.fingerprint} "
-            f"{max_length} {contents}"
-        )
-        digest = hashlib.sha256(key.encode()).hexdigest()[:24]
-        return folder / f"{spec.name}-{split}-{max_length}-{digest}.npz"
+        whole = f"{_VERSION} {spec.fingerprint} {key} {contents}"
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:24]
+        return folder / f"{name}-{digest}.npz"
 
     before = entry()
-    arrays = _read(before, spec) if before else None
-    if arrays is not None:
-        return arrays
-    arrays = _fill(
-        spec,
-        split,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        data_dir=data_dir,
-        tfds_data_dir=tfds_data_dir,
-    )
+    if before is not None:
+        try:
+            with np.load(before, allow_pickle=False) as stored:
+                return parse({name: stored[name] for name in stored.files})
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except _DAMAGE as error:
+            warnings.warn(
+                f"The token cache file '{before}' is damaged ({error}); it is "
+                "made again.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    arrays = fill()
     # The name must be that of the rows just read.  It is unknown before a
     # download, and another one when a file changed under our hands.
     after = entry()
     if after is not None and before in (None, after):
         _write(after, arrays)
-    return arrays
+    return parse(arrays)
 
 
 def cache_folder(cache_dir: files.PathLike | None = None) -> pathlib.Path:
@@ -91,43 +189,65 @@ def cache_folder(cache_dir: files.PathLike | None = None) -> pathlib.Path:
     return pathlib.Path(base).expanduser() / "panda_jax"
 
 
-def _read(path: pathlib.Path, spec: TaskSpec) -> Arrays | None:
-    """The arrays of a cache file, None when it is absent or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            tokens, segments, labels = (stored[name] for name in _NAMES)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        return _damaged(path, error)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        return _damaged(path, error)
+def _arrays(examples: Examples) -> dict[str, np.ndarray]:
+    """What is stored: small types, and the references as bytes."""
+    arrays = examples.row_arrays()
+    arrays["segments"] = arrays["segments"].astype(np.uint8)
+    references = np.frombuffer(examples.references, np.uint8)
+    return arrays | {"references": references}
+
+
+def _examples(spec: TaskSpec, arrays: dict[str, np.ndarray]) -> Examples:
+    tokens, segments = arrays["tokens"], arrays["segments"]
+    labels, question = arrays["labels"], arrays["question"]
+    R, T = tokens.shape
+    label_shape = {"tags": (R, T), "span": (R, 2)}.get(spec.kind, (R,))
     number = np.float32 if spec.kind == "regression" else np.int32
-    fits = (
-        tokens.ndim == 2
-        and tokens.shape == segments.shape
-        and labels.shape == tokens.shape[:1]
-        and tokens.dtype == segments.dtype == np.int32
+    if not (
+        segments.shape == (R, T)
+        and labels.shape == label_shape
         and labels.dtype == number
+        and question.shape == (R,)
+        and tokens.dtype == question.dtype == np.int32
+        and segments.dtype == arrays["references"].dtype == np.uint8
+    ):
+        raise ValueError("shapes")
+    spans = {
+        name: arrays[name]
+        for name in ("char_starts", "char_ends")
+        if spec.kind == "span"
+    }
+    return Examples(
+        kind=spec.kind,
+        tokens=tokens,
+        segments=segments.astype(np.int32),
+        labels=labels,
+        question=question,
+        references=arrays["references"].tobytes(),
+        **spans,
     )
-    return (tokens, segments, labels) if fits else _damaged(path, "shapes")
 
 
-def _damaged(path: pathlib.Path, why: object) -> None:
-    warnings.warn(
-        f"The token cache file '{path}' is damaged ({why}); it is made again.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+def _text_examples(arrays: dict[str, np.ndarray]) -> TextExamples:
+    inputs, targets = arrays["inputs"], arrays["targets"]
+    references = arrays["references"]
+    if not (
+        inputs.ndim == targets.ndim == 2
+        and len(inputs) == len(targets)
+        and inputs.dtype == targets.dtype == np.int32
+        and references.dtype == np.uint8
+    ):
+        raise ValueError("shapes")
+    return TextExamples(inputs, targets, references.tobytes())
 
 
-def _write(path: pathlib.Path, arrays: Arrays) -> None:
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with (
             files.atomic_file(path) as temporary,
             open(temporary, "wb") as file,
         ):
-            np.savez(file, **dict(zip(_NAMES, arrays, strict=True)))
+            np.savez(file, **arrays)
     except OSError as error:
         warnings.warn(
             f"The token cache '{path.parent}' cannot be written ({error}); "
@@ -146,7 +266,7 @@ def _fill(
     max_length: int,
     data_dir: files.PathLike | None,
     tfds_data_dir: files.PathLike | None,
-) -> Arrays:
+) -> Examples:
     """Runs the SeqIO task and the encoder's feature converter."""
     with _quiet():
         from panda_jax.tasks import features, registry
@@ -156,20 +276,56 @@ def _fill(
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
     )
-    # A label is a scalar: SeqIO must not cut it to a length.
-    lengths = {"inputs": max_length, "segment_ids": max_length, "targets": None}
+    lengths = features.sequence_lengths(spec, max_length)
     dataset = task.get_dataset(lengths, split, shuffle=False)
-    convert = features.EncoderFeatureConverter(
-        label_dtype=task.output_features["targets"].dtype
+    convert = features.EncoderFeatureConverter(spec)
+    columns = _columns(convert(dataset, lengths))
+    longest = longest_row(columns["encoder_input_tokens"])
+    return from_features(spec.kind, columns, _rounded(longest, max_length))
+
+
+def _fill_text(
+    spec: TaskSpec,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    lengths: Mapping[str, int],
+    data_dir: files.PathLike | None,
+    tfds_data_dir: files.PathLike | None,
+) -> dict[str, np.ndarray]:
+    """Runs the SeqIO task; ids are padded to their split's longest."""
+    with _quiet():
+        import seqio
+
+        from panda_jax.tasks import registry
+    task = registry.text_task(
+        spec.name,
+        tokenizer=tokenizer,
+        data_dir=data_dir,
+        tfds_data_dir=tfds_data_dir,
     )
-    batches = list(convert(dataset, lengths).batch(1024).as_numpy_iterator())
-    tokens, segments, labels = (
-        np.concatenate([batch[name] for batch in batches])
-        for name in ("encoder_input_tokens", "encoder_segment_ids", "labels")
-    )
-    longest = int((tokens != tokenizer.pad_id).sum(-1).max())
-    width = min(max_length, -(-longest // 8) * 8)
-    return tokens[:, :width], segments[:, :width], labels
+    dataset = task.get_dataset(lengths, split, shuffle=False)
+    columns = _columns(seqio.trim_and_pad_dataset(dataset, lengths))
+    references = b"[" + b",".join(columns["reference"]) + b"]"
+    arrays = {"references": np.frombuffer(references, np.uint8)}
+    for name, length in lengths.items():
+        width = _rounded(longest_row(columns[name]), length)
+        arrays[name] = columns[name][:, :width].astype(np.int32)
+    return arrays
+
+
+def _columns(dataset: Any) -> dict[str, np.ndarray]:
+    """The features of all examples, stacked."""
+    batches = list(dataset.batch(1024).as_numpy_iterator())
+    return {
+        name: np.concatenate([batch[name] for batch in batches])
+        for name in batches[0]
+    }
+
+
+def _rounded(longest: int, most: int) -> int:
+    """Up to a multiple of 8, which suits accelerators, at most `most`."""
+    return min(most, -(-longest // 8) * 8)
 
 
 @contextlib.contextmanager

@@ -141,6 +141,25 @@ class Tokenizer:
             )
         ]
 
+    def encode_with_offsets(
+        self, texts: Sequence[str]
+    ) -> list[tuple[list[int], list[int], list[int]]]:
+        """As `encode`, with where each piece begins and ends in its text.
+
+        Returns:
+          (ids, starts, ends) of each text; in characters, end exclusive.
+        """
+        return [
+            (
+                encoding.ids,
+                [start for start, _ in encoding.offsets],
+                [end for _, end in encoding.offsets],
+            )
+            for encoding in self._inner.encode_batch(
+                list(texts), add_special_tokens=False
+            )
+        ]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; padding is dropped, other special tokens show."""
         kept = [int(i) for i in ids if i != self.pad_id]

@@ -9,8 +9,9 @@ import numpy as np
 
 from panda_jax import losses, runs, scoring
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import Examples, load_examples
+from panda_jax.data import load_examples
 from panda_jax.errors import UserError
+from panda_jax.examples import Examples
 from panda_jax.files import PathLike, write_json, write_text
 from panda_jax.loop import Needs, Session, TrainResult
 from panda_jax.runs import Run

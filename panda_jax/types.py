@@ -22,10 +22,12 @@ class Batch(NamedTuple):
     """One batch of encoder examples.
 
     Attributes:
-      tokens: [B, T] int32 word-piece ids, `[CLS] a [SEP] b [SEP]`, 0-padded.
-      segments: [B, T] int32 token types, 0 for the first text, 1 for the
-        second.
-      labels: [B] int32 class ids, or [B] float32 for regression.
+      tokens: [B, T] int32 word-piece ids, `[CLS] a [SEP] b [SEP]`, 0-padded;
+        [B, K, T] of kind choice, K candidates a question.
+      segments: likewise: token types, 0 for the first text, 1 for the second.
+      labels: by the kind of task: [B] int32 class ids; [B] float32 scores;
+        [B, K] int32, 1 right, 0 wrong, -1 no candidate; [B, T] int32 tag ids,
+        -1 where nothing is to be said; [B, 2] int32 first and last position.
     """
 
     tokens: ArrayLike

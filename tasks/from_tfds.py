@@ -8,10 +8,12 @@ import pathlib
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
-from panda_jax.tasks.readers import Place, Row, checked
+from panda_jax.tasks.rows import Place, Row, checked
 from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax.errors import UserError
@@ -40,8 +42,27 @@ def read(
             f"Task {spec.name!r} is not in TFDS: give its files by --data_dir "
             "(or PANDA_DATA_DIR)."
         )
+    rows = []
+    name = spec.tfds_splits.get(split, split)
+    for number, example in enumerate(_examples(spec, name, folder, prepared)):
+        place = Place(f"TFDS {spec.tfds} {name}", number, unit="row")
+        raw = _raw(spec, example)
+        if spec.kind == "tags" and raw.get("words") == []:
+            # TFDS ends each split of conll2003 in a sentence without words.
+            continue
+        # TFDS gives class names, so the files' codes do not apply.
+        rows.append(checked(spec, place, raw, coded=False))
+    return rows
+
+
+def _examples(
+    spec: TaskSpec, split: str, folder: str, prepared: pathlib.Path | None
+) -> Iterator[dict[str, Any]]:
+    """TFDS's own examples in plain Python."""
     try:
-        dataset, classes = _open(spec, split, folder, prepared)
+        builder = _open(spec, folder, prepared)
+        for example in tfds.as_numpy(builder.as_dataset(split=split)):
+            yield _plain(example, builder.info.features)
     except Exception as error:  # TFDS raises whatever its parts raise
         raise UserError(
             f"TFDS could not deliver {spec.tfds!r} "
@@ -50,38 +71,24 @@ def read(
             "prepared TFDS copy by --tfds_data_dir, or take a built-in task "
             "such as toy_sentiment."
         ) from None
-    rows = []
-    for number, raw in enumerate(dataset):
-        place = Place(f"TFDS {spec.tfds} {split}", number, unit="row")
-        fields = {key: _plain(value) for key, value in raw.items()}
-        if classes and 0 <= fields.get("label", -1) < len(classes):
-            fields["label"] = classes[fields["label"]]
-        # TFDS gives class names, so the files' codes do not apply.
-        rows.append(checked(spec, place, fields, coded=False))
-    return rows
 
 
 def _open(
-    spec: TaskSpec, split: str, folder: str, prepared: pathlib.Path | None
-) -> tuple[Any, list[str]]:
-    if prepared is None:
-        builder = tfds.builder(spec.tfds, data_dir=folder)
-        _check_network(builder)
-        builder.download_and_prepare()
-    else:
-        builder = tfds.builder_from_directory(prepared)
-    label = builder.info.features["label"]
-    classes = (
-        list(label.names) if isinstance(label, tfds.features.ClassLabel) else []
-    )
-    return tfds.as_numpy(builder.as_dataset(split=split)), classes
+    spec: TaskSpec, folder: str, prepared: pathlib.Path | None
+) -> tfds.core.DatasetBuilder:
+    if prepared is not None:
+        return tfds.builder_from_directory(prepared)
+    builder = tfds.builder(spec.tfds, data_dir=folder)
+    _check_network(builder)
+    builder.download_and_prepare()
+    return builder
 
 
 def _check_network(builder: tfds.core.DatasetBuilder) -> None:
     """Fails at once without a network; TFDS would try again for minutes."""
-    hosts = {
-        urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()
-    }
+    # TFDS knows no address of conll2003's files, only its home page.
+    urls = builder.url_infos or (builder.info.homepage or "",)
+    hosts = {urllib.parse.urlsplit(url).hostname for url in urls} - {None}
     if not hosts or urllib.request.getproxies():
         return
     for host in hosts:
@@ -93,5 +100,37 @@ def _check_network(builder: tfds.core.DatasetBuilder) -> None:
     raise ConnectionError(f"no address found for {', '.join(sorted(hosts))}")
 
 
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value.item()
+def _raw(spec: TaskSpec, example: dict[str, Any]) -> dict[str, Any]:
+    """The example's values under the names of the row's fields."""
+    raw = dict(example)
+    for field, feature in spec.tfds_columns.items():
+        if feature in example:
+            raw[field] = example[feature]
+    answers, index = raw.get("answers"), raw.get("idx")
+    if spec.kind == "span" and isinstance(answers, dict):
+        raw["answers"] = answers.get("text")
+        raw["starts"] = answers.get("answer_start")
+    if spec.group and isinstance(index, dict):
+        # MultiRC counts the questions of each paragraph from 0.
+        parts = (index.get("paragraph"), index.get("question"))
+        raw.setdefault(spec.group, "-".join(map(str, parts)))
+    return raw
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """`value` in plain Python, with the names of classes for their ids.
+
+    An id that is no class, as TFDS's -1 for no label, stays a number.
+    """
+    inner = getattr(feature, "feature", feature)  # of a sequence
+    if isinstance(value, dict):
+        return {key: _plain(part, inner[key]) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_plain(part, inner) for part in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    number = value.item()
+    if isinstance(inner, tfds.features.ClassLabel):
+        known = 0 <= number < inner.num_classes
+        return inner.int2str(number) if known else number
+    return number

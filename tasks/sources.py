@@ -7,7 +7,7 @@ import pathlib
 from typing import Protocol
 
 from panda_jax.tasks import offline, readers
-from panda_jax.tasks.readers import Row
+from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
 from panda_jax.errors import UserError

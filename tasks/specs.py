@@ -71,5 +71,14 @@ def names() -> list[str]:
     return list(_SPECS)
 
 
+# Text-to-text tasks trained together, for a source prompt of many tasks.
+MIXTURES = {
+    "glue_text": tuple(spec.name for spec in GLUE),
+    "super_glue_text": tuple(spec.name for spec in SUPER_GLUE),
+    "sources_text": tuple(
+        spec.name for spec in (*SUPER_GLUE, *GLUE, *TOKEN_TASKS) if spec.source
+    ),
+}
+
 for _spec in (*SUPER_GLUE, *GLUE, *TOKEN_TASKS, *OFFLINE):
     register(_spec)

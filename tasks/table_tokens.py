@@ -34,6 +34,14 @@ def _conll12(*folders: str) -> dict[str, tuple[str]]:
     return found
 
 
+# fmt: off
+_ONTONOTES = (
+    "CARDINAL", "DATE", "EVENT", "FAC", "GPE", "LANGUAGE", "LAW", "LOC",
+    "MONEY", "NORP", "ORDINAL", "ORG", "PERCENT", "PERSON", "PRODUCT",
+    "QUANTITY", "TIME", "WORK_OF_ART",
+)
+# fmt: on
+
 TOKEN_TASKS = (
     TaskSpec(
         name="squad",
@@ -146,10 +154,7 @@ TOKEN_TASKS = (
         "names, dates and numbers.",
         text_a="{words}",
         text_input="ontonotes {words}",
-        labels=tuple(
-            "CARDINAL DATE EVENT FAC GPE LANGUAGE LAW LOC MONEY NORP ORDINAL "
-            "ORG PERCENT PERSON PRODUCT QUANTITY TIME WORK_OF_ART".split()
-        ),
+        labels=_ONTONOTES,
         metrics=("span_f1",),
         reader="conll12_names",
         files=_conll12("ontonotes", "conll12"),

@@ -1,17 +1,33 @@
-import dataclasses
-import os
-import pathlib
+"""The table of tasks, and each of them as SeqIO tasks in both views."""
 
+import dataclasses
+import json
+
+import jax
 import made_up_data
 import numpy as np
 import pytest
-from panda_jax.tasks import offline, readers, sources, specs
+from panda_jax.tasks import offline, sources, specs, views
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
+from panda_jax import data, steps
 from panda_jax.errors import UserError
+from panda_jax.prompts import Prompt, fresh_head
+from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 
-FROM_FILES = ["cb", "rte", "mrpc", "cola", "sst2", "stsb"]
+# fmt: off
+TARGETS = [
+    "cb", "copa", "rte", "wic", "wsc", "cola", "mrpc", "stsb", "conll04",
+]
+SOURCES = [
+    *TARGETS, "boolq", "multirc", "record", "sst2", "qqp", "mnli", "qnli",
+    "squad", "conll03", "conll05", "conll12", "ontonotes",
+]
+# fmt: on
+LENGTH = 48
+TOKENIZER = Tokenizer.builtin()
+BYTES = TextTokenizer.of_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +35,34 @@ def made_up(tmp_path_factory):
     return str(made_up_data.write(tmp_path_factory.mktemp("data")))
 
 
+@pytest.fixture(scope="module")
+def registry():
+    from panda_jax.tasks import registry
+
+    return registry
+
+
 # --- the table ---------------------------------------------------------------
 
 
-def test_the_table_is_consistent():
-    assert set(specs.names()) >= {*FROM_FILES, *offline.GENERATORS}
-    targets = [n for n in specs.names() if specs.get(n).target]
-    assert targets == ["cb", "rte", "mrpc", "cola", "stsb"]
-    for name in specs.names():
-        spec = specs.get(name)
-        assert spec.outputs == (len(spec.labels) or 1)
-        assert spec.offline == (name in offline.GENERATORS)
-        assert spec.offline or sorted(spec.files) == sorted(SPLITS)
+def test_the_table_is_the_papers_and_consistent():
+    table = [specs.get(name) for name in specs.names()]
+    assert {spec.name for spec in table if spec.source} == set(SOURCES)
+    assert {spec.name for spec in table if spec.target} == set(TARGETS)
+    assert len(SOURCES) == 21
+    assert {spec.name for spec in table if spec.offline} == set(
+        offline.GENERATORS
+    )
+    for spec in table:
+        assert sorted(spec.rows) == sorted(SPLITS)
         if spec.offline:
-            assert spec.outputs == offline.GENERATORS[name][1]
+            assert spec.outputs == offline.GENERATORS[spec.name][1]
+        else:
+            assert sorted(spec.files) == sorted(SPLITS)
+    assert specs.get("conll04").tag_names[:3] == ("O", "B-Loc", "I-Loc")
+    assert specs.get("conll03").outputs == 9
+    assert specs.get("ontonotes").outputs == 37
+    assert len(specs.MIXTURES["sources_text"]) == 21
 
 
 def test_unknown_task_names_the_nearest():
@@ -55,6 +85,10 @@ def test_own_tasks_are_checked(monkeypatch):
         ({"text_a": "{text}"}, "registered already"),
         ({"name": "x", "labels": ("no",)}, "with 1 labels"),
         ({"name": "x", "kind": "regression"}, "regression task with 2"),
+        ({"name": "x", "kind": "span"}, "span task with 2"),
+        ({"name": "x", "kind": "choice"}, "choice task with the choices"),
+        ({"name": "x", "choices": ("a", "b")}, "classification task with the"),
+        ({"name": "x", "kind": "tags", "labels": ()}, "tags task with 0"),
         ({"name": "x", "metrics": ()}, "no metric"),
         ({"name": "x", "label_values": {"1": "si"}}, "'si'"),
     ):
@@ -70,182 +104,7 @@ def test_spec_fingerprint_follows_what_decides_the_rows():
     assert other.fingerprint != cb.fingerprint
 
 
-# --- the readers -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FROM_FILES)
-def test_made_up_rows_are_read_as_their_authors_meant(name, made_up):
-    spec = specs.get(name)
-    for split, count in (("train", 5), ("validation", 3)):
-        rows = readers.read(spec, split, made_up)
-        for i, row in enumerate(rows):
-            texts = tuple(row[field].strip() for field in spec.fields)
-            assert texts == made_up_data.PAIRS[i][: len(texts)]
-        labels = [row["label"] for row in rows]
-        want = [i * 1.25 for i in range(count)]
-        if name != "stsb":
-            want = [i % spec.outputs for i in range(count)]
-        assert labels == want
-
-
-def test_bool_and_int_labels_in_json_are_understood(tmp_path):
-    spec = TaskSpec(
-        name="flags",
-        description="",
-        text_a="{text}",
-        labels=("no", "yes"),
-        reader="jsonl",
-        files={"train": ("a.jsonl", "b.jsonl")},
-        columns={"text": "passage"},
-        label_values={"false": "no", "true": "yes", "1": "yes"},
-    )
-    (tmp_path / "a.jsonl").write_text('{"passage": "x", "label": true}\n')
-    (tmp_path / "b.jsonl").write_text('{"passage": "y\x85z", "label": 1}\n\n')
-    rows = readers.read(spec, "train", str(tmp_path))
-    assert rows == [{"text": "x", "label": 1}, {"text": "y\x85z", "label": 1}]
-
-
-GOOD = b'{"premise": "a", "hypothesis": "b", "label": "neutral"}\n'
-STSB = b"sentence1\tsentence2\tscore\n"
-
-FAULTS = {
-    "bad json": ("cb", GOOD + b'{"premise": "a", \n', 2, "JSON"),
-    "no object": ("cb", b"[1, 2]\n", 1, "a JSON object"),
-    "missing field": (
-        "cb",
-        GOOD + b'{"premise": "a", "label": "neutral"}\n',
-        2,
-        "field 'hypothesis': got 'nothing'.*premise, label",
-    ),
-    "wrong type": (
-        "cb",
-        b'{"premise": 3, "hypothesis": "b", "label": "neutral"}\n',
-        1,
-        "field 'premise': got 3, expected a text",
-    ),
-    "empty text": (
-        "cb",
-        b'{"premise": "a", "hypothesis": " ", "label": "neutral"}\n',
-        1,
-        "field 'hypothesis': got ' '",
-    ),
-    "unknown label": (
-        "cb",
-        GOOD + GOOD.replace(b"neutral", b"netural"),
-        2,
-        "field 'label': got 'netural', expected 'entailment' or",
-    ),
-    "test row": ("cb", GOOD.replace(b'"neutral"', b"null"), 1, "got None"),
-    "label code": ("sst2", b"sentence\tlabel\nfine\t2\n", 2, "'0' or '1'"),
-    "class name for a code": (
-        "sst2",
-        b"sentence\tlabel\nfine\tpositive\n",
-        2,
-        "got 'positive'",
-    ),
-    "missing column": (
-        "mrpc",
-        b"\xef\xbb\xbfQuality\t#1 ID\t#2 ID\t#1 String\n",
-        1,
-        "field 'sentence2'.*column '#2 String'",
-    ),
-    "wrong column count": (
-        "sst2",
-        b"sentence\tlabel\nfine\t1\na\tb\t1\n",
-        3,
-        "expected 2 tab-separated columns, not 3",
-    ),
-    "wrong column count, no header": (
-        "cola",
-        b"s\t1\t\tfine\ns\t1\tfine\n",
-        2,
-        "expected 4 tab-separated columns, not 3",
-    ),
-    "blank line": ("cola", b"s\t1\t\tfine\n\ns\t1\t\tok\n", 2, "not 1"),
-    "score above": ("stsb", STSB + b"a\tb\t5.01\n", 2, "'5.01', .* 0 to 5"),
-    "score below": ("stsb", STSB + b"a\tb\t-1\n", 2, "got '-1'"),
-    "score nan": ("stsb", STSB + b"a\tb\tnan\n", 2, "got 'nan'"),
-    "score text": ("stsb", STSB + b"a\tb\thigh\n", 2, "got 'high'"),
-    "nul byte": ("cb", GOOD + b"\0\0\n", 2, "NUL byte"),
-    "latin-1": (
-        "sst2",
-        b"\xef\xbb\xbfsentence\tlabel\nfine\t1\ncaf\xe9\t1\n",
-        3,
-        "expected UTF-8",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_names_file_line_and_field(fault, tmp_path):
-    name, data, line, message = FAULTS[fault]
-    spec = specs.get(name)
-    path = tmp_path / spec.files["train"][0]
-    path.parent.mkdir(parents=True)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=message) as caught:
-        readers.read(spec, "train", str(tmp_path))
-    text = str(caught.value)
-    assert text.startswith(f"{path}, line {line}, field ")
-    assert "\n" not in text
-    assert len(text) < 400
-
-
-@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_an_error(data, tmp_path):
-    path = tmp_path / specs.get("cb").files["train"][0]
-    path.parent.mkdir(parents=True)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"train\.jsonl has no rows"):
-        readers.read(specs.get("cb"), "train", str(tmp_path))
-
-
-def test_missing_folder_and_file_say_the_layout(tmp_path, made_up):
-    where = str(tmp_path / "no" / "where")
-    with pytest.raises(UserError, match="data folder '.*where'.*--data_dir"):
-        readers.read(specs.get("cb"), "train", where)
-    layout = r"super_glue/CB/train\.jsonl.*val\.jsonl.*TFDS"
-    with pytest.raises(UserError, match=layout):
-        readers.read(specs.get("cb"), "train", str(tmp_path))
-    with pytest.raises(UserError, match="split 'test'.*train or validation"):
-        sources.find(specs.get("cb"), data_dir=made_up).rows("test")
-
-
-def _real_data() -> str:
-    beside = pathlib.Path(__file__).parents[2] / "shared" / "data"
-    return os.environ.get("PANDA_DATA_DIR") or str(beside)
-
-
-@pytest.mark.skipif(
-    not os.path.isdir(_real_data()), reason="PANDA_DATA_DIR is not set"
-)
-@pytest.mark.parametrize(
-    ("name", "train", "validation"),
-    [
-        ("cb", 250, 56),
-        ("rte", 2490, 277),
-        ("mrpc", 3668, 408),
-        ("cola", 8551, 1043),
-        ("sst2", 67349, 872),
-        ("stsb", 5749, 1500),
-    ],
-)
-def test_real_files_have_their_published_row_counts(name, train, validation):
-    spec = specs.get(name)
-    if not (pathlib.Path(_real_data()) / spec.files["train"][0]).is_file():
-        pytest.skip(f"no {name} in this data folder")
-    assert len(readers.read(spec, "train", _real_data())) == train
-    assert len(readers.read(spec, "validation", _real_data())) == validation
-
-
 # --- SeqIO -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def registry():
-    from panda_jax.tasks import registry
-
-    return registry
 
 
 @pytest.fixture(scope="module")
@@ -255,26 +114,32 @@ def vocabulary(registry):
     return WordPieceVocabulary(Tokenizer.builtin())
 
 
-def test_every_task_is_registered_once(registry):
+def test_every_task_is_registered_once_in_both_views(registry):
     import importlib
 
     import seqio
 
     importlib.reload(registry)
-    assert set(specs.names()) <= set(seqio.TaskRegistry.names())
-    bound = registry.task("toy_topic", tokenizer=Tokenizer.builtin())
-    again = registry.task("toy_topic", tokenizer=Tokenizer.builtin())
-    assert bound is again
+    names = set(seqio.TaskRegistry.names())
+    assert names >= {*specs.names(), *(f"{x}_text" for x in specs.names())}
+    bound = registry.task("toy_topic", tokenizer=TOKENIZER)
+    assert bound is registry.task("toy_topic", tokenizer=TOKENIZER)
     assert bound.name.startswith("toy_topic:")
     assert bound.num_input_examples("train") == 2000
+    text = registry.text_task("toy_topic", tokenizer=BYTES)
+    assert text is registry.text_task("toy_topic", tokenizer=BYTES)
+    assert text.name.startswith("toy_topic_text:")
+    cb = seqio.TaskRegistry.get("cb")
+    assert cb.num_input_examples("validation") == 56
 
 
 def test_a_registered_task_yields_packed_rows(registry, made_up, monkeypatch):
     import seqio
+    from panda_jax.tasks import features
 
     monkeypatch.setenv("PANDA_DATA_DIR", made_up)
     task = seqio.TaskRegistry.get("mrpc")
-    lengths = {"inputs": 16, "segment_ids": 16, "targets": None}
+    lengths = features.sequence_lengths(specs.get("mrpc"), 16)
     rows = list(task.get_dataset(lengths, "train", shuffle=False))
     assert len(rows) == 5
     tokenizer = registry.default_tokenizer()
@@ -288,55 +153,217 @@ def test_a_registered_task_yields_packed_rows(registry, made_up, monkeypatch):
 
 def test_the_converter_pads_and_renames(registry, made_up):
     import seqio
-    import tensorflow as tf
-    from panda_jax.tasks.features import EncoderFeatureConverter
+    from panda_jax.tasks import features
 
-    tokenizer = Tokenizer.builtin()
-    name = registry.task("stsb", tokenizer=tokenizer, data_dir=made_up).name
+    spec = specs.get("stsb")
+    name = registry.task("stsb", tokenizer=TOKENIZER, data_dir=made_up).name
     dataset = seqio.get_dataset(
         name,
-        {"inputs": 80, "segment_ids": 80, "targets": None},
-        EncoderFeatureConverter(label_dtype=tf.float32),
+        features.sequence_lengths(spec, 80),
+        features.EncoderFeatureConverter(spec),
         dataset_split="validation",
         shuffle=False,
     )
     rows = list(dataset.as_numpy_iterator())
     assert [float(row["labels"]) for row in rows] == [0.0, 1.25, 2.5]
     for row, texts in zip(rows, made_up_data.PAIRS, strict=False):
-        tokens, segments = tokenizer.pair(*tokenizer.encode(texts), 80)
+        tokens, segments = TOKENIZER.pair(*TOKENIZER.encode(texts), 80)
         padding = [0] * (80 - len(tokens))
         assert row["encoder_input_tokens"].tolist() == tokens + padding
         assert row["encoder_segment_ids"].tolist() == segments + padding
 
 
-def test_templates_are_filled_in_tensorflow(registry):
-    import tensorflow as tf
-    from panda_jax.tasks.features import format_texts
+def test_mixtures_draw_from_all_their_tasks(registry, made_up):
+    import seqio
 
-    rows = tf.data.Dataset.from_tensors({"w": "day", "s": "a day", "label": 1})
-    (row,) = format_texts("{s} ask: {w}?", None)(rows).as_numpy_iterator()
-    assert row == {"text_a": b"a day ask: day?", "targets": 1}
-
-
-def test_registered_metrics_are_ours(registry):
-    task = registry.task("cola")
-    logits = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
-    names = {}
-    for metric in task.metric_fns:
-        names |= metric([0, 1, 1], logits)
-    assert names == {
-        "matthews": pytest.approx(0.5),
-        "accuracy": pytest.approx(2 / 3),
-    }
+    mixture = seqio.MixtureRegistry.get("super_glue_text")
+    assert len(mixture.tasks) == 8
+    assert mixture.get_rate(seqio.TaskRegistry.get("cb_text")) == 250
+    assert len(seqio.MixtureRegistry.get("sources_text").tasks) == 21
+    mixed = registry.mixture(
+        "some_text",
+        ("cb", "conll04", "wsc"),
+        tokenizer=BYTES,
+        data_dir=made_up,
+    )
+    dataset = mixed.get_dataset(
+        {"inputs": 64, "targets": 32}, "train", shuffle=False, seed=0
+    )
+    starts = [
+        BYTES.decode(row["inputs"]).split()[0]
+        for row in dataset.take(300).as_numpy_iterator()
+    ]
+    shares = {name: starts.count(name) / 300 for name in set(starts)}
+    total = 250 + 922 + 554
+    for name, rows in (("cb", 250), ("conll04", 922), ("wsc", 554)):
+        assert shares[name] == pytest.approx(rows / total, abs=0.1)
 
 
 def test_a_readers_error_passes_tensorflow_unchanged(registry, tmp_path):
     path = tmp_path / "super_glue/CB/train.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_bytes(GOOD + b"{\n")
+    good = b'{"premise": "a", "hypothesis": "b", "label": "neutral"}\n'
+    path.write_bytes(good + b"{\n")
     task = registry.task("cb", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"train\.jsonl, line 2"):
         task.get_dataset({"inputs": 16}, "train", shuffle=False)
+
+
+# --- all 21, from files, in both views ---------------------------------------
+
+
+def _rows(name, split, made_up):
+    return sources.find(specs.get(name), data_dir=made_up).rows(split)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_text_view_says_what_the_rows_say(name, split, made_up):
+    loaded = data.load_text_examples(
+        name, split, tokenizer=BYTES, input_length=2048, data_dir=made_up
+    )
+    spec, rows = specs.get(name), _rows(name, split, made_up)
+    assert len(loaded) == len(rows) == (5 if split == "train" else 3)
+    for i, row in enumerate(rows):
+        said, target = views.text_example(spec, row)
+        assert BYTES.decode(loaded.inputs[i]) == said
+        assert loaded.targets[i][loaded.targets[i] != 0][-1] == BYTES.eos_id
+        assert target.startswith(BYTES.decode(loaded.targets[i]))
+        assert loaded.parsed_references[i] == views.reference(spec, row)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_right_texts_score_best_and_wrong_ones_less(name, registry, made_up):
+    task = registry.text_task(name, tokenizer=BYTES, data_dir=made_up)
+    lengths = {"inputs": 256, "targets": 62}
+    examples = list(
+        task.get_dataset(
+            lengths, "validation", shuffle=False
+        ).as_numpy_iterator()
+    )
+
+    def answers(texts, is_target):
+        return [
+            task.postprocess_fn(text, example=example, is_target=is_target)
+            for text, example in zip(texts, examples, strict=True)
+        ]
+
+    said = [row["targets_pretokenized"].decode() for row in examples]
+    targets = answers(said, True)
+    for right, texts in ((True, said), (False, ["?"] * len(said))):
+        found = {}
+        for metric in task.metric_fns:
+            found |= metric(targets, answers(texts, False))
+        assert list(found) == list(specs.get(name).metrics)
+        if right and name != "stsb":
+            assert set(found.values()) == {1.0}, name
+        elif right:  # texts say a fifth of a point
+            assert found["pearson_spearman"] > 0.99
+        else:
+            assert max(found.values()) < 1.0
+
+
+def _perfect(examples):
+    """Outputs that say of every row what is right."""
+    labels = examples.labels
+    R, T = examples.tokens.shape
+    if examples.kind == "classification":
+        return 9.0 * np.eye(labels.max() + 2)[labels]
+    if examples.kind in ("regression", "choice"):
+        return labels[:, None].astype(np.float32)
+    if examples.kind == "tags":
+        return np.maximum(labels, 0)
+    logits = np.zeros((R, T, 2))
+    # A window without the answer points at [CLS], which no answer may take.
+    for row, (first, last) in enumerate(labels):
+        logits[row, first, 0] = logits[row, last, 1] = 9.0
+    return logits
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_right_outputs_score_best_through_seqio_and_ours(
+    name, registry, made_up
+):
+    from panda_jax.tasks import features
+
+    from panda_jax import answers
+
+    spec = specs.get(name)
+    length = 256
+    loaded = data.load_examples(
+        name,
+        "validation",
+        tokenizer=TOKENIZER,
+        max_length=length,
+        data_dir=made_up,
+    )
+    outputs = _perfect(loaded)
+    # Class 1 of a single class of labels: as many columns as classes.
+    if spec.kind == "classification":
+        outputs = outputs[:, : spec.outputs]
+    ours = answers.scores(spec, loaded, outputs)
+    task = registry.task(name, tokenizer=TOKENIZER, data_dir=made_up)
+    examples = list(
+        task.get_dataset(
+            features.sequence_lengths(spec, length), "validation", shuffle=False
+        ).as_numpy_iterator()
+    )
+    theirs = {}
+    for metric in task.metric_fns:
+        theirs |= metric(
+            [
+                task.postprocess_fn(None, example=example, is_target=True)
+                for example in examples
+            ],
+            [
+                task.postprocess_fn(output, example=example)
+                for output, example in zip(outputs, examples, strict=True)
+            ],
+        )
+    assert theirs == ours
+    assert list(ours) == list(spec.metrics)
+    assert set(ours.values()) == {pytest.approx(1.0)}, name
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_training_step_runs_on_every_task(name, tiny, made_up):
+    loaded = data.load_examples(
+        name,
+        "train",
+        tokenizer=tiny.tokenizer,
+        max_length=LENGTH,
+        data_dir=made_up,
+    )
+    one_step(specs.get(name), loaded, tiny)
+
+
+def one_step(spec, examples, backbone):
+    """A step lowers nothing yet, but its loss and gradient are real."""
+    c = backbone.config
+    key = jax.random.key(0)
+    vectors = jax.random.normal(key, (c.layers, 2, 4, c.heads, c.head_dim))
+    prompt = Prompt(vectors, fresh_head(key, c.width, spec.outputs))
+    state = steps.init_state(steps.Trainable(prompt))
+    chosen = np.arange(2)
+    batch = examples.batch(chosen)
+    rows = examples.rows(chosen).size
+    per_token = steps.per_token(spec.kind)
+    T = examples.tokens.shape[1:] if per_token else ()
+    _, metrics = steps.train_step(
+        state,
+        backbone.params,
+        batch,
+        np.zeros((rows, *T, spec.outputs), np.float32),
+        None,
+        steps.Hyper(0.1, 0.0, 10.0, 0.0, key),
+        spec=steps.StepSpec(c, spec.kind),
+    )
+    assert np.isfinite(float(metrics["task_loss"]))
+    assert float(metrics["gradient_norm"]) > 0
+    assert 0 <= float(metrics["teacher_agreement"]) <= 1
+
+
+# --- the vocabulary ----------------------------------------------------------
 
 
 def test_vocabulary_agrees_in_python_and_tensorflow(vocabulary):
@@ -367,106 +394,27 @@ def test_vocabularies_are_equal_by_fingerprint(vocabulary, tmp_path):
     assert (vocabulary.bos_id, vocabulary.eos_id) == (2, None)
 
 
-# --- TFDS --------------------------------------------------------------------
+def test_a_reference_is_json_and_only_once_a_question(registry, made_up):
+    from panda_jax.tasks import features
 
-
-def _prepare_tfds(folder, *, labels):
-    """Writes what TFDS's own preparation of `super_glue/cb` would."""
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    features = tfds.features.FeaturesDict(
-        {
-            "premise": tfds.features.Text(),
-            "hypothesis": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=labels),
-            "idx": np.int32,
-        }
+    spec = specs.get("copa")
+    task = registry.task("copa", tokenizer=TOKENIZER, data_dir=made_up)
+    lengths = features.sequence_lengths(spec, 32)
+    rows = list(
+        task.get_dataset(lengths, "train", shuffle=False).as_numpy_iterator()
     )
-    version = folder / "super_glue/cb/1.0.2"
-    version.mkdir(parents=True)
-    for split, count in (("train", 5), ("validation", 2)):
-        name = f"super_glue-{split}.tfrecord-00000-of-00001"
-        with tf.io.TFRecordWriter(str(version / name)) as writer:
-            for i, (a, b) in enumerate(made_up_data.PAIRS[:count]):
-                row = {"premise": a, "hypothesis": b, "label": i % 3, "idx": i}
-                encoded = features.encode_example(row)
-                writer.write(features.serialize_example(encoded))
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=version, dataset_name="super_glue", filetype_suffix="tfrecord"
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=version,
-        features=features,
-        version="1.0.2",
-        filename_template=template,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[count],
-                num_bytes=1,
-                filename_template=template.replace(split=split),
-            )
-            for split, count in (("train", 5), ("validation", 2))
-        ],
-    )
-
-
-def test_a_prepared_tfds_copy_is_read(registry, tmp_path, monkeypatch):
-    monkeypatch.delenv("PANDA_DATA_DIR", raising=False)
-    # TFDS's order of the classes, on purpose not ours.
-    _prepare_tfds(tmp_path, labels=["neutral", "entailment", "contradiction"])
-    source = sources.find(specs.get("cb"), tfds_data_dir=tmp_path)
-    rows = source.rows("train")
-    found = {(row["premise"], row["hypothesis"]): row["label"] for row in rows}
-    ids = [2, 0, 1, 2, 0]
-    assert found == dict(zip(made_up_data.PAIRS, ids, strict=True))
-    assert len(source.rows("validation")) == 2
-    first = source.fingerprint("train")
-    (tmp_path / "super_glue/cb/1.0.2/more").write_text("x")
-    assert source.fingerprint("train") not in (first, None)
-
-
-def test_foreign_tfds_labels_are_refused(registry, tmp_path, monkeypatch):
-    monkeypatch.delenv("PANDA_DATA_DIR", raising=False)
-    _prepare_tfds(tmp_path, labels=["yes", "no", "perhaps"])
-    source = sources.find(specs.get("cb"), tfds_data_dir=tmp_path)
-    with pytest.raises(UserError, match="super_glue/cb train, row 0.*'label'"):
-        source.rows("train")
-
-
-class _Builder:
-    """A TFDS builder on a machine with or without a network."""
-
-    url_infos = ("https://data.example.org/CB.zip",)
-    downloads = 0
-
-    def download_and_prepare(self):
-        self.downloads += 1
-        raise TimeoutError("the server is slow")
-
-
-@pytest.mark.parametrize("network", [False, True])
-def test_tfds_that_cannot_deliver_says_what_to_do(
-    network, registry, tmp_path, monkeypatch
-):
-    from panda_jax.tasks import from_tfds
-
-    def resolve(host, port):
-        assert host == "data.example.org"
-        if not network:
-            raise OSError("unknown name")
-
-    builder = _Builder()
-    monkeypatch.setattr(from_tfds.tfds, "builder", lambda *a, **k: builder)
-    monkeypatch.setattr(from_tfds.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(from_tfds.urllib.request, "getproxies", dict)
-    monkeypatch.delenv("PANDA_DATA_DIR", raising=False)
-    source = sources.find(specs.get("cb"), tfds_data_dir=tmp_path)
-    assert source.fingerprint("train") is None
-    why = "the server is slow" if network else "data.example.org"
-    hint = f"{why}.*--data_dir.*--tfds_data_dir.*toy_sentiment"
-    with pytest.raises(UserError, match=hint):
-        source.rows("train")
-    # Without a network TFDS would try again for minutes.
-    assert builder.downloads == network
+    assert [int(row["question"]) for row in rows] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
+    assert all(row["reference"] == b"" for row in rows[1::2])
+    labels = [json.loads(row["reference"])["label"] for row in rows[::2]]
+    assert [int(row["targets"]) for row in rows[::2]] == [1 - x for x in labels]

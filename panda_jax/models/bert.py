@@ -184,6 +184,7 @@ def apply(
     segments: ArrayLike,
     prompt: Prompt,
     *,
+    per_token: bool = False,
     key: Array | None = None,
     probe: ScalarLike = 0,
 ) -> tuple[Array, dict[str, Array]]:
@@ -199,13 +200,15 @@ def apply(
       tokens: [B, T] int32, 0 where padded.
       segments: [B, T] int32 token types.
       prompt: vectors and head; a length of 0 is a plain encoder.
+      per_token: whether the head reads every token (tagging, spans) instead of
+        the pooler; static.
       key: PRNG key that turns dropout on (text, prompt and head), or None.
       probe: position in the encoder's sequence whose neurons are read.
 
     Returns:
-      logits [B, C] fp32 (C = 0 for a prompt without head), and the
-      activations: hidden [B, T, D] ([B, P + T, D] when shallow), pooled
-      [B, D], neurons [L, B, F] at position `probe`.
+      logits [B, C], or [B, T, C] per token, fp32 (C = 0 for a prompt without
+      head), and the activations: hidden [B, T, D] ([B, P + T, D] when
+      shallow), pooled [B, D], neurons [L, B, F] at position `probe`.
     """
     total = tokens.shape[1] + prompt.length
     if total > config.positions:
@@ -223,13 +226,16 @@ def apply(
         jnp.asarray(probe),
         rngs={"dropout": jax.random.fold_in(key, 0)} if train else None,
     )
-    pooled = jnp.asarray(aux["pooled"], jnp.float32)
+    read = aux["pooled"]
+    if per_token:
+        hidden = aux["hidden"]
+        read = hidden[:, hidden.shape[1] - tokens.shape[1] :]
+    read = jnp.asarray(read, jnp.float32)
     if not prompt.head:
-        return pooled[:, :0], aux
+        return read[..., :0], aux
     head_key = jax.random.fold_in(key, 1) if train else None
-    pooled = layers.dropout(head_key, config.dropout, pooled)
-    logits = pooled @ prompt.head["kernel"] + prompt.head["bias"]
-    return logits, aux
+    read = layers.dropout(head_key, config.dropout, read)
+    return read @ prompt.head["kernel"] + prompt.head["bias"], aux
 
 
 def init(key: Array, config: BertConfig) -> PyTree:

@@ -1,0 +1,205 @@
+"""A split as arrays: rows of tokens, and the questions that they belong to."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from panda_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """E questions as R rows of tokens.
+
+    A row is a question, except of kind choice (one row a candidate) and of
+    kind span (one row a window of the context).
+
+    Attributes:
+      kind: of the task, see `tasks.spec`.
+      tokens: [R, T] int32 ids, `[CLS] a [SEP] b [SEP]`, 0-padded.
+      segments: [R, T] int32, 1 on the second text and its `[SEP]`, else 0.
+      labels: [R] int32 class ids, or 1 and 0 for right and wrong candidates;
+        [R] float32 scores; [R, T] int32 tag ids, -1 where nothing is to be
+        said; [R, 2] int32 first and last position of the answer.
+      question: [R] int32, ascending: which question a row belongs to.
+      references: JSON list of E objects: what answers are judged by.
+      char_starts: [R, T] int32 of kind span: 1 + where a token begins in the
+        context, 0 where it is not of the context; else None.
+      char_ends: likewise, 1 + where it ends (exclusive).
+    """
+
+    kind: str
+    tokens: np.ndarray
+    segments: np.ndarray
+    labels: np.ndarray
+    question: np.ndarray
+    references: bytes
+    char_starts: np.ndarray | None = None
+    char_ends: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """How many things a batch draws from: questions of kind choice, so
+        that no batch splits one, else rows."""
+        return self.questions if self.kind == "choice" else len(self.tokens)
+
+    @property
+    def questions(self) -> int:
+        """E."""
+        return int(self.question[-1]) + 1
+
+    @functools.cached_property
+    def parsed_references(self) -> list[dict[str, Any]]:
+        """`references` as values; read on first use, for scoring alone."""
+        return json.loads(self.references)
+
+    @functools.cached_property
+    def _first_rows(self) -> np.ndarray:
+        """[E + 1] where each question's rows begin."""
+        return np.searchsorted(self.question, np.arange(self.questions + 1))
+
+    @functools.cached_property
+    def choices(self) -> int:
+        """K: the most rows of one question."""
+        return int(np.diff(self._first_rows).max())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the rows and their order, independent of T."""
+        longest = longest_row(self.tokens)
+        digest = hashlib.sha256(
+            f"{self.kind} {len(self.tokens)} {longest}".encode()
+        )
+        wide = (self.tokens, self.segments)
+        wide += (self.labels,) if self.kind == "tags" else ()
+        for array in wide:
+            digest.update(np.ascontiguousarray(array[:, :longest]).tobytes())
+        for array in (self.labels, self.question):
+            if array.ndim == 1 or self.kind == "span":
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.references)
+        return digest.hexdigest()
+
+    def rows(self, chosen: np.ndarray) -> np.ndarray:
+        """Which rows of tokens a batch of `chosen` [B] takes.
+
+        Returns:
+          [B], or [B, K] of kind choice, with -1 past a question's last row.
+        """
+        if self.kind != "choice":
+            return chosen
+        first = self._first_rows
+        rows = first[chosen][:, None] + np.arange(self.choices)
+        return np.where(rows < first[chosen + 1][:, None], rows, -1)
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        """The batch of `chosen` [B], from 0 to `len(self) - 1`."""
+        rows = self.rows(chosen)
+        if self.kind != "choice":
+            return Batch(
+                self.tokens[rows], self.segments[rows], self.labels[rows]
+            )
+        real = rows >= 0
+        return Batch(
+            self.tokens[rows] * real[..., None],
+            self.segments[rows] * real[..., None],
+            np.where(real, self.labels[rows], -1),
+        )
+
+    def subset(self, questions: Sequence[int]) -> "Examples":
+        """These questions alone, in this order, with all their rows."""
+        first = self._first_rows
+        rows = np.concatenate(
+            [np.arange(first[q], first[q + 1]) for q in questions]
+        )
+        sizes = [first[q + 1] - first[q] for q in questions]
+        kept = [self.parsed_references[q] for q in questions]
+        return dataclasses.replace(
+            self,
+            question=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            references=json.dumps(kept).encode(),
+            **{
+                name: array[rows]
+                for name, array in self.row_arrays().items()
+                if name != "question"
+            },
+        )
+
+    def row_arrays(self) -> dict[str, np.ndarray]:
+        """Name -> array, of all that has one entry a row."""
+        names = (
+            "tokens",
+            "segments",
+            "labels",
+            "question",
+            "char_starts",
+            "char_ends",
+        )
+        arrays = {name: getattr(self, name) for name in names}
+        return {k: array for k, array in arrays.items() if array is not None}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextExamples:
+    """E examples from text to text.
+
+    Attributes:
+      inputs: [E, T] int32 ids, 0-padded; the last is the end of sequence.
+      targets: [E, U] likewise.
+      references: JSON list of E objects: what answers are judged by.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    references: bytes
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @functools.cached_property
+    def parsed_references(self) -> list[dict[str, Any]]:
+        """`references` as values."""
+        return json.loads(self.references)
+
+
+def from_features(
+    kind: str, features: Mapping[str, np.ndarray], width: int | None = None
+) -> Examples:
+    """Examples from the columns of the encoder's feature converter.
+
+    Args:
+      kind: of the task.
+      features: `encoder_input_tokens` [R, T], `labels`, `reference` [R] bytes
+        (empty but on a question's first row), ...
+      width: T to cut to; None to keep it.
+    """
+    kept = slice(width)
+    labels = features["labels"]
+    if kind == "tags":
+        labels = labels[:, kept] - 1
+    spans = {
+        name: features[name][:, kept]
+        for name in ("char_starts", "char_ends")
+        if name in features
+    }
+    # Rows that SeqIO's sources leave out never leave gaps in the numbering.
+    _, question = np.unique(features["question"], return_inverse=True)
+    references = [text for text in features["reference"] if text]
+    return Examples(
+        kind=kind,
+        tokens=features["encoder_input_tokens"][:, kept],
+        segments=features["encoder_segment_ids"][:, kept],
+        labels=labels,
+        question=question.astype(np.int32),
+        references=b"[" + b",".join(references) + b"]",
+        **spans,
+    )
+
+
+def longest_row(tokens: np.ndarray) -> int:
+    """Tokens of the longest row, padding not counted."""
+    return int((tokens != 0).sum(-1).max())

@@ -1,0 +1,98 @@
+"""The vocabularies of text-to-text models: SentencePiece, or plain bytes."""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from panda_jax.errors import UserError
+from panda_jax.files import PathLike
+
+# ByT5's ids: padding, end and unknown come before the 256 bytes.
+_BYTE_OFFSET = 3
+SENTENCEPIECE_FILE = "spiece.model"
+
+
+class TextTokenizer:
+    """Text to ids and back, the same ids as SeqIO's vocabularies give.
+
+    Attributes:
+      path: the SentencePiece model, or None for bytes.
+      pad_id, eos_id, unk_id: 0, 1 and 2, as in every T5.
+      fingerprint: short sha256 of the definition; equal fingerprints give
+        equal ids.
+    """
+
+    pad_id, eos_id, unk_id = 0, 1, 2
+
+    def __init__(self, path: pathlib.Path | None, content: bytes) -> None:
+        """Use `from_file` or `of_bytes`."""
+        self.path = path
+        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+
+    @classmethod
+    def of_bytes(cls) -> "TextTokenizer":
+        """UTF-8 bytes, as in ByT5: needs no file, and loses nothing."""
+        return cls(None, b"bytes")
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> "TextTokenizer":
+        """A SentencePiece model, or the folder that holds `spiece.model`.
+
+        Raises:
+          UserError: no such file, or it is no model of T5's kind.
+        """
+        file = pathlib.Path(path).expanduser()
+        if file.is_dir():
+            file = file / SENTENCEPIECE_FILE
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"The SentencePiece model '{file}' cannot be read: {error}. "
+                f"Expected T5's {SENTENCEPIECE_FILE} or a folder with it."
+            ) from None
+        tokenizer = cls(file.resolve(), content)
+        pieces = tokenizer._pieces
+        found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
+        if found != (0, 1, 2):
+            raise UserError(
+                f"The SentencePiece model '{file}' has the ids {found} for "
+                "padding, end and unknown, expected (0, 1, 2) as in T5."
+            )
+        return tokenizer
+
+    @functools.cached_property
+    def _pieces(self) -> Any:
+        import sentencepiece
+
+        try:
+            return sentencepiece.SentencePieceProcessor(
+                model_file=str(self.path)
+            )
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"'{self.path}' is no SentencePiece model: {error}. Copy it "
+                "again from the model that it belongs to."
+            ) from None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the end's."""
+        if self.path is None:
+            return [[b + _BYTE_OFFSET for b in text.encode()] for text in texts]
+        return self._pieces.encode(list(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text up to the first end; padding is dropped."""
+        kept = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            kept += [int(i)] if i != self.pad_id else []
+        if self.path is not None:
+            # Ids past the vocabulary are T5's sentinels, which have no text.
+            known = self._pieces.get_piece_size()
+            return self._pieces.decode([i for i in kept if i < known])
+        codes = [i - _BYTE_OFFSET for i in kept]
+        return bytes(b for b in codes if 0 <= b < 256).decode(errors="replace")

@@ -1,0 +1,155 @@
+"""Formats with several rows in one JSON value."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from panda_jax.tasks.readers_flat import Found, json_lines, text
+from panda_jax.tasks.rows import Place
+from panda_jax.tasks.spec import TaskSpec
+
+T = TypeVar("T", dict, list, str, int)
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+}
+
+
+def multirc(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+    """MultiRC: a paragraph a line, each answer to its questions a row."""
+    for place, value in json_lines(paths):
+        passage = _part(place, value, "passage", dict)
+        for question in _part(place, passage, "questions", list):
+            ids = (
+                _part(place, value, "idx", int),
+                _part(place, question, "idx", int),
+            )
+            for answer in _part(place, question, "answers", list):
+                yield (
+                    place,
+                    {
+                        "paragraph": _part(place, passage, "text", str),
+                        "question": _part(place, question, "question", str),
+                        "answer": _part(place, answer, "text", str),
+                        "label": answer.get("label"),
+                        "question_id": "{}-{}".format(*ids),
+                    },
+                )
+
+
+def record(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+    """ReCoRD: a passage a line, each of its queries a row."""
+    for place, value in json_lines(paths):
+        passage = _part(place, value, "passage", dict)
+        said = _part(place, passage, "text", str)
+        entities = []
+        for entity in _part(place, passage, "entities", list):
+            start = _part(place, entity, "start", int)
+            last = _part(place, entity, "end", int)
+            if not 0 <= start <= last < len(said):
+                expected = (
+                    "0 <= start <= end, the last character's position, < "
+                    f"{len(said)}"
+                )
+                raise place.fault("entities", entity, expected)
+            entities.append(said[start : last + 1])
+        for query in _part(place, value, "qas", list):
+            answers = [
+                _part(place, answer, "text", str)
+                for answer in _part(place, query, "answers", list)
+            ]
+            yield (
+                place,
+                {
+                    "passage": said,
+                    "query": _part(place, query, "query", str),
+                    "entities": entities,
+                    "answers": answers,
+                },
+            )
+
+
+def squad(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+    """SQuAD 1.1: articles of paragraphs, each question a row."""
+    for path in paths:
+        # Faults above a question are told by the number of the next one.
+        place = Place(str(path), 1, "question")
+        for article in _part(place, _json_file(path), "data", list):
+            for paragraph in _part(place, article, "paragraphs", list):
+                context = _part(place, paragraph, "context", str)
+                for question in _part(place, paragraph, "qas", list):
+                    yield place, _question(place, context, question)
+                    place = place._replace(line=place.line + 1)
+
+
+def spert(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+    """SpERT's: a list of sentences, words with entities beside them."""
+    for path in paths:
+        sentences = _json_file(path)
+        if not isinstance(sentences, list):
+            got = type(sentences).__name__
+            raise Place(str(path), 1).fault("(whole file)", got, "a JSON list")
+        for number, sentence in enumerate(sentences, start=1):
+            place = Place(str(path), number, "sentence")
+            words = _part(place, sentence, "tokens", list)
+            entities = _part(place, sentence, "entities", list)
+            tags = _entity_tags(place, len(words), entities)
+            yield place, {"words": words, "tags": tags}
+
+
+def _question(place: Place, context: str, question: Any) -> dict[str, Any]:
+    answers = _part(place, question, "answers", list)
+    return {
+        "question": _part(place, question, "question", str),
+        "context": context,
+        "answers": [_part(place, answer, "text", str) for answer in answers],
+        "starts": [
+            _part(place, answer, "answer_start", int) for answer in answers
+        ],
+    }
+
+
+def _entity_tags(
+    place: Place, length: int, entities: Sequence[Any]
+) -> list[str]:
+    tags = ["O"] * length
+    for entity in entities:
+        name = _part(place, entity, "type", str)
+        start = _part(place, entity, "start", int)
+        end = _part(place, entity, "end", int)
+        if not 0 <= start < end <= length:
+            expected = f"0 <= start < end <= {length}, the number of tokens"
+            raise place.fault("entities", entity, expected)
+        if any(tag != "O" for tag in tags[start:end]):
+            expected = "an entity that overlaps no other"
+            raise place.fault("entities", entity, expected)
+        tags[start:end] = [f"B-{name}"] + [f"I-{name}"] * (end - start - 1)
+    return tags
+
+
+def _json_file(path: pathlib.Path) -> Any:
+    found = text(path)
+    try:
+        return json.loads(found)
+    except json.JSONDecodeError as error:
+        there = found[max(error.pos - 30, 0) : error.pos + 30]
+        place = Place(str(path), error.lineno)
+        raise place.fault("(whole file)", there, f"JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        place = Place(str(path), 1)
+        raise place.fault("(whole file)", found, f"JSON ({error})") from None
+
+
+def _part(place: Place, whole: Any, key: str, kind: type[T]) -> T:
+    """`whole[key]`, a value of `kind`."""
+    if not isinstance(whole, dict) or key not in whole:
+        expected = f"an object with the key {key!r}"
+        raise place.fault(key, whole, expected)
+    found = whole[key]
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise place.fault(key, found, _KINDS[kind])
+    return found

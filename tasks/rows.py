@@ -1,0 +1,240 @@
+"""Rows: what a raw one says is checked here, wherever it was found."""
+
+import difflib
+import math
+import string
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from panda_jax.tasks.spec import TaskSpec
+
+from panda_jax.errors import UserError
+
+Row = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a raw row was found, for messages.
+
+    Attributes:
+      path: of the file, or the name of another source.
+      line: number in it, of what `unit` says.
+      unit: what is counted: lines, rows, questions, sentences.
+      step: lines that each word of the row takes, from `line` on.
+    """
+
+    path: str
+    line: int
+    unit: str = "line"
+    step: int = 0
+
+    def word(self, position: int) -> "Place":
+        """Where the row's word at `position` (from 0) is."""
+        return self._replace(line=self.line + position * self.step)
+
+    def fault(self, field: str, got: object, expected: str) -> UserError:
+        """The error for one field of this row."""
+        return UserError(
+            f"{self.path}, {self.unit} {self.line}, field {field!r}: got "
+            f"{_shown(got)}, expected {expected}."
+        )
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message, in one line and not too many."""
+    text = ", ".join(map(str, names))
+    return textwrap.shorten(text, 120, placeholder=" ...") or "none"
+
+
+def row_fields(spec: TaskSpec) -> tuple[str, ...]:
+    """The fields of a task's raw rows, all of which must be there."""
+    answer: tuple[str, ...] = ("label",)
+    if spec.kind == "tags":
+        answer = ("words", "tags")
+        answer += ("predicate",) if spec.has_predicate else ()
+    elif spec.kind == "span":
+        answer = ("context", "answers", "starts")
+    elif spec.listed_choices:
+        answer = (*spec.choices, "answers")
+    group = (spec.group,) if spec.group else ()
+    return tuple(dict.fromkeys((*spec.fields, *group, *answer)))
+
+
+def checked(
+    spec: TaskSpec, place: Place, raw: Mapping[str, Any], *, coded: bool = True
+) -> Row:
+    """A row as `TaskSpec` says, from raw fields.
+
+    Texts stay as they are.  Lists must be Python lists; tags are given by
+    name, IOB1 or IOB2.  Candidates and answers that say the same twice are
+    kept once.
+
+    Args:
+      spec: the task.
+      place: where the row is, for messages.
+      raw: all of `row_fields(spec)` as found; others are left out.
+      coded: whether the label is written as the task's files write it, else
+        as the class name.
+
+    Raises:
+      UserError: a field is missing or cannot be right.
+    """
+    for field in row_fields(spec):
+        if field not in raw:
+            expected = f"the field; it has: {listed(raw)}"
+            raise place.fault(field, "nothing", expected)
+    row: Row = {
+        field: _text(place, field, raw[field], blank=spec.lenient)
+        for field in spec.fields
+    }
+    if spec.group:
+        key = raw[spec.group]
+        written = str(key) if isinstance(key, int) else key
+        row[spec.group] = _text(place, spec.group, written)
+    for field, values in spec.spoken.items():
+        if row[field] not in values:
+            raise place.fault(field, row[field], _either(values))
+    _check_placeholder(spec, place, row)
+    if spec.kind == "tags":
+        return row | _tagged(spec, place, raw)
+    if spec.kind == "span":
+        return row | _answered(place, row["context"], raw)
+    if spec.listed_choices:
+        return row | _chosen(place, spec.choices[0], raw)
+    if spec.kind == "regression":
+        return row | {"label": _score(spec, place, raw["label"])}
+    codes = spec.label_values if coded else {}
+    return row | {"label": _class_id(codes, spec.labels, place, raw["label"])}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
+def _text(place: Place, field: str, value: Any, *, blank: bool = False) -> str:
+    if not isinstance(value, str) or not (blank or value.strip()):
+        expected = "a text" if blank else "a text that is not empty"
+        raise place.fault(field, value, expected)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a surrogate pair, which is no character.
+        raise place.fault(field, value, "Unicode text") from None
+    return value
+
+
+def _texts(place: Place, field: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise place.fault(field, value, "a list of texts, at least one")
+    return [_text(place, field, text) for text in value]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_placeholder(spec: TaskSpec, place: Place, row: Row) -> None:
+    parts = string.Formatter().parse(spec.text_b or "")
+    fields = [name for _, name, _, _ in parts if name in row]
+    if fields and not any(spec.placeholder in row[name] for name in fields):
+        expected = f"a text with {spec.placeholder!r} in it"
+        raise place.fault(fields[0], row[fields[0]], expected)
+
+
+def _score(spec: TaskSpec, place: Place, value: Any) -> float:
+    low, high = spec.score_range
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not low <= score <= high:
+        raise place.fault("label", value, f"a number from {low:g} to {high:g}")
+    return score
+
+
+def _class_id(
+    codes: Mapping[str, str], labels: Sequence[str], place: Place, value: Any
+) -> int:
+    written = str(value).lower() if isinstance(value, bool) else str(value)
+    name = codes.get(written, "") if codes else written
+    if name not in labels:
+        raise place.fault("label", value, _either(codes or labels))
+    return labels.index(name)
+
+
+def _chosen(place: Place, field: str, raw: Mapping[str, Any]) -> Row:
+    candidates = list(dict.fromkeys(_texts(place, field, raw[field])))
+    answers = list(dict.fromkeys(_texts(place, "answers", raw["answers"])))
+    for answer in answers:
+        if answer not in candidates:
+            expected = f"one of the {field}: {listed(candidates)}"
+            raise place.fault("answers", answer, expected)
+    return {field: candidates, "answers": answers}
+
+
+def _answered(place: Place, context: str, raw: Mapping[str, Any]) -> Row:
+    answers = _texts(place, "answers", raw["answers"])
+    starts = raw["starts"]
+    if not isinstance(starts, list) or len(starts) != len(answers):
+        expected = f"a list of {len(answers)} positions, one an answer"
+        raise place.fault("starts", starts, expected)
+    for answer, start in zip(answers, starts, strict=True):
+        if not _whole(start) or start < 0:
+            raise place.fault("starts", start, "a position in the context")
+        there = context[start : start + len(answer)]
+        if there != answer:
+            expected = (
+                f"where the context says {_shown(answer)}; there it says "
+                f"{_shown(there)}"
+            )
+            raise place.fault("starts", start, expected)
+    # Several people's answers to a question often agree.
+    pairs = dict.fromkeys(zip(answers, starts, strict=True))
+    return {
+        "answers": [answer for answer, _ in pairs],
+        "starts": [start for _, start in pairs],
+    }
+
+
+def _tagged(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
+    words, tags = raw["words"], raw["tags"]
+    if not isinstance(words, list) or not words:
+        raise place.fault("words", words, "a list of words, at least one")
+    for i, word in enumerate(words):
+        if word == "":
+            raise place.word(i).fault("words", word, "a word")
+        # Files hold words of nothing but unusual spaces.
+        _text(place.word(i), "words", word, blank=True)
+    if not isinstance(tags, list) or len(tags) != len(words):
+        got = f"{len(tags)} tags" if isinstance(tags, list) else tags
+        raise place.fault("tags", got, f"a list of {len(words)}, one a word")
+    row: Row = {"words": list(words), "tags": _tag_ids(spec, place, tags)}
+    if spec.has_predicate:
+        at = row["predicate"] = raw["predicate"]
+        if not _whole(at) or not 0 <= at < len(words):
+            expected = f"a position among the {len(words)} words, from 0"
+            raise place.fault("predicate", at, expected)
+    return row
+
+
+def _tag_ids(spec: TaskSpec, place: Place, tags: Sequence[Any]) -> list[int]:
+    names = spec.tag_names
+    ids = []
+    before = "O"
+    for i, tag in enumerate(tags):
+        if tag not in names:
+            near = difflib.get_close_matches(str(tag), names, n=3)
+            expected = f"a tag such as {listed(near or names[:9])}"
+            raise place.word(i).fault("tags", tag, expected)
+        # IOB1 begins a span with I- unless it touches another of its type.
+        if tag.startswith("I-") and tag[2:] != before[2:]:
+            tag = f"B-{tag[2:]}"
+        ids.append(names.index(tag))
+        before = tag
+    return ids
