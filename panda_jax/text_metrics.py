@@ -9,7 +9,7 @@ from panda_jax.errors import UserError
 
 Span = tuple[str, int, int]
 
-_PREDICATE = ("V", "C-V", "R-V")
+_PREDICATE = ("V", "C-V")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -67,11 +67,10 @@ def role_f1(
 ) -> float:
     """F1 over the roles of all sentences together, 0 to 1.
 
-    `span_f1` without the predicate: V, C-V and R-V are left out.  The official
-    srl-eval.pl (CoNLL-2005), which says 0 to 100, leaves V with its C-V out
-    too.  It differs in that it joins a continuation C-X to its X and counts
-    the two as one argument, where here, as in evaluations on tags, each is an
-    argument of its own; and in that it counts R-V.
+    `span_f1` without the predicate, V and its C-V, as in the official
+    srl-eval.pl (CoNLL-2005), which says 0 to 100.  It differs in that it joins
+    a continuation C-X to its X and counts the two as one argument, where here,
+    as in evaluations on tags, each is an argument of its own.
 
     Raises:
       UserError: as `span_f1`.

@@ -163,7 +163,7 @@ ANNOTATED = [
         "nw/wire/01/wire_0101",
         "Noor ran and won",
         "(PERSON) * * *",
-        "- run - win",
+        "noor run - win",
         "- 02 - 01",
         ["(ARG0*) (V*) * *", "(ARG0*) * * *"],
     ),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,8 @@ from panda_jax.tasks import offline, specs
 
 from panda_jax import data, token_cache
 from panda_jax.errors import UserError
+from panda_jax.examples import Examples
+from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.builtin()
@@ -72,17 +75,25 @@ def test_files_of_every_kind_become_examples(made_up):
     assert loaded.labels.tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
 
 
-def test_max_length_cuts_and_length_pads(cache):
+def test_max_length_cuts_and_t_is_not_in_the_fingerprint(cache):
     full = _load("toy_paraphrase")
     cut = _load("toy_paraphrase", max_length=12)
     assert cut.tokens.shape == (256, 12)
     assert (cut.tokens != 0).sum(1).max() == 12
-    wide = _load("toy_paraphrase", length=40)
-    assert wide.tokens.shape == wide.segments.shape == (256, 40)
-    assert wide.fingerprint == full.fingerprint != cut.fingerprint
-    np.testing.assert_array_equal(wide.tokens[:, :24], full.tokens)
-    with pytest.raises(UserError, match=r"Length 12.*rows of \d+ tokens"):
-        _load("toy_paraphrase", length=12)
+    assert full.fingerprint != cut.fingerprint
+    wider = dataclasses.replace(
+        full,
+        tokens=np.pad(full.tokens, ((0, 0), (0, 9))),
+        segments=np.pad(full.segments, ((0, 0), (0, 9))),
+    )
+    assert wider.fingerprint == full.fingerprint
+    for name in ("tokens", "segments", "labels", "question"):
+        changed = getattr(full, name).copy()
+        changed[(7, 1) if changed.ndim == 2 else 7] += 1
+        other = dataclasses.replace(full, **{name: changed})
+        assert other.fingerprint != full.fingerprint, name
+    other = dataclasses.replace(full, references=b"[]")
+    assert other.fingerprint != full.fingerprint
 
 
 def test_limit_is_stratified_nested_and_fixed(cache):
@@ -101,6 +112,25 @@ def test_limit_is_stratified_nested_and_fixed(cache):
     assert len(_load("toy_tense", limit=9999)) == 256
     with pytest.raises(UserError, match="limit is 0"):
         _load(limit=0)
+
+
+def test_limits_keep_questions_whole(made_up):
+    full = _load("multirc", "train", data_dir=made_up)
+    groups = [x["question_id"] for x in full.parsed_references]
+    sizes = {name: groups.count(name) for name in groups}
+    assert sorted(sizes.values()) == [2, 3]
+    for limit, counts in ((1, (2, 3)), (2, (2,)), (4, (2, 3)), (5, (5,))):
+        some = _load("multirc", "train", data_dir=made_up, limit=limit)
+        kept = [x["question_id"] for x in some.parsed_references]
+        assert all(kept.count(name) == sizes[name] for name in kept)
+        assert len(some) in counts, limit
+    squad = _load("squad", "train", data_dir=made_up, max_length=64)
+    some = _load("squad", "train", data_dir=made_up, max_length=64, limit=2)
+    assert some.questions == 2 < len(some) < len(squad)
+    assert some.question.tolist() == sorted(some.question.tolist())
+    assert some.char_starts.shape == some.tokens.shape
+    copa = _load("copa", "train", data_dir=made_up, limit=2)
+    assert (len(copa), copa.tokens.shape[0]) == (2, 4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -208,8 +238,15 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(
 )
 def test_a_damaged_cache_file_is_made_again(damage, cache, monkeypatch):
     tokens = np.arange(1, 2001, dtype=np.int32).reshape(250, 8)
-    arrays = tokens, np.zeros_like(tokens), np.zeros(250, np.int32)
-    monkeypatch.setattr(token_cache, "_fill", lambda *args, **kw: arrays)
+    made = Examples(
+        kind="classification",
+        tokens=tokens,
+        segments=np.zeros_like(tokens),
+        labels=np.zeros(250, np.int32),
+        question=np.arange(250, dtype=np.int32),
+        references=b"[" + b",".join([b'{"label": 0}'] * 250) + b"]",
+    )
+    monkeypatch.setattr(token_cache, "_fill", lambda *args, **kw: made)
     first = _load()
     (path,) = cache.glob("toy_review-*.npz")
     whole = bytearray(path.read_bytes())
@@ -223,11 +260,11 @@ def test_a_damaged_cache_file_is_made_again(damage, cache, monkeypatch):
     elif damage == "text":
         path.write_text("not a zip file")
     elif damage == "pickle":
-        objects = np.array([{}], object)
-        np.savez(path, tokens=objects, segments=objects, labels=objects)
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        np.savez(path, **{**arrays, "tokens": np.array([{}], object)})
     else:
-        flat = np.zeros(3, np.int32)
-        np.savez(path, tokens=flat, segments=flat, labels=flat)
+        np.savez(path, tokens=tokens, labels=tokens)
     with pytest.warns(RuntimeWarning, match="is damaged"):
         again = _load()
     assert again.fingerprint == first.fingerprint
@@ -283,43 +320,72 @@ def test_two_processes_fill_at_once_and_a_third_loads_no_tensorflow(cache):
     assert len(list(cache.iterdir())) == 1
 
 
-# --- what the tasks command shows --------------------------------------------
+KILLED = """
+import os, signal
+import numpy as np
+def half(file, **arrays):
+    file.write(b"PK" + bytes(1000))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+np.savez = half
+"""
 
 
-def test_list_tasks_marks_targets_and_builtin_ones():
-    table = {task["name"]: task for task in data.list_tasks()}
-    assert table["cb"]["target"]
-    assert table["cb"]["metric"] == "accuracy"
-    assert table["cola"]["metric"] == "matthews"
-    assert table["toy_topic"]["offline"]
-    assert table["toy_topic"]["outputs"] == 4
-
-
-def test_describe_shows_counts_labels_and_examples(made_up):
-    about = data.describe("cb", tokenizer=TOKENIZER, data_dir=made_up)
-    assert about["splits"]["train"]["examples"] == 5
-    assert about["splits"]["train"]["labels"] == {
-        "entailment": 2,
-        "contradiction": 2,
-        "neutral": 1,
-    }
-    assert about["splits"]["validation"]["examples"] == 3
-    assert [row["label"] for row in about["examples"]] == [
-        "entailment",
-        "contradiction",
-        "neutral",
-    ]
-    first = about["examples"][0]["tokens"]
-    assert first == (
-        "[CLS] the cat sleeps on the mat. [SEP] a cat is asleep. [SEP]"
+def test_a_killed_fill_leaves_nothing_that_is_read(cache):
+    killed = subprocess.run([sys.executable, "-c", KILLED + LOAD])
+    assert killed.returncode == -9
+    (left,) = cache.iterdir()
+    assert left.read_bytes().startswith(b"PK")
+    loaded = _load("toy_topic", "train", limit=64)
+    assert len(loaded) == 64
+    (whole,) = cache.glob("toy_topic-*.npz")
+    assert whole != left
+    assert _load("toy_topic", "train", limit=64).fingerprint == (
+        loaded.fingerprint
     )
-    assert str(made_up) in about["source"]
-    json.dumps(about)
-    scores = data.describe("stsb", tokenizer=TOKENIZER, data_dir=made_up)
-    assert scores["splits"]["train"]["scores"] == [0.0, 2.5, 5.0]
 
 
-def test_describe_never_downloads(tmp_path):
-    about = data.describe("cb", tokenizer=TOKENIZER, tfds_data_dir=tmp_path)
-    assert "--data_dir" in about["unavailable"]
-    assert "splits" not in about
+@pytest.mark.parametrize(
+    "task", ["copa", "record", "multirc", "squad", "conll04", "conll05", "stsb"]
+)
+def test_every_kind_comes_back_from_the_cache_as_it_was(
+    task, made_up, monkeypatch
+):
+    def load():
+        return _load(task, "train", data_dir=made_up, max_length=48)
+
+    first = load()
+    monkeypatch.setattr(token_cache, "_fill", None)
+    second = load()
+    for name, array in first.row_arrays().items():
+        again = second.row_arrays()[name]
+        assert again.dtype == array.dtype, name
+        np.testing.assert_array_equal(again, array)
+    assert second.references == first.references
+    assert second.fingerprint == first.fingerprint
+    assert first.tokens.shape[1] <= 48
+
+
+def test_text_examples_are_cached_by_vocabulary_and_length(
+    made_up, cache, monkeypatch
+):
+    bytes_ = TextTokenizer.of_bytes()
+
+    def load(**kwargs):
+        return data.load_text_examples(
+            "cb", "train", tokenizer=bytes_, data_dir=made_up, **kwargs
+        )
+
+    first = load()
+    short = load(input_length=16)
+    assert short.inputs.shape == (5, 16)
+    assert (short.inputs[:, -1] == bytes_.eos_id).all()
+    monkeypatch.setattr(token_cache, "_fill_text", None)
+    again = load()
+    np.testing.assert_array_equal(again.inputs, first.inputs)
+    np.testing.assert_array_equal(again.targets, first.targets)
+    assert again.references == first.references
+    assert len(list(cache.glob("cb_text-train-*.npz"))) == 2
+    for name in ("input_length", "target_length"):
+        with pytest.raises(UserError, match=f"{name} is 1"):
+            load(**{name: 1})

@@ -48,7 +48,7 @@ def distributions(logits, labels, tokens, kind):
         rows = logits.reshape(B, K)
         return [rows[i][torch.tensor(labels[i] >= 0)] for i in range(B)]
     if kind == "tags":
-        return [logits[i, t] for i, t in zip(*np.nonzero(labels >= 0))]
+        return [logits[i, t] for i, t in np.argwhere(labels >= 0)]
     if kind == "span":
         return [
             logits[i, torch.tensor(tokens[i] != 0), end]

@@ -294,6 +294,7 @@ WORDS = b"Ida\nsang\n\nPer\nsat\n"
 # Task, contents of its files (the fault is in the last), where, message.
 FAULTS = {
     "bad json": ("cb", GOOD + b'{"premise": "a", \n', "line 2", "JSON"),
+    "too deep": ("cb", GOOD + b"[" * 100_000, "line 2", "JSON"),
     "no object": ("cb", b"[1, 2]\n", "line 1", "a JSON object"),
     "missing field": (
         "cb",
@@ -370,7 +371,7 @@ FAULTS = {
     "nul byte": ("cb", GOOD + b"\0\0\n", "line 2", "NUL byte"),
     "latin-1": (
         "sst2",
-        b"\xef\xbb\xbfsentence\tlabel\nfine\t1\ncaf\xe9\t1\n",
+        b"\xef\xbb\xbfsentence\tlabel\nfine\t1\n\xe9\t1\n",
         "line 3",
         "expected UTF-8",
     ),
@@ -395,7 +396,7 @@ FAULTS = {
     ),
     "nothing to look in": (
         "wsc",
-        _json(WSC | {"target": "x"}),
+        _json(WSC | {"target": 3}),
         "line 1",
         "field 'span2_text': got 'nothing'",
     ),
@@ -466,7 +467,7 @@ FAULTS = {
         "line 2",
         "field '.whole file.': .*paragraphs.*JSON",
     ),
-    "too deep": ("squad", b"[" * 100_000, "line 1", "JSON .*recursion"),
+    "whole json too deep": ("squad", b"[" * 100_000, "line 1", "JSON"),
     "no data": ("squad", b"[]", "question 1", "field 'data': got "),
     "answer not at its start": (
         "squad",
@@ -604,9 +605,9 @@ FAULTS = {
     ),
     "no predicate in the roles": (
         "conll12",
-        _conll12(("Ida", "-", "*", "(ARG0*)"), ("ran", "-", "*", "*")),
+        _conll12(("Ida", "ida", "*", "(ARG0*)"), ("ran", "run", "*", "*")),
         "line 2",
-        r"field 'column 12': got 'no \(V\*\)'.* not 0 and 1",
+        r"field 'column 12': got 'no \(V\*\)'.* not 2 and 1",
     ),
     "names never closed": (
         "ontonotes",
@@ -659,7 +660,12 @@ SPAN = {"question": "q", "context": "a b", "answers": ["b"], "starts": [2]}
         ("conll05", {"predicate": 2}, "'predicate': got 2, .* the 2 words"),
         ("conll05", {"predicate": True}, "'predicate': got True"),
         ("squad", {"starts": [2, 0]}, r"'starts': got \[2, 0\], .*of 1 pos"),
-        ("squad", {"starts": [True]}, "'starts': got True"),
+        ("squad", {"context": "ab", "starts": [True]}, "'starts': got True"),
+        (
+            "squad",
+            {"context": " b ", "answers": ["b "], "starts": [0]},
+            "'starts': got 0, .* says 'b '; there it says ' b'",
+        ),
         ("squad", {"answers": [" "]}, "'answers': got ' '"),
         ("multirc", {"question_id": None}, "'question_id': got None"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from panda_jax import steps
 from panda_jax.backbone import Backbone
+from panda_jax.models import bert
 from panda_jax.prompts import Prompt, fresh_head, normal_vectors
 from panda_jax.types import Batch
 
@@ -203,3 +204,68 @@ def test_probe_reads_text_positions_under_both_kinds(tiny):
         assert found["mean"].shape == (8, c.width)
         assert found["neurons"].shape == (c.layers, 8, c.ffn)
         assert jnp.isfinite(found["first"]).all()
+
+
+def test_a_teacher_s_dropout_is_the_spec_s_choice(tiny):
+    """With it every key gives another loss, without it the same teacher."""
+    c = tiny.config
+    quiet = dataclasses.replace(c, dropout=0.0, attention_dropout=0.0)
+    teacher, student = make_prompt(tiny, 1), make_prompt(tiny, 2)
+
+    def kd(key: int, dropout: bool, config=c) -> float:
+        return float(
+            steps.loss_and_metrics(
+                steps.Trainable(student),
+                tiny.params,
+                make_batch(),
+                None,
+                teacher,
+                make_hyper(1.0),
+                jax.random.key(key),
+                spec=steps.StepSpec(
+                    config, "classification", teacher_dropout=dropout
+                ),
+            )[1]["kd_loss"]
+        )
+
+    assert kd(0, True) != kd(0, False)
+    assert kd(0, False, quiet) == kd(1, False, quiet) == kd(0, True, quiet)
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_a_head_that_reads_tokens_sees_the_text_alone(tiny, kind):
+    batch, prompt = make_batch(), make_prompt(tiny, 0, kind)
+    logits, aux = bert.apply(
+        tiny.params,
+        tiny.config,
+        batch.tokens,
+        batch.segments,
+        prompt,
+        per_token=True,
+    )
+    text = np.asarray(aux["hidden"])[:, -batch.tokens.shape[1] :]
+    want = text @ np.asarray(prompt.head["kernel"]) + prompt.head["bias"]
+    np.testing.assert_allclose(logits, want, atol=1e-5)
+    best = steps.predict_step(
+        tiny.params,
+        batch.tokens,
+        batch.segments,
+        prompt,
+        config=tiny.config,
+        per_token=True,
+        best=True,
+    )
+    np.testing.assert_array_equal(best, want.argmax(-1))
+    broken = dataclasses.replace(
+        prompt, head={**prompt.head, "bias": jnp.full((CLASSES,), jnp.nan)}
+    )
+    lost = steps.predict_step(
+        tiny.params,
+        batch.tokens,
+        batch.segments,
+        broken,
+        config=tiny.config,
+        per_token=True,
+        best=True,
+    )
+    assert (np.asarray(lost) == -1).all()
