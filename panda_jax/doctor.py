@@ -224,7 +224,7 @@ def _minilm() -> list[Check]:
 
 def _data(folder: PathLike | None) -> list[Check]:
     """Which tasks find all their files."""
-    from panda_jax.tasks import specs
+    from panda_jax.tasks import readers, specs
 
     if not folder:
         return [
@@ -241,11 +241,11 @@ def _data(folder: PathLike | None) -> list[Check]:
         return [Check("data", False, f"{str(root)!r} is no folder", fix)]
     there, missing = [], []
     for name in specs.names():
-        files = [f for split in specs.get(name).files.values() for f in split]
-        absent = [file for file in files if not (root / file).is_file()]
+        spec = specs.get(name)
+        absent = readers.absent(spec, root)
         if absent:
             missing.append(f"{name} ({', '.join(absent)})")
-        elif files:
+        elif spec.files:
             there.append(name)
     found = f"{str(root)!r} has {', '.join(there) or 'no task'}"
     checks = [Check("data", bool(there), found)]

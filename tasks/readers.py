@@ -51,6 +51,12 @@ def paths(spec: TaskSpec, split: str, folder: str) -> list[pathlib.Path]:
     return found
 
 
+def absent(spec: TaskSpec, root: pathlib.Path) -> list[str]:
+    """What of a task's files is not under `root`."""
+    names = (name for split in spec.files.values() for name in split)
+    return [name for name in names if not _first_match(root, name)]
+
+
 def fingerprint(spec: TaskSpec, split: str, folder: str) -> str:
     """sha256 of the contents of a split's files."""
     digest = hashlib.sha256()

@@ -3,16 +3,15 @@
 import dataclasses
 import json
 
-import jax
 import made_up_data
 import numpy as np
 import pytest
+import stepping
 from panda_jax.tasks import offline, sources, specs, views
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
-from panda_jax import data, steps
+from panda_jax import data
 from panda_jax.errors import UserError
-from panda_jax.prompts import Prompt, fresh_head
 from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 
@@ -334,33 +333,7 @@ def test_a_training_step_runs_on_every_task(name, tiny, made_up):
         max_length=LENGTH,
         data_dir=made_up,
     )
-    one_step(specs.get(name), loaded, tiny)
-
-
-def one_step(spec, examples, backbone):
-    """A step lowers nothing yet, but its loss and gradient are real."""
-    c = backbone.config
-    key = jax.random.key(0)
-    vectors = jax.random.normal(key, (c.layers, 2, 4, c.heads, c.head_dim))
-    prompt = Prompt(vectors, fresh_head(key, c.width, spec.outputs))
-    state = steps.init_state(steps.Trainable(prompt))
-    chosen = np.arange(2)
-    batch = examples.batch(chosen)
-    rows = examples.rows(chosen).size
-    per_token = steps.per_token(spec.kind)
-    T = examples.tokens.shape[1:] if per_token else ()
-    _, metrics = steps.train_step(
-        state,
-        backbone.params,
-        batch,
-        np.zeros((rows, *T, spec.outputs), np.float32),
-        None,
-        steps.Hyper(0.1, 0.0, 10.0, 0.0, key),
-        spec=steps.StepSpec(c, spec.kind),
-    )
-    assert np.isfinite(float(metrics["task_loss"]))
-    assert float(metrics["gradient_norm"]) > 0
-    assert 0 <= float(metrics["teacher_agreement"]) <= 1
+    stepping.one_step(specs.get(name), loaded, tiny)
 
 
 # --- the vocabulary ----------------------------------------------------------

@@ -5,12 +5,16 @@ import types
 
 import made_up_data
 import pytest
-from panda_jax.tasks import sources, specs
+import stepping
+from panda_jax.tasks import sources, specs, views
 from panda_jax.tasks.spec import SPLITS
 
+from panda_jax import data
 from panda_jax.errors import UserError
+from panda_jax.text_tokenizer import TextTokenizer
 
 BACKED = [name for name in specs.names() if specs.get(name).tfds]
+BYTES = TextTokenizer.of_bytes()
 NO_LABEL = -1  # as TFDS marks rows of a test split
 
 
@@ -283,6 +287,29 @@ def test_a_prepared_copy_is_read_as_rows(name, tfds, tmp_path):
     for row in source.rows("train"):
         assert all(type(row[field]) is str for field in spec.fields)
     assert source.fingerprint("train") is not None
+
+
+@pytest.mark.parametrize("name", BACKED)
+def test_a_prepared_copy_goes_through_both_views(name, tfds, tmp_path, tiny):
+    spec = specs.get(name)
+    written = [example for example, _ in EXAMPLES[name]]
+    splits = [spec.tfds_splits.get(split, split) for split in SPLITS]
+    _prepare(tfds, tmp_path, spec.tfds, dict.fromkeys(splits, written))
+    loaded = data.load_examples(
+        name,
+        "train",
+        tokenizer=tiny.tokenizer,
+        max_length=48,
+        tfds_data_dir=tmp_path,
+    )
+    stepping.one_step(spec, loaded, tiny)
+    texts = data.load_text_examples(
+        name, "train", tokenizer=BYTES, tfds_data_dir=tmp_path
+    )
+    for i, (_, row) in enumerate(EXAMPLES[name]):
+        said, target = views.text_example(spec, row)
+        assert BYTES.decode(texts.inputs[i]) == said
+        assert BYTES.decode(texts.targets[i]) == target
 
 
 # --- faults and oddities -----------------------------------------------------
