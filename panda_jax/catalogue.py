@@ -67,6 +67,7 @@ def describe(
       UserError: no such task, or its data folder is missing or malformed.
     """
     spec = specs.get(task)
+    encoding.check_length(spec, max_length)
     source = sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir)
     about: dict[str, Any] = {
         "name": spec.name,

@@ -122,20 +122,35 @@ def _tasks(args: commands.Tasks) -> int:
     if args.markdown is not None:
         write_text(args.markdown, catalogue.markdown(args.task, **options))
         print(args.markdown)
-        return 0
-    about = catalogue.describe(args.task, **options)
-    for name, value in about.items():
-        print(f"{name}:", *_lines(value))
+    elif args.task is not None:
+        about = catalogue.describe(args.task, **options)
+        print("\n".join(_lines(about)))
     return 0
 
 
-def _lines(value: Any) -> list[str]:
-    """A value on the line of its name, or each part on a line of its own."""
-    if isinstance(value, dict):
-        return [f"\n  {key}: {part}" for key, part in value.items()]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [f"\n  {part}" for part in value]
-    return [str(value)]
+def _lines(value: Any, indent: str = "") -> list[str]:
+    """Nested values as indented lines; items of a list are set apart."""
+    if isinstance(value, str):
+        return [f"{indent}{value}"]
+    if not isinstance(value, dict):
+        items = [_lines(item, f"{indent}  ") for item in value]
+        return [
+            line
+            for item in items
+            for line in [f"{indent}- {item[0].strip()}", *item[1:]]
+        ]
+    lines = []
+    for name, part in value.items():
+        many = isinstance(part, list) and any(
+            len(str(item)) > 40 for item in part
+        )
+        if part and (isinstance(part, dict) or many):
+            lines += [f"{indent}{name}:", *_lines(part, f"{indent}  ")]
+        elif isinstance(part, list):
+            lines.append(f"{indent}{name}: {', '.join(map(str, part))}")
+        else:
+            lines.append(f"{indent}{name}: {part}")
+    return lines
 
 
 def _doctor(args: commands.Doctor) -> int:

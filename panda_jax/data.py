@@ -9,7 +9,7 @@ import numpy as np
 from panda_jax import files, token_cache
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples, TextExamples
-from panda_jax.tasks import sources, specs
+from panda_jax.tasks import encoding, sources, specs
 from panda_jax.tasks.spec import TaskSpec
 from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.tokenizer import Tokenizer
@@ -53,12 +53,7 @@ def load_examples(
     """
     spec = specs.get(task)
     sources.known(split)
-    least = 5 if spec.text_b else 3
-    if max_length < least:
-        raise UserError(
-            f"max_length is {max_length}; task {task!r} needs {least} or more: "
-            "[CLS], [SEP] and a piece of each text."
-        )
+    encoding.check_length(spec, max_length)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected 1 or more rows.")
     examples = token_cache.load(

@@ -17,8 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
-from panda_jax.token_cache import cache_folder
+from panda_jax.files import PathLike, cache_folder
 
 _GIB = 1 << 30
 _TESTED_PYTHONS = ("3.11", "3.12")

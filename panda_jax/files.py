@@ -14,6 +14,15 @@ from panda_jax.errors import UserError
 PathLike = str | os.PathLike[str]
 
 
+def cache_folder(cache_dir: PathLike | None = None) -> pathlib.Path:
+    """`cache_dir`, or `PANDA_CACHE_DIR`, or the user's cache folder."""
+    chosen = cache_dir or os.environ.get("PANDA_CACHE_DIR")
+    if chosen:
+        return pathlib.Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "panda_jax"
+
+
 @contextlib.contextmanager
 def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path that becomes `path` when the block succeeds.

@@ -84,7 +84,7 @@ def load(
         sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir),
         name=f"{spec.name}-{split}-{max_length}",
         key=f"encoder {tokenizer.fingerprint} {max_length}",
-        folder=cache_folder(cache_dir),
+        folder=files.cache_folder(cache_dir),
         fill=fill,
         parse=functools.partial(_examples, spec),
     )
@@ -119,7 +119,7 @@ def load_text(
         sources.find(spec, data_dir=data_dir, tfds_data_dir=tfds_data_dir),
         name=f"{spec.name}_text-{split}-{input_length}-{target_length}",
         key=f"text {tokenizer.fingerprint} {input_length} {target_length}",
-        folder=cache_folder(cache_dir),
+        folder=files.cache_folder(cache_dir),
         fill=fill,
         parse=_text_examples,
     )
@@ -180,15 +180,6 @@ def _cached(
     return parse(arrays)
 
 
-def cache_folder(cache_dir: files.PathLike | None = None) -> pathlib.Path:
-    """`cache_dir`, or `PANDA_CACHE_DIR`, or the user's cache folder."""
-    chosen = cache_dir or os.environ.get("PANDA_CACHE_DIR")
-    if chosen:
-        return pathlib.Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "panda_jax"
-
-
 def _arrays(examples: Examples) -> dict[str, np.ndarray]:
     """What is stored: small types, and the references as bytes."""
     arrays = examples.row_arrays()
@@ -241,7 +232,7 @@ def _text_examples(arrays: dict[str, np.ndarray]) -> TextExamples:
     return TextExamples(inputs, targets, references.tobytes())
 
 
-def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
     try:
         with (
             files.atomic_file(path) as temporary,
@@ -307,7 +298,9 @@ def _fill_text(
     dataset = task.get_dataset(lengths, split, shuffle=False)
     columns = _columns(seqio.trim_and_pad_dataset(dataset, lengths))
     references = b"[" + b",".join(columns["reference"]) + b"]"
-    arrays = {"references": np.frombuffer(references, np.uint8)}
+    arrays: dict[str, np.ndarray] = {
+        "references": np.frombuffer(references, np.uint8)
+    }
     for name, length in lengths.items():
         width = _rounded(longest_row(columns[name]), length)
         arrays[name] = columns[name][:, :width].astype(np.int32)

@@ -10,6 +10,7 @@ from panda_jax.tasks import views
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import TaskSpec
 
+from panda_jax.errors import UserError
 from panda_jax.tokenizer import Tokenizer
 
 # As in BERT's own SQuAD code: no question takes more pieces than this.
@@ -33,9 +34,23 @@ class Encoded(NamedTuple):
 
     tokens: list[int]
     segments: list[int]
-    labels: list[float]
+    labels: Sequence[float]
     starts: list[int]
     ends: list[int]
+
+
+def check_length(spec: TaskSpec, max_length: int) -> None:
+    """Refuses a length that leaves no room for a piece of each text.
+
+    Raises:
+      UserError: says how much is needed.
+    """
+    least = 5 if spec.text_b else 3
+    if max_length < least:
+        raise UserError(
+            f"max_length is {max_length}; task {spec.name!r} needs {least} or "
+            "more: [CLS], [SEP] and a piece of each text."
+        )
 
 
 def encode(

@@ -11,6 +11,7 @@ built-in one; the text vocabulary is the SentencePiece model that
 
 # TensorFlow's and SeqIO's own annotations are incomplete or too narrow.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportInvalidTypeForm=false
 
 import contextlib
 import functools
