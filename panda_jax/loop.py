@@ -418,11 +418,7 @@ class Session:
             data_fingerprint=self.train_data.fingerprint,
             max_length=run.max_length,
             scores=self.tracking.best_scores,
-            labels=list(
-                self.spec.tag_names
-                if self.spec.kind == "tags"
-                else self.spec.labels
-            ),
+            labels=list(self.spec.output_names),
             versions=runs.versions(),
         )
         if self.folder is None:

@@ -2,6 +2,7 @@
 
 In plain Python: `spec` and `specs` (what a task is, and the table), `sources`
 (where rows come from), `readers` (distribution files), `offline` (built-in
-tasks).  The SeqIO side, `registry`, `vocabulary`, `features` and `from_tfds`,
-loads TensorFlow and is imported only when a token cache must be filled.
+tasks), `views` and `encoding` (what a row becomes).  The SeqIO side,
+`registry`, `vocabulary`, `features` and `from_tfds`, loads TensorFlow and is
+imported only when a token cache must be filled.
 """

@@ -137,20 +137,18 @@ class TaskSpec:
         return ("O", *(tag for pair in pairs for tag in pair))
 
     @property
-    def outputs(self) -> int:
-        """C: outputs of the encoder's head, a row or (tags, span) a token."""
+    def output_names(self) -> tuple[str, ...]:
+        """What the outputs of the encoder's head say; empty for one score."""
         return {
-            "classification": len(self.labels),
-            "regression": 1,
-            "choice": 1,
-            "tags": len(self.tag_names),
-            "span": 2,
-        }[self.kind]
+            "classification": self.labels,
+            "tags": self.tag_names,
+            "span": ("start", "end"),
+        }.get(self.kind, ())
 
     @property
-    def grouped(self) -> bool:
-        """Whether several of the encoder's rows make one question."""
-        return self.kind in ("choice", "span") or bool(self.group)
+    def outputs(self) -> int:
+        """C: outputs of the encoder's head, a row or (tags, span) a token."""
+        return len(self.output_names) or 1
 
     @property
     def metric(self) -> str:
