@@ -127,7 +127,7 @@ SUPER_GLUE = (
         text_input="multirc question: {question} answer: {answer} paragraph: "
         "{paragraph}",
         labels=("False", "True"),
-        metrics=("f1", "exact_match"),
+        metrics=("f1", "exact_match", "accuracy"),
         reader="multirc",
         files=_super_glue("MultiRC"),
         lenient=True,
