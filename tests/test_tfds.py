@@ -289,7 +289,11 @@ def test_a_prepared_copy_is_read_as_rows(name, tfds, tmp_path):
     assert source.fingerprint("train") is not None
 
 
-@pytest.mark.parametrize("name", BACKED)
+# One of each kind and format; that rows are right is tested for all above.
+THROUGH = ["boolq", "record", "mnli", "qnli", "qqp", "squad", "conll03"]
+
+
+@pytest.mark.parametrize("name", THROUGH)
 def test_a_prepared_copy_goes_through_both_views(name, tfds, tmp_path, tiny):
     spec = specs.get(name)
     written = [example for example, _ in EXAMPLES[name]]
