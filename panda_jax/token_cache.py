@@ -42,7 +42,9 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# Part of every name: another number makes all older files unread.
+# Part of every name: another number makes all older files unread.  Raise it
+# when `tasks.views`, `tasks.encoding` or a reader makes other arrays of the
+# same files.
 _VERSION = 2
 
 
