@@ -84,11 +84,16 @@ def describe(
     if source.fingerprint("train") is None:
         about["unavailable"] = (
             f"Not prepared: {source}. Give the data set's own files by "
-            "--data_dir (or PANDA_DATA_DIR); training would download it."
+            "--data_dir (or PANDA_DATA_DIR)"
+            + ("; training would download it." if spec.tfds else ".")
         )
         return about
     rows = {split: source.rows(split) for split in SPLITS}
-    about["splits"] = {split: summary(spec, rows[split]) for split in SPLITS}
+    about["splits"] = {
+        split: summary(spec, rows[split])
+        | ({"published": spec.rows[split]} if split in spec.rows else {})
+        for split in SPLITS
+    }
     about["examples"] = _examples(
         spec,
         rows["train"][:_SHOWN],
@@ -174,6 +179,10 @@ def markdown(task: str | None = None, **options: Any) -> str:
     """
     lines = [
         "# Tasks",
+        "",
+        "Written by `panda-jax tasks --markdown=FILE --data_dir=DATA`. An "
+        "example is the first training row of DATA, decoded from its tokens; "
+        "kinds and features are explained in `tasks/spec.py`.",
         "",
         "| task | kind | metric | train | validation | | TFDS |",
         "|---|---|---|---|---|---|---|",

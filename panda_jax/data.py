@@ -76,7 +76,7 @@ def load_text_examples(
     *,
     tokenizer: TextTokenizer,
     input_length: int = 512,
-    target_length: int = 62,
+    target_length: int | None = None,
     data_dir: files.PathLike | None = None,
     tfds_data_dir: files.PathLike | None = None,
     cache_dir: files.PathLike | None = None,
@@ -88,13 +88,16 @@ def load_text_examples(
       split: `"train"` or `"validation"`.
       tokenizer: the backbone's.
       input_length: most ids of an input, the end's included; the rest is cut.
-      target_length: likewise of a target.
+      target_length: likewise of a target; None for 256 of kind tags, whose
+        targets name every span, else 62.
       data_dir: as in `load_examples`, and so are the others.
       tfds_data_dir: likewise.
       cache_dir: likewise.
     """
     spec = specs.get(task)
     sources.known(split)
+    if target_length is None:
+        target_length = 256 if spec.kind == "tags" else 62
     for name, length in (("input", input_length), ("target", target_length)):
         if length < 2:
             raise UserError(

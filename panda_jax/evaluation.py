@@ -136,7 +136,7 @@ def evaluate(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)
-    _check_head(stored, spec)
+    prompt_of_task = _prompt_for(stored, spec)
     examples = load_examples(
         spec.name,
         split,
@@ -149,7 +149,7 @@ def evaluate(
     found = scores(
         backbone.params,
         backbone.config,
-        stored.prompt,
+        prompt_of_task,
         examples,
         spec=spec,
     )
@@ -161,8 +161,12 @@ def evaluate(
     }
 
 
-def _check_head(stored: StoredPrompt, spec: TaskSpec) -> None:
-    """Refuses a prompt whose head does not answer a task of this kind."""
+def _prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:
+    """The prompt, its head's outputs in the order of the task's.
+
+    Raises:
+      UserError: the head answers another kind of task, or says other labels.
+    """
     found = stored.prompt.head["bias"].shape[0] if stored.prompt.head else 0
     kind = spec.kind
     if stored.info.task in specs.names():
@@ -173,3 +177,16 @@ def _check_head(stored: StoredPrompt, spec: TaskSpec) -> None:
             f"outputs for {kind}; task {spec.name!r} needs {spec.outputs} for "
             f"{spec.kind}."
         )
+    prompt, labels = stored.prompt, stored.info.labels
+    if not labels or labels == list(spec.output_names):
+        return prompt
+    if set(labels) != set(spec.output_names):
+        raise UserError(
+            f"The head of task {stored.info.task!r} says "
+            f"{', '.join(labels[:9])}; task {spec.name!r} asks for "
+            f"{', '.join(spec.output_names[:9])}. A head answers its own "
+            "labels only."
+        )
+    order = np.array([labels.index(name) for name in spec.output_names])
+    head = {name: part[..., order] for name, part in prompt.head.items()}
+    return Prompt(prompt.vectors, head)

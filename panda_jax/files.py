@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,24 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(
+    folder: pathlib.Path, *, suffix: str, days: float = 1.0
+) -> None:
+    """Removes what killed processes left of `atomic_file`, a day later.
+
+    Args:
+      folder: where.
+      suffix: of the files that were to be, e.g. `".npz"`.
+      days: younger ones may still be written.
+    """
+    for path in folder.glob(f".*{suffix}.*{suffix}"):
+        with contextlib.suppress(FileNotFoundError):  # another was faster
+            if path.is_file() and path.stat().st_mtime < time.time() - (
+                days * 86400
+            ):
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -236,6 +236,7 @@ def _text_examples(arrays: dict[str, np.ndarray]) -> TextExamples:
 
 def _write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
     try:
+        files.remove_abandoned(path.parent, suffix=path.suffix)
         with (
             files.atomic_file(path) as temporary,
             open(temporary, "wb") as file,

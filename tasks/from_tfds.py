@@ -37,11 +37,6 @@ def read(
     Raises:
       UserError: TFDS cannot deliver it, or its rows are not the task's.
     """
-    if not spec.tfds:
-        raise UserError(
-            f"Task {spec.name!r} is not in TFDS: give its files by --data_dir "
-            "(or PANDA_DATA_DIR)."
-        )
     rows = []
     name = spec.tfds_splits.get(split, split)
     for number, example in enumerate(_examples(spec, name, folder, prepared)):

@@ -57,6 +57,15 @@ def absent(spec: TaskSpec, root: pathlib.Path) -> list[str]:
     return [name for name in names if not _first_match(root, name)]
 
 
+def layout(spec: TaskSpec) -> list[str]:
+    """The files of a task, for messages."""
+    return [
+        name.replace("|", " or ")
+        for names in spec.files.values()
+        for name in names
+    ]
+
+
 def fingerprint(spec: TaskSpec, split: str, folder: str) -> str:
     """sha256 of the contents of a split's files."""
     digest = hashlib.sha256()
@@ -97,14 +106,9 @@ def _missing(spec: TaskSpec, root: pathlib.Path, name: str) -> UserError:
         what = f"The file '{root / first}' does not exist."
         if "*" in first:
             what = f"No file matches '{root / first}'."
-    layout = ", ".join(
-        name.replace("|", " or ")
-        for names in spec.files.values()
-        for name in names
-    )
     tfds = " Without a data folder TFDS is used." if spec.tfds else ""
     return UserError(
-        f"{what} Task {spec.name!r} expects {layout} under the folder given "
-        "by --data_dir (or PANDA_DATA_DIR), as the data set's authors ship "
-        f"them.{tfds}"
+        f"{what} Task {spec.name!r} expects {', '.join(layout(spec))} under "
+        "the folder given by --data_dir (or PANDA_DATA_DIR), as the data "
+        f"set's authors ship them.{tfds}"
     )

@@ -81,24 +81,40 @@ def conll12_roles(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
             for i, row in enumerate(rows)
             if row[_LEMMA] != "-" and row[_FRAMESET] != "-"
         ]
-        columns = range(_ROLES, len(rows[0]) - 1)
+        # A sentence without predicates may have one column of nothing.
+        columns = [
+            column
+            for column in range(_ROLES, len(rows[0]) - 1)
+            if any(row[column] != "*" for row in rows)
+        ]
         text = [row[_WORD] for row in rows]
         yield from _predicates(place, rows, text, columns, marked)
 
 
 def conll12_names(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
-    """CoNLL-2012: the names in each sentence."""
-    for place, rows in _documents(paths):
-        # Nobody has marked names in the pivot texts (the Bible): they are
-        # not in the published numbers of sentences.
-        if not rows[0][0].startswith("pt/"):
-            yield (
+    """CoNLL-2012: the names in each sentence.
+
+    Left out are documents in which no word carries a name: nobody marked any
+    there, and they are not in the published numbers of sentences.
+    """
+
+    def document(sentence: Sentence) -> tuple[str, str]:
+        place, rows = sentence
+        return place.path, rows[0][0]
+
+    for _, sentences in itertools.groupby(_documents(paths), key=document):
+        found = [
+            (
                 place,
                 {
                     "words": [row[_WORD] for row in rows],
                     "tags": _bracket_tags(place, rows, _NAMES),
                 },
             )
+            for place, rows in sentences
+        ]
+        if any(set(raw["tags"]) != {"O"} for _, raw in found):
+            yield from found
 
 
 def _sentences(
@@ -139,7 +155,7 @@ def _predicates(
     place: Place,
     rows: Sequence[Sequence[str]],
     words: list[str],
-    columns: range,
+    columns: Sequence[int],
     marked: Sequence[int],
 ) -> Found:
     """A raw row for each of `columns`; `marked` are the words with lemmas."""

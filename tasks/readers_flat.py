@@ -6,6 +6,7 @@ found, and its fields as `tasks.rows.checked` takes them.
 
 import json
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -155,13 +156,21 @@ def _cells(
     *,
     width: int,
 ) -> Found:
+    torn = 0
     for number, line in rest:
         place = Place(str(path), number)
         cells = line.split("\t")
-        if spec.lenient and len(cells) < width:
+        if spec.lenient and (len(cells) < width or not cells[at["label"]]):
             # A line end within a text: neither part of the row is one.
+            torn += 1
             continue
         if len(cells) != width:
             expected = f"{width} tab-separated columns, not {len(cells)}"
             raise place.fault("(whole line)", line, expected)
         yield place, {field: cells[i] for field, i in at.items()}
+    if torn:
+        warnings.warn(
+            f"{path}: {torn} lines lack a column and are left out.",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -66,7 +66,7 @@ def task(
       UserError: there is no such task.
     """
     spec = specs.get(name)
-    folders = (data_dir, tfds_data_dir)
+    folders = _absolute(data_dir, tfds_data_dir)
     entry = _entry(spec, name, tokenizer and tokenizer.fingerprint, folders)
     if entry not in seqio.TaskRegistry.names():
         vocabulary = WordPieceVocabulary(tokenizer or default_tokenizer())
@@ -97,7 +97,7 @@ def text_task(
       UserError: there is no such task.
     """
     spec = specs.get(name)
-    folders = (data_dir, tfds_data_dir)
+    folders = _absolute(data_dir, tfds_data_dir)
     entry = _entry(
         spec, f"{name}_text", tokenizer and tokenizer.fingerprint, folders
     )
@@ -182,23 +182,31 @@ def text_vocabulary(tokenizer: TextTokenizer | None) -> seqio.Vocabulary:
     return seqio.SentencePieceVocabulary(str(tokenizer.path), extra_ids=100)
 
 
+def _absolute(*folders: PathLike | None) -> tuple[str | None, ...]:
+    """The same folders wherever the process goes; empty ones are None."""
+    return tuple(
+        os.path.abspath(os.path.expanduser(folder)) if folder else None
+        for folder in folders
+    )
+
+
 def _entry(
     spec: TaskSpec,
     name: str,
     vocabulary: str | None,
-    folders: tuple[PathLike | None, PathLike | None],
+    folders: tuple[str | None, ...],
 ) -> str:
     """The name of an entry in the registry."""
     if vocabulary is None and folders == (None, None):
         return name
-    paths = [os.path.abspath(path) if path else "" for path in folders]
+    paths = [path or "" for path in folders]
     text = "\n".join([vocabulary or "", *paths, spec.fingerprint])
     return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _source(
     spec: TaskSpec,
-    folders: tuple[PathLike | None, PathLike | None],
+    folders: tuple[str | None, ...],
     train: Callable[[TaskSpec, sources.Row], sources.Row] | None = None,
 ) -> seqio.FunctionDataSource:
     """Rows as `row` (JSON) and `question` (number); `train` changes some."""

@@ -171,10 +171,9 @@ def _class_id(
 def _chosen(place: Place, field: str, raw: Mapping[str, Any]) -> Row:
     candidates = list(dict.fromkeys(_texts(place, field, raw[field])))
     answers = list(dict.fromkeys(_texts(place, "answers", raw["answers"])))
-    for answer in answers:
-        if answer not in candidates:
-            expected = f"one of the {field}: {listed(candidates)}"
-            raise place.fault("answers", answer, expected)
+    if not set(answers) & set(candidates):
+        expected = f"one of the {field}: {listed(candidates)}"
+        raise place.fault("answers", answers[0], expected)
     return {field: candidates, "answers": answers}
 
 

@@ -44,6 +44,8 @@ def find(
     folder = data_dir or os.environ.get("PANDA_DATA_DIR")
     if folder:
         return FileSource(spec, os.fspath(folder))
+    if not spec.tfds:
+        return NoSource(spec)
     tfds = tfds_data_dir or os.environ.get("TFDS_DATA_DIR")
     return TfdsSource(spec, os.fspath(tfds or "~/tensorflow_datasets"))
 
@@ -87,6 +89,29 @@ class FileSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class NoSource:
+    """No rows: no folder is given, and TFDS does not have the data set."""
+
+    spec: TaskSpec
+
+    def __str__(self) -> str:
+        return "files that --data_dir (or PANDA_DATA_DIR) must name"
+
+    def fingerprint(self, split: str) -> None:
+        """None: there is nothing."""
+        known(split)
+
+    def rows(self, split: str) -> list[Row]:
+        """Raises an error that says what to give."""
+        known(split)
+        raise UserError(
+            f"Task {self.spec.name!r} is not in TFDS: give its files "
+            f"({', '.join(readers.layout(self.spec))}) by --data_dir (or "
+            "PANDA_DATA_DIR)."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TfdsSource:
     """Rows of a TFDS data set, prepared under `folder` or downloaded."""
 
@@ -107,14 +132,17 @@ class TfdsSource:
         return max(versions)[1] if versions else None
 
     def fingerprint(self, split: str) -> str | None:
-        """sha256 of the version and of its files' names and sizes."""
-        known(split)
+        """sha256 of the version's description and of the split's files."""
         folder = self.prepared()
+        name = self.spec.tfds_splits.get(known(split), split)
         if folder is None:
             return None
-        digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
+        digest = hashlib.sha256()
         for path in sorted(folder.iterdir()):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            # Files are named `data_set-split.format-00000-of-00001`.
+            if path.suffix == ".json" or f"-{name}." in path.name:
+                digest.update(f"{path.name}\n".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
     def rows(self, split: str) -> list[Row]:

@@ -254,6 +254,7 @@ GLUE = (
         text_b="{hypothesis}",
         labels=("entailment", "neutral", "contradiction"),
         reader="tsv",
+        lenient=True,
         files=_glue("MNLI", "dev_matched"),
         columns={
             "premise": "sentence1",
@@ -273,6 +274,7 @@ GLUE = (
         text_b="{sentence}",
         labels=("entailment", "not_entailment"),
         reader="tsv",
+        lenient=True,
         files=_glue("QNLI"),
         tfds="glue/qnli",
         rows={"train": 104743, "validation": 5463},

@@ -5,6 +5,7 @@ the same in both views, so that both are scored by the same metrics.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from panda_jax.metrics import Grouped, tag_spans
 NOTHING = "none"
 # No label, where a text is none of a task's label words.
 UNKNOWN = -1
+# Nor score, where it is no number; as in T5.
+_NO_SCORE = -1.0
 # What is left of a row to judge an answer by; the rest stays behind.
 _REFERENCE = (
     "label",
@@ -169,9 +172,10 @@ def answer_from_text(spec: TaskSpec, text: str, reference: Row) -> Any:
     text = " ".join(text.split())
     if spec.kind == "regression":
         try:
-            return float(text)
+            score = float(text)
         except ValueError:
-            return -1.0
+            return _NO_SCORE
+        return score if math.isfinite(score) else _NO_SCORE
     if spec.kind == "span" or spec.listed_choices:
         return text
     if spec.kind == "tags":

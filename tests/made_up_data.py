@@ -183,7 +183,8 @@ ANNOTATED = [
         "- 01",
         ["(ARG0*) (V*)"],
     ),
-    ("wb/web/00/web_0001", "Hello", "*", "-", "-", []),
+    # As in the real files, a column of roles without any.
+    ("wb/web/00/web_0001", "Hello Oslo", "* (GPE)", "- -", "- -", ["* *"]),
 ]
 
 
@@ -223,7 +224,7 @@ def _super_glue(folder, split, count):
         row = {"text": text, "target": target, "idx": i, "label": i % 2 == 1}
         tables["WSC"].append(row)
         row = {"question": QUESTIONS[i][0], "passage": a, "idx": i}
-        tables["BoolQ"].append(row | {"label": i % 2 == 1})
+        tables["BoolQ"].append(row | {"label": i % 2 == 0})
     for name, rows in tables.items():
         _put(folder, f"{name}/{split}.jsonl", map(json.dumps, rows))
 
@@ -231,18 +232,18 @@ def _super_glue(folder, split, count):
 def _glue(folder, split, count):
     pairs = list(enumerate(PAIRS[:count]))
     header = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-    rows = [f"{i % 2}\t{i}\t{i}\t{a}\t{b}" for i, (a, b) in pairs]
+    rows = [f"{1 - i % 2}\t{i}\t{i}\t{a}\t{b}" for i, (a, b) in pairs]
     _put(folder, f"MRPC/{split}.tsv", header + rows, end="\r\n", bom="\ufeff")
-    rows = [f"src\t{i % 2}\t{'*' * (1 - i % 2)}\t{a}" for i, (a, _) in pairs]
+    rows = [f"src\t{1 - i % 2}\t{'*' * (i % 2)}\t{a}" for i, (a, _) in pairs]
     _put(folder, f"CoLA/{split}.tsv", rows)
-    rows = [f"{a} \t{i % 2}" for i, (a, _) in pairs]
+    rows = [f"{a} \t{1 - i % 2}" for i, (a, _) in pairs]
     _put(folder, f"SST-2/{split}.tsv", ["sentence\tlabel", *rows])
     header = [
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\t"
         "sentence1\tsentence2\tscore"
     ]
     rows = [
-        f"{i}\tg\tf\t2012\t{i}\tx\ty\t{a}\t{b}\t{i * 1.25:.3f}"
+        f"{i}\tg\tf\t2012\t{i}\tx\ty\t{a}\t{b}\t{5 - i * 1.25:.3f}"
         for i, (a, b) in pairs
     ]
     _put(folder, f"STS-B/{split}.tsv", header + rows)

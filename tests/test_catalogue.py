@@ -42,10 +42,12 @@ def test_counts_labels_and_examples_are_shown(made_up):
         "train": {
             "examples": 5,
             "labels": {"entailment": 2, "contradiction": 2, "neutral": 1},
+            "published": 250,
         },
         "validation": {
             "examples": 3,
             "labels": {"entailment": 1, "contradiction": 1, "neutral": 1},
+            "published": 56,
         },
     }
     assert about["examples"][0] == {
@@ -67,7 +69,11 @@ def test_every_kind_is_summarised(made_up):
         name: describe(name, made_up)["splits"]["train"]
         for name in ("stsb", "multirc", "copa", "conll04", "squad", "record")
     }
-    assert train["stsb"] == {"examples": 5, "scores": [0.0, 2.5, 5.0]}
+    assert train["stsb"] == {
+        "examples": 5,
+        "scores": [0.0, 2.5, 5.0],
+        "published": 5749,
+    }
     assert train["multirc"]["questions"] == 2
     assert train["multirc"]["passages"] == 1
     assert sum(train["multirc"]["labels"].values()) == 5
@@ -92,6 +98,12 @@ def test_nothing_is_downloaded(tmp_path):
     )
     assert "--data_dir" in about["unavailable"]
     assert "splits" not in about
+    assert "would download" in about["unavailable"]
+    about = catalogue.describe(
+        "conll05", tokenizer=TOKENIZER, tfds_data_dir=tmp_path
+    )
+    assert "--data_dir" in about["unavailable"]
+    assert "download" not in about["unavailable"]
     page = catalogue.markdown("cb", tokenizer=TOKENIZER, tfds_data_dir=tmp_path)
     assert "Not prepared: TFDS super_glue/cb" in page
 
@@ -125,4 +137,4 @@ def test_text_is_decoded_from_the_vocabulary_given(made_up):
         text_tokenizer=Shouting(None, b""),
         data_dir=made_up,
     )
-    assert about["examples"][0]["target"] == "UNACCEPTABLE"
+    assert about["examples"][0]["target"] == "ACCEPTABLE"

@@ -72,7 +72,7 @@ def test_files_of_every_kind_become_examples(made_up):
         assert decoded.count("[SEP]") == 1 + pair
         assert loaded.segments.max() == pair
     assert loaded.labels.dtype == np.float32
-    assert loaded.labels.tolist() == [0.0, 1.25, 2.5, 3.75, 5.0]
+    assert loaded.labels.tolist() == [5.0, 3.75, 2.5, 1.25, 0.0]
 
 
 def test_max_length_cuts_and_t_is_not_in_the_fingerprint(cache):
@@ -276,6 +276,22 @@ def test_a_folder_that_cannot_be_written_only_warns(tmp_path):
     with pytest.warns(RuntimeWarning, match="PANDA_CACHE_DIR"):
         loaded = _load(cache_dir=tmp_path / "file" / "cache")
     assert len(loaded) == 256
+
+
+def test_what_killed_fills_left_goes_after_a_day(cache):
+    cache.mkdir()
+    old, young, other = (
+        cache / name
+        for name in (".cb-1.npz.abc.npz", ".cb-2.npz.abc.npz", ".notes.npz")
+    )
+    for path in (old, young, other):
+        path.write_text("x")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    _load()
+    assert not old.exists()
+    assert young.exists()
+    assert other.exists()
 
 
 def test_a_malformed_row_reaches_the_user_as_it_is(made_up, cache):

@@ -6,7 +6,7 @@ import pytest
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import loop
+from panda_jax import evaluation, loop
 from panda_jax.writers import read_metrics
 
 COMMON = {
@@ -89,6 +89,23 @@ def test_a_teacher_too_large_to_cache_says_the_same_online(
     monkeypatch.setattr(loop, "MOST_CACHED", 0)
     online = kd_losses("online")
     np.testing.assert_allclose(online, cached, rtol=1e-4)
+
+
+def test_a_head_is_read_by_its_labels_names(tiny, made_up):
+    """CB's classes stand in another order than MNLI's."""
+    done = pj.train(tiny, task="mnli", data_dir=made_up, **COMMON)
+    found = evaluation._prompt_for(done.prompt, specs.get("cb"))
+    mine = done.prompt.prompt.head
+    for part in ("kernel", "bias"):
+        np.testing.assert_array_equal(
+            found.head[part], np.asarray(mine[part])[..., [0, 2, 1]]
+        )
+    scores = pj.evaluate(
+        done.prompt, task="cb", backbone=tiny, data_dir=made_up
+    )
+    assert scores["examples"] == 3
+    with pytest.raises(pj.UserError, match="says entailment, neutral"):
+        evaluation._prompt_for(done.prompt, specs.get("toy_tense"))
 
 
 def test_a_head_of_another_kind_is_refused(tiny, made_up):

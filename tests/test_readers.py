@@ -51,9 +51,11 @@ def test_made_up_rows_are_read_as_their_authors_meant(name, made_up):
         for i, row in enumerate(found):
             texts = tuple(row[field].strip() for field in spec.fields)
             assert texts == made_up_data.PAIRS[i][: len(texts)]
-        want = [i * 1.25 for i in range(count)]
-        if name != "stsb":
+        want = [5 - i * 1.25 for i in range(count)]
+        if name in ("cb", "rte", "mnli"):
             want = [i % spec.outputs for i in range(count)]
+        elif name != "stsb":
+            want = [1 - i % 2 for i in range(count)]
         assert [row["label"] for row in found] == want
 
 
@@ -80,7 +82,7 @@ CASES = {
     "boolq": {
         "question": "what did he say",
         "passage": 'He said "it rains" and left.',
-        "label": 1,
+        "label": 0,
     },
     "multirc": {
         "paragraph": "Sent 1: Ida baked bread. Sent 2: Noor ate it, and so "
@@ -747,7 +749,7 @@ def test_the_first_layout_that_exists_is_read(tmp_path):
     def put(name, word):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_conll12((word, "-", "*")))
+        path.write_bytes(_conll12((word, "-", "(GPE)")))
 
     shipped = "conll-2012/v4/data/train/data/english/annotations"
     put(f"{shipped}/nw/b.v4_gold_conll", "third")
@@ -760,6 +762,9 @@ def test_the_first_layout_that_exists_is_read(tmp_path):
     assert read() == ["joined"]
     put("ontonotes/train/x_gold_conll", "own")
     assert read() == ["own"]
+    put("ontonotes/train/data/chinese/x_gold_conll", "other")
+    put("ontonotes/train/data/english/y_gold_conll", "english")
+    assert read() == ["english"]
     assert readers.fingerprint(spec, "train", str(tmp_path)) != before
 
 

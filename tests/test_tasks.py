@@ -147,7 +147,7 @@ def test_a_registered_task_yields_packed_rows(registry, made_up, monkeypatch):
         tokens, segments = tokenizer.pair(a, b, 16)
         assert row["inputs"].numpy().tolist() == tokens
         assert row["segment_ids"].numpy().tolist() == segments
-        assert row["targets"].numpy() == i % 2
+        assert row["targets"].numpy() == 1 - i % 2
 
 
 def test_the_converter_pads_and_renames(registry, made_up):
@@ -164,7 +164,7 @@ def test_the_converter_pads_and_renames(registry, made_up):
         shuffle=False,
     )
     rows = list(dataset.as_numpy_iterator())
-    assert [float(row["labels"]) for row in rows] == [0.0, 1.25, 2.5]
+    assert [float(row["labels"]) for row in rows] == [5.0, 3.75, 2.5]
     for row, texts in zip(rows, made_up_data.PAIRS, strict=False):
         tokens, segments = TOKENIZER.pair(*TOKENIZER.encode(texts), 80)
         padding = [0] * (80 - len(tokens))

@@ -131,7 +131,8 @@ def test_what_a_model_writes_is_read_with_care():
     assert answer("cb", " contradiction ") == 1
     assert answer("cb", "contradict") == views.UNKNOWN == -1
     assert answer("stsb", "3.4") == 3.4
-    assert answer("stsb", "three") == -1.0
+    for text in ("three", "nan", "inf", "-inf", "1e999", ""):
+        assert answer("stsb", text) == -1.0
     assert answer("copa", "choice2") == 1
     assert answer("squad", " the  cat") == "the cat"
     words = ["Bo", "saw", "New", "York", "and", "Bo"]
