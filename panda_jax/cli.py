@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -332,9 +333,22 @@ def _quiet_libraries() -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
+def _plain_warnings() -> None:
+    """Warnings as one line for people, without our source line."""
+    usual = warnings.formatwarning
+
+    def line(message: Any, category: type[Warning], *place: Any) -> str:
+        if issubclass(category, RuntimeWarning):
+            return f"panda-jax: warning: {message}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = line
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours."""
     _quiet_libraries()
+    _plain_warnings()
     try:
         return _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:
