@@ -6,7 +6,7 @@ import numpy as np
 
 from panda_jax import metrics
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
+from panda_jax.examples import Examples, TextExamples
 from panda_jax.tasks import views
 from panda_jax.tasks.spec import TaskSpec
 
@@ -31,6 +31,25 @@ def scores(
     found = predictions(spec, examples, outputs)
     return {
         name: metrics.compute(name, targets, found, classes=len(spec.labels))
+        for name in spec.metrics
+    }
+
+
+def text_scores(
+    spec: TaskSpec, examples: TextExamples, predictions: list[Any]
+) -> dict[str, float]:
+    """Each of the task's metrics for answers of a text-to-text model.
+
+    Args:
+      spec: the task.
+      examples: E rows.
+      predictions: an answer a row, as `views.answer_from_text` reads them.
+    """
+    targets = [views.text_target(spec, x) for x in examples.parsed_references]
+    return {
+        name: metrics.compute(
+            name, targets, predictions, classes=len(spec.labels)
+        )
         for name in spec.metrics
     }
 

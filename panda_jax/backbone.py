@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import os
 import pathlib
 import zlib
 
@@ -14,9 +15,9 @@ import numpy as np
 
 from panda_jax import models
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.interop import hf
-from panda_jax.models import bert
-from panda_jax.models.bert import BertConfig
+from panda_jax.interop import hf, t5x
+from panda_jax.models import Config
+from panda_jax.text_tokenizer import SENTENCEPIECE_FILE, TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 from panda_jax.trees import content_hash
 from panda_jax.types import Params
@@ -42,16 +43,22 @@ class Backbone:
     """
 
     id: str
-    config: BertConfig
+    config: Config
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | TextTokenizer
     fingerprint: str
+
+    @property
+    def text_to_text(self) -> bool:
+        """Whether it writes its answers, so that prompts have no head."""
+        return models.is_text_to_text(self.config)
 
     @functools.cached_property
     def empty_vectors(self) -> np.ndarray:
-        """A deep prompt of length 0: the plain encoder."""
+        """A deep prompt of length 0: the plain backbone."""
         c = self.config
-        return np.zeros((c.layers, 2, 0, c.heads, c.head_dim), np.float32)
+        layers = models.prompt_layers(c)
+        return np.zeros((layers, 2, 0, c.heads, c.head_dim), np.float32)
 
 
 def minilm_folder() -> pathlib.Path:
@@ -95,12 +102,15 @@ def random_backbone(name: str, *, seed: int = 0) -> Backbone:
     key = jax.random.fold_in(
         jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF
     )
-    params = nn.meta.unbox(jax.jit(bert.init, static_argnums=1)(key, config))
+    init = models.module(config).init
+    params = nn.meta.unbox(jax.jit(init, static_argnums=1)(key, config))
     return Backbone(
         id=f"random:{name}",
         config=config,
         params=params,
-        tokenizer=Tokenizer.builtin(),
+        tokenizer=TextTokenizer.of_bytes()
+        if models.is_text_to_text(config)
+        else Tokenizer.builtin(),
         fingerprint=content_hash(params),
     )
 
@@ -110,8 +120,9 @@ def load_backbone(name: str, *, dtype: str | None = None) -> Backbone:
 
     Args:
       name: `minilm-l6`, `random:NAME` for a name of the zoo, or a Hugging
-        Face folder (config.json, model.safetensors, tokenizer.json or
-        vocab.txt).
+        Face folder (config.json, model.safetensors or its shards, and
+        tokenizer.json, vocab.txt or spiece.model), or a T5X checkpoint folder
+        (with spiece.model beside it, or in PANDA_TEXT_VOCABULARY).
       dtype: of the frozen weights and the computation, `"float32"` or
         `"bfloat16"`; by default bfloat16 on accelerators, float32 on CPU.
         Prompts, softmax and optimizer stay fp32 either way.
@@ -160,13 +171,20 @@ def _folder(name: str) -> pathlib.Path:
 
 
 def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
-    params, config = hf.load_bert(folder)
-    tokenizer = Tokenizer.from_folder(folder)
+    if (folder / hf.CONFIG).exists():
+        params, config = hf.load(folder)
+    else:
+        params, config = t5x.load_t5x(folder)
+    tokenizer: Tokenizer | TextTokenizer
+    if models.is_text_to_text(config):
+        tokenizer = _text_tokenizer(folder)
+    else:
+        tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} "
             f"pieces, the weights have {config.vocab_size} embeddings. The "
-            "two files are not of one model."
+            "two are not of one model."
         )
     return Backbone(
         id=name,
@@ -174,4 +192,21 @@ def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
         params=params,
         tokenizer=tokenizer,
         fingerprint=content_hash(params),
+    )
+
+
+def _text_tokenizer(folder: pathlib.Path) -> TextTokenizer:
+    """The folder's SentencePiece model, else PANDA_TEXT_VOCABULARY's.
+
+    Raises:
+      UserError: there is neither.
+    """
+    given = os.environ.get("PANDA_TEXT_VOCABULARY")
+    if (folder / SENTENCEPIECE_FILE).is_file():
+        return TextTokenizer.from_file(folder)
+    if given:
+        return TextTokenizer.from_file(given)
+    raise UserError(
+        f"No {SENTENCEPIECE_FILE} in {str(folder)!r}: put T5's SentencePiece "
+        "model there, or name it by PANDA_TEXT_VOCABULARY."
     )

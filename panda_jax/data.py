@@ -54,8 +54,7 @@ def load_examples(
     spec = specs.get(task)
     sources.known(split)
     encoding.check_length(spec, max_length)
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, expected 1 or more rows.")
+    _check_limit(limit)
     examples = token_cache.load(
         spec,
         split,
@@ -80,6 +79,7 @@ def load_text_examples(
     data_dir: files.PathLike | None = None,
     tfds_data_dir: files.PathLike | None = None,
     cache_dir: files.PathLike | None = None,
+    limit: int | None = None,
 ) -> TextExamples:
     """A split of a task from text to text; else as `load_examples`.
 
@@ -93,6 +93,7 @@ def load_text_examples(
       data_dir: as in `load_examples`, and so are the others.
       tfds_data_dir: likewise.
       cache_dir: likewise.
+      limit: likewise.
     """
     spec = specs.get(task)
     sources.known(split)
@@ -104,7 +105,8 @@ def load_text_examples(
                 f"{name}_length is {length}, expected 2 or more: a piece of "
                 "text and the end."
             )
-    return token_cache.load_text(
+    _check_limit(limit)
+    examples = token_cache.load_text(
         spec,
         split,
         tokenizer=tokenizer,
@@ -114,6 +116,14 @@ def load_text_examples(
         tfds_data_dir=tfds_data_dir,
         cache_dir=cache_dir,
     )
+    if limit is None or limit >= len(examples):
+        return examples
+    return examples.subset(_chosen(spec, examples.parsed_references, limit))
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}, expected 1 or more rows.")
 
 
 def batch_indices(

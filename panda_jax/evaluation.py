@@ -8,22 +8,25 @@ import numpy as np
 
 from panda_jax import answers, steps
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import load_examples
+from panda_jax.data import load_examples, load_text_examples
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
+from panda_jax.examples import AnyExamples, Examples, TextExamples
 from panda_jax.files import PathLike
-from panda_jax.models.bert import BertConfig
+from panda_jax.models import Config, decode
+from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt
 from panda_jax.store import StoredPrompt, check_backbone, load_prompt
-from panda_jax.tasks import specs
+from panda_jax.tasks import specs, views
 from panda_jax.tasks.spec import TaskSpec
+from panda_jax.text_tokenizer import TextTokenizer
+from panda_jax.tokenizer import Tokenizer
 from panda_jax.types import Params
 
 BATCH = 64
 
 
 def padded_batches(
-    examples: Examples, size: int
+    examples: AnyExamples, size: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """[size, T] tokens and segments, in order; the last batch repeats row 0.
 
@@ -35,13 +38,50 @@ def padded_batches(
     for start in range(0, total, size):
         rows = np.arange(start, start + size)
         rows[rows >= total] = 0
-        batches.append((examples.tokens[rows], examples.segments[rows]))
+        tokens = examples.tokens[rows]
+        segments = (
+            examples.segments[rows]
+            if isinstance(examples, Examples)
+            else np.zeros_like(tokens)
+        )
+        batches.append((tokens, segments))
     return batches
+
+
+def load_view(
+    task: str,
+    split: str,
+    *,
+    backbone: Backbone,
+    max_length: int,
+    **options: Any,
+) -> AnyExamples:
+    """A split in the view of the backbone's family.
+
+    Args:
+      task: task id.
+      split: `train` or `validation`.
+      backbone: whose tokenizer and family count.
+      max_length: of the text, in pieces.
+      **options: of `load_examples`.
+    """
+    tokenizer = backbone.tokenizer
+    if isinstance(tokenizer, TextTokenizer):
+        return load_text_examples(
+            task,
+            split,
+            tokenizer=tokenizer,
+            input_length=max_length,
+            **options,
+        )
+    return load_examples(
+        task, split, tokenizer=tokenizer, max_length=max_length, **options
+    )
 
 
 def outputs(
     params: Params,
-    config: BertConfig,
+    config: Config,
     prompt: Prompt,
     examples: Examples,
     *,
@@ -71,22 +111,36 @@ def outputs(
 
 
 def scores(
-    params: Params,
-    config: BertConfig,
+    backbone: Backbone,
     prompt: Prompt,
-    examples: Examples,
+    examples: AnyExamples,
     *,
     spec: TaskSpec,
+    params: Params | None = None,
     batch_size: int = BATCH,
 ) -> dict[str, float]:
     """Each metric of the task on a split; higher = better.
 
+    Args:
+      backbone: whose sizes and tokenizer count.
+      prompt: vectors and head.
+      examples: of an encoder's view, or from text to text.
+      spec: the task.
+      params: in place of the backbone's own.
+      batch_size: rows at a time.
+
     Raises:
       UserError: the model's outputs hold NaN or Inf.
     """
+    weights = backbone.params if params is None else params
+    if isinstance(examples, TextExamples):
+        found = written(
+            weights, backbone, prompt, examples, spec=spec, size=batch_size
+        )
+        return answers.text_scores(spec, examples, found)
     found = outputs(
-        params,
-        config,
+        weights,
+        backbone.config,
         prompt,
         examples,
         batch_size=batch_size,
@@ -94,6 +148,54 @@ def scores(
         best=spec.kind == "tags",
     )
     return answers.scores(spec, examples, found)
+
+
+def written(
+    params: Params,
+    backbone: Backbone,
+    prompt: Prompt,
+    examples: TextExamples,
+    *,
+    spec: TaskSpec,
+    size: int = BATCH,
+) -> list[Any]:
+    """What a text-to-text model answers to every row.
+
+    Tasks with label words are answered by rank classification: the class is
+    the label word that the model finds most probable. Others are written out
+    greedily, in as many pieces as the longest target has.
+    """
+    config, tokenizer = backbone.config, backbone.tokenizer
+    assert isinstance(config, T5Config)
+    assert isinstance(tokenizer, TextTokenizer)
+    prompt = jax.tree.map(jnp.asarray, prompt)
+    batches = padded_batches(examples, size)
+    total = len(examples)
+    if spec.labels and spec.kind in ("classification", "choice"):
+        words = [[*x, tokenizer.eos_id] for x in tokenizer.encode(spec.labels)]
+        longest = max(map(len, words))
+        labels = np.array([x + [0] * (longest - len(x)) for x in words])
+        found = [
+            decode.rank_labels(params, config, inputs, prompt, labels)
+            for inputs, _ in batches
+        ]
+        ranks = np.concatenate(jax.device_get(found))[:total]
+        if not np.isfinite(ranks).all():
+            raise UserError(
+                f"Task {spec.name!r}: NaN or infinite logits: the run "
+                "diverged. Lower the learning rate."
+            )
+        return ranks.argmax(-1).tolist()
+    steps_ = examples.targets.shape[1]
+    found = [
+        decode.greedy(params, config, inputs, prompt, steps=steps_)
+        for inputs, _ in batches
+    ]
+    ids = np.concatenate(jax.device_get(found))[:total]
+    return [
+        views.answer_from_text(spec, tokenizer.decode(row), reference)
+        for row, reference in zip(ids, examples.parsed_references, strict=True)
+    ]
 
 
 def evaluate(
@@ -136,23 +238,19 @@ def evaluate(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)
-    prompt_of_task = _prompt_for(stored, spec)
-    examples = load_examples(
+    prompt_of_task = stored.prompt
+    if isinstance(backbone.tokenizer, Tokenizer):
+        prompt_of_task = _prompt_for(stored, spec)
+    examples = load_view(
         spec.name,
         split,
-        tokenizer=backbone.tokenizer,
+        backbone=backbone,
         max_length=max_length or stored.info.max_length or 128,
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
         limit=eval_examples,
     )
-    found = scores(
-        backbone.params,
-        backbone.config,
-        prompt_of_task,
-        examples,
-        spec=spec,
-    )
+    found = scores(backbone, prompt_of_task, examples, spec=spec)
     return {
         "task": spec.name,
         "split": split,

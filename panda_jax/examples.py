@@ -160,10 +160,53 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def questions(self) -> int:
+        """E."""
+        return len(self.inputs)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The inputs, as encoders name theirs."""
+        return self.inputs
+
     @functools.cached_property
     def parsed_references(self) -> list[dict[str, Any]]:
         """`references` as values."""
         return json.loads(self.references)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the rows and their order, independent of T and U."""
+        digest = hashlib.sha256(f"text {len(self)}".encode())
+        for array in (self.inputs, self.targets):
+            longest = longest_row(array)
+            digest.update(f"{longest} ".encode())
+            kept = np.ascontiguousarray(array[:, :longest])
+            digest.update(kept.tobytes())
+        digest.update(self.references)
+        return digest.hexdigest()
+
+    def rows(self, chosen: np.ndarray) -> np.ndarray:
+        """Which rows a batch of `chosen` takes: those."""
+        return chosen
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        """The batch of `chosen` [B]; there are no segments."""
+        inputs = self.inputs[chosen]
+        return Batch(inputs, np.zeros_like(inputs), self.targets[chosen])
+
+    def subset(self, questions: Sequence[int]) -> "TextExamples":
+        """These rows alone, in this order."""
+        kept = [self.parsed_references[q] for q in questions]
+        return TextExamples(
+            self.inputs[list(questions)],
+            self.targets[list(questions)],
+            json.dumps(kept).encode(),
+        )
+
+
+AnyExamples = Examples | TextExamples
 
 
 def from_features(

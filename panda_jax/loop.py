@@ -10,15 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax import evaluation, runs, steps
+from panda_jax import evaluation, models, runs, steps
 from panda_jax.backbone import Backbone
 from panda_jax.data import batch_indices
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
+from panda_jax.examples import AnyExamples, TextExamples
 from panda_jax.files import write_json
 from panda_jax.interop import hf
 from panda_jax.progress import Progress
-from panda_jax.prompts import Prompt, fresh_head, normal_vectors, prompt_shape
+from panda_jax.prompts import (
+    Prompt,
+    fresh_head,
+    label_vectors,
+    normal_vectors,
+    prompt_shape,
+    vocabulary_vectors,
+)
 from panda_jax.runs import Run
 from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
 from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
@@ -92,21 +99,52 @@ def initial_prompt(
     """
     c = backbone.config
     vector_key, head_key = jax.random.split(_key(run, 0))
-    head = fresh_head(head_key, c.width, outputs)
+    head = {}
+    if not backbone.text_to_text:
+        head = fresh_head(head_key, c.width, outputs)
     if run.method == "model":
         return Prompt(jnp.asarray(backbone.empty_vectors), head)
     if source is not None:
         # A copy: the train step donates its state.
         return Prompt(jnp.array(source.prompt.vectors, copy=True), head)
-    shape = prompt_shape(
-        run.prompt_kind,
-        run.prompt_length,
-        layers=c.layers,
-        width=c.width,
-        heads=c.heads,
-    )
-    vectors = normal_vectors(vector_key, shape, stddev=run.init_stddev)
-    return Prompt(vectors, head)
+    return Prompt(_fresh_vectors(run, backbone, vector_key), head)
+
+
+def _fresh_vectors(run: Run, backbone: Backbone, key: Array) -> Array:
+    """The vectors of a prompt that comes from nowhere, by `prompt_init`."""
+    c = backbone.config
+    assert run.prompt_kind is not None
+    assert run.prompt_length is not None
+    if run.prompt_init == "normal":
+        shape = prompt_shape(
+            run.prompt_kind,
+            run.prompt_length,
+            layers=models.prompt_layers(c),
+            width=c.width,
+            heads=c.heads,
+            head_dim=c.head_dim,
+        )
+        return normal_vectors(key, shape, stddev=run.init_stddev)
+    if run.prompt_kind == "deep":
+        raise UserError(
+            f"--prompt_init={run.prompt_init} makes word embeddings, which a "
+            "deep prompt is not of: give --prompt_kind=shallow or "
+            "--prompt_init=normal."
+        )
+    embedder = "token_embedder" if backbone.text_to_text else "token"
+    table = backbone.params[embedder]["embedding"]
+    if run.prompt_init == "vocabulary":
+        return vocabulary_vectors(key, table, run.prompt_length)
+    labels = backbone.tokenizer.encode(specs.get(run.task).labels)
+    return label_vectors(key, table, run.prompt_length, labels)
+
+
+def _with_dropout(config: models.Config, rate: float) -> models.Config:
+    """The same sizes with another dropout rate everywhere."""
+    if models.is_text_to_text(config):
+        return dataclasses.replace(config, dropout=rate)
+    changes: dict[str, Any] = {"dropout": rate, "attention_dropout": rate}
+    return dataclasses.replace(config, **changes)
 
 
 def _key(run: Run, use: int) -> Array:
@@ -122,8 +160,8 @@ class Session:
     run_id: str
     backbone: Backbone
     needs: Needs
-    train_data: Examples
-    eval_data: Examples
+    train_data: AnyExamples
+    eval_data: AnyExamples
     folder: pathlib.Path | None = None
     quiet: bool = False
 
@@ -132,16 +170,13 @@ class Session:
         self.spec = specs.get(run.task)
         rate = run.dropout
         self.step_spec = StepSpec(
-            config=config
-            if rate is None
-            else dataclasses.replace(
-                config, dropout=rate, attention_dropout=rate
-            ),
-            kind=self.spec.kind,
+            config=config if rate is None else _with_dropout(config, rate),
+            kind="text" if self.backbone.text_to_text else self.spec.kind,
             kd_form="kl" if run.recipe == "ours" else "mse",
             temperature=run.temperature,
-            schedule=run.schedule,
+            schedule=run.schedule or "linear",
             clip=run.clip,
+            optimizer=run.optimizer or "adamw",
             teacher_dropout=run.recipe == "released",
         )
         rows = len(self.train_data)
@@ -171,13 +206,17 @@ class Session:
                 lambda x: jnp.array(x, jnp.float32, copy=True),
                 self.backbone.params,
             )
-        return steps.init_state(Trainable(prompt, trained), clip=self.run.clip)
+        return steps.init_state(
+            Trainable(prompt, trained),
+            clip=self.run.clip,
+            optimizer=self.step_spec.optimizer,
+        )
 
     def hyper(self) -> Hyper:
         """The step's scalars."""
         return Hyper(
             learning_rate=np.float32(self.run.peak_learning_rate),
-            weight_decay=np.float32(self.run.weight_decay),
+            weight_decay=np.float32(self.run.weight_decay or 0.0),
             total_steps=np.float32(self.total),
             kd_weight=np.float32(self.needs.kd_weight),
             key=_key(self.run, 1),
@@ -189,17 +228,16 @@ class Session:
         A deterministic teacher's logits over the training set are computed
         once: a PANDA step then costs what a prompt-tuning step costs. Online
         are the teacher of `released`, which has dropout, and one whose logits
-        would fill the memory (roles: a hundred a token).
+        would fill the memory (roles: a hundred a token; text: the vocabulary).
         """
         stored, data = self.needs.teacher, self.train_data
         if stored is None:
             return None, None
-        per_row = self.spec.outputs
-        if self.step_spec.per_token:
-            per_row *= data.tokens.shape[1]
-        large = 4 * len(data.tokens) * per_row > MOST_CACHED
+        large = 4 * len(data.tokens) * np.prod(self.logits_shape) > MOST_CACHED
+        large |= isinstance(data, TextExamples)
         if large or self.step_spec.teacher_dropout:
             return None, jax.tree.map(jnp.asarray, stored.prompt)
+        assert not isinstance(data, TextExamples)
         cached = evaluation.outputs(
             self.backbone.params,
             self.backbone.config,
@@ -208,12 +246,22 @@ class Session:
         )
         return cached, None
 
-    def no_teacher(self) -> Array:
-        """Zeros in the shape of a batch's logits: where nobody teaches."""
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Of one row of an encoder's: [C], or [T, C] per token."""
+        T = self.train_data.tokens.shape[1:] if self.step_spec.per_token else ()
+        return (*T, self.spec.outputs)
+
+    def no_teacher(self) -> Array | None:
+        """Zeros in the shape of a batch's logits: where nobody teaches.
+
+        None for text: a batch would hold the vocabulary once a piece.
+        """
         data = self.train_data
+        if isinstance(data, TextExamples):
+            return None
         rows = data.rows(np.zeros(self.run.batch_size, np.int64)).size
-        T = data.tokens.shape[1:] if self.step_spec.per_token else ()
-        return jnp.zeros((rows, *T, self.spec.outputs))
+        return jnp.zeros((rows, *self.logits_shape))
 
     def execute(self) -> TrainResult:
         """Runs to the end and writes the result."""
@@ -370,11 +418,11 @@ class Session:
             else trainable.backbone
         )
         found = evaluation.scores(
-            params,
-            self.backbone.config,
+            self.backbone,
             trainable.prompt,
             self.eval_data,
             spec=self.spec,
+            params=params,
         )
         value, step = found[self.metric], int(state.step)
         track = self.tracking
@@ -403,7 +451,7 @@ class Session:
             fingerprint = content_hash(params)
             if self.folder is not None:
                 model = self.folder / "model"
-                hf.save_bert(model, params, backbone.config)
+                hf.save(model, params, backbone.config)
                 backbone.tokenizer.save(model)
         source = self.needs.source
         info = PromptInfo(
@@ -418,7 +466,7 @@ class Session:
             data_fingerprint=self.train_data.fingerprint,
             max_length=run.max_length,
             scores=self.tracking.best_scores,
-            labels=list(self.spec.output_names),
+            labels=list(self.spec.output_names) if prompt.head else [],
             versions=runs.versions(),
         )
         if self.folder is None:

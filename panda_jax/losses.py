@@ -38,17 +38,21 @@ def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
       logits: as `models.bert.apply` gives them.
       labels: as in `types.Batch`.
       tokens: [B, T], for what is padding.
-      kind: as in the task's specification.
+      kind: as in the task's specification, or `"text"`.
 
     Returns:
-      N x C: B x classes; B x 1 (regression); B x K candidates; B*T x tags; or
-      2B x T positions: of each text the starts, then the ends.
+      N x C: B x classes; B x 1 (regression); B x K candidates; B*T x tags;
+      2B x T positions: of each text the starts, then the ends; or B*U x V
+      pieces of target texts, padding not counted.
     """
     if kind == "choice":
         return Scored(logits.reshape(labels.shape), labels >= 0)
     if kind == "tags":
         logits = logits.reshape(-1, logits.shape[-1])
         valid = labels.reshape(-1, 1) >= 0
+    elif kind == "text":
+        logits = logits.reshape(-1, logits.shape[-1])
+        valid = labels.reshape(-1, 1) != 0
     elif kind == "span":
         valid = jnp.repeat(tokens != 0, 2, axis=0)
         logits = jnp.moveaxis(logits, -1, 1).reshape(valid.shape)
@@ -66,14 +70,15 @@ def task_loss(rows: Scored, labels: Array, *, kind: str) -> Array:
     """
     if kind == "regression":
         return jnp.square(rows.logits[:, 0] - labels).mean()
-    if kind == "choice":
-        right = labels == 1
-    else:
-        alternatives = jnp.arange(rows.logits.shape[-1])
-        right = labels.reshape(-1, 1) == alternatives
     log_p = _log_softmax(rows.logits, rows.valid)
-    right_log_p = jnp.where(right & rows.valid, log_p, _NEVER)
-    return _row_mean(-jax.nn.logsumexp(right_log_p, axis=-1), rows.valid)
+    if kind == "choice":
+        right_log_p = jnp.where(labels == 1, log_p, _NEVER)
+        right = jax.nn.logsumexp(right_log_p, axis=-1)
+    else:
+        # No label (-1) is in a row that does not count.
+        at = jnp.maximum(labels.reshape(-1, 1), 0)
+        right = jnp.take_along_axis(log_p, at, axis=-1)[:, 0]
+    return _row_mean(-right, rows.valid)
 
 
 def kd_mse(student: Array, teacher: Array, valid: Array) -> Array:

@@ -1,4 +1,4 @@
-"""AdamW with clipping; its hyper-parameters are arrays, not constants.
+"""AdamW and Adafactor; their hyper-parameters are arrays, not constants.
 
 The learning rate and the length of the schedule are arguments of the update,
 so that runs that differ in them share one compiled step.
@@ -14,15 +14,30 @@ from panda_jax.types import Array, PyTree
 SCHEDULES = ("linear", "constant")
 
 
-def transform(*, clip: float = 1.0) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam's direction (without learning rate).
+OPTIMIZERS = ("adamw", "adafactor")
 
-    Its state is the two moments of what is trained, and a counter.
+
+def transform(
+    optimizer: str = "adamw", *, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """Clip by global norm, then the optimizer's direction without its rate.
+
+    `"adamw"`: Adam's. `"adafactor"`: as T5 tunes prompts (Lester et al., 2021):
+    not factored, not scaled by the parameters, decay 0.8, blocks clipped to a
+    root mean square of 1. States are one or two moments and counters.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
-    )
+    clipped = optax.clip_by_global_norm(clip)
+    if optimizer == "adamw":
+        return optax.chain(
+            clipped, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+        )
+    if optimizer == "adafactor":
+        return optax.chain(
+            clipped,
+            optax.scale_by_factored_rms(factored=False, decay_rate=0.8),
+            optax.clip_by_block_rms(1.0),
+        )
+    raise unknown_name("optimizer", optimizer, OPTIMIZERS)
 
 
 def learning_rate(
@@ -41,12 +56,20 @@ def learning_rate(
 
 
 def apply(
-    params: PyTree, direction: PyTree, *, rate: Array, weight_decay: Array
+    params: PyTree,
+    direction: PyTree,
+    *,
+    rate: Array,
+    weight_decay: Array,
+    optimizer: str = "adamw",
 ) -> PyTree:
-    """params - rate * (direction + weight_decay * params): AdamW's update.
+    """The update of the parameters.
 
-    Loshchilov and Hutter, 2019 (arXiv 1711.05101), algorithm 2.
+    `"adamw"`: params - rate * (direction + weight_decay * params): Loshchilov
+    and Hutter, 2019 (arXiv 1711.05101), algorithm 2.  `"adafactor"`, as in
+    T5X: params - rate * direction - weight_decay * params.
     """
+    decay = weight_decay if optimizer == "adafactor" else rate * weight_decay
     return jax.tree.map(
-        lambda p, d: p - rate * (d + weight_decay * p), params, direction
+        lambda p, d: p - rate * d - decay * p, params, direction
     )

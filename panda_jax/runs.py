@@ -15,11 +15,14 @@ from typing import Any
 
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import read_json
+from panda_jax.tasks import specs
 
 METHODS = ("prompt", "pot", "panda", "model")
 RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
 SCHEDULES = ("linear", "constant")
+OPTIMIZERS = ("adamw", "adafactor")
+INITIALISERS = ("normal", "vocabulary", "labels")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
@@ -42,17 +45,25 @@ class Run:
         kd_beta / batch_size, teacher with dropout. `ours`: as `paper` with
         KL at `temperature`.
       seed: of initialisation, batch order and dropout.
-      prompt_kind: `deep` (keys and values in every layer) or `shallow`.
-      prompt_length: P.
-      init_stddev: of a fresh prompt.
+      prompt_kind: `deep` (keys and values in every layer; T5: every decoder
+        layer) or `shallow`; None for deep on encoders, shallow on T5.
+      prompt_length: P; None for 20 on encoders, 100 on T5.
+      prompt_init: of a fresh prompt: `normal`, or (shallow) the embeddings of
+        sampled `vocabulary` or of the class `labels`; None for normal on
+        encoders, and on T5 for labels where a shallow prompt's task has some,
+        vocabulary where not.
+      init_stddev: of `normal`.
       max_length: longest text in word pieces, special ones included.
       batch_size: B.
       epochs: None for max(3, as many as make 300 updates).
+      optimizer: `adamw` or `adafactor`; None for adamw on encoders, adafactor
+        on T5.
       learning_rate: peak; None for 1e-2 (prompt, pot), 7e-3 (panda), 5e-5
-        (model).
-      weight_decay: AdamW's.
+        (model); with adafactor 0.3, and 1e-3 (model).
+      weight_decay: the optimizer's; None for 0 on encoders, 1e-5 on T5.
       clip: global norm of the gradient.
-      schedule: `linear` to 0, or `constant`.
+      schedule: `linear` to 0, or `constant`; None for linear on encoders,
+        constant on T5.
       dropout: of text, prompt and head; None for the backbone's own.
       eval_every: epochs between evaluations; the first and the last epoch are
         always evaluated.
@@ -70,16 +81,18 @@ class Run:
     method: str = "prompt"
     recipe: str = "paper"
     seed: int = 0
-    prompt_kind: str = "deep"
-    prompt_length: int = 20
+    prompt_kind: str | None = None
+    prompt_length: int | None = None
+    prompt_init: str | None = None
     init_stddev: float = 0.02
     max_length: int = 128
     batch_size: int = 16
     epochs: int | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     clip: float = 1.0
-    schedule: str = "linear"
+    schedule: str | None = None
     dropout: float | None = None
     eval_every: int = 1
     train_examples: int | None = None
@@ -95,10 +108,13 @@ class Run:
         for name, known in (
             ("method", METHODS),
             ("recipe", RECIPES),
-            ("prompt_kind", KINDS),
-            ("schedule", SCHEDULES),
+            ("prompt_kind", (*KINDS, None)),
+            ("prompt_init", (*INITIALISERS, None)),
+            ("optimizer", (*OPTIMIZERS, None)),
+            ("schedule", (*SCHEDULES, None)),
         ):
             if getattr(self, name) not in known:
+                known = [value for value in known if value]
                 raise unknown_name(name, getattr(self, name), known)
         for name in (
             "batch_size",
@@ -129,11 +145,41 @@ class Run:
         control = self.method == "panda" and self.kd_weight == 0
         return self.method in ("pot", "panda") and not control
 
+    def for_family(self, *, text_to_text: bool) -> "Run":
+        """These settings with the family's defaults in place of None."""
+        defaults: dict[str, Any] = {
+            "prompt_kind": "deep",
+            "prompt_length": 20,
+            "prompt_init": "normal",
+            "optimizer": "adamw",
+            "weight_decay": 0.0,
+            "schedule": "linear",
+        }
+        if text_to_text:
+            defaults |= {
+                "prompt_kind": "shallow",
+                "prompt_length": 100,
+                "optimizer": "adafactor",
+                "weight_decay": 1e-5,
+                "schedule": "constant",
+            }
+            if self.prompt_kind != "deep":
+                labels = specs.get(self.task).labels
+                defaults["prompt_init"] = "labels" if labels else "vocabulary"
+        changes = {
+            name: value
+            for name, value in defaults.items()
+            if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **changes)
+
     @property
     def peak_learning_rate(self) -> float:
-        """`learning_rate`, or the method's own."""
+        """`learning_rate`, or the optimizer's and the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.optimizer == "adafactor":
+            return 1e-3 if self.method == "model" else 0.3
         return {"panda": 7e-3, "model": 5e-5}.get(self.method, 1e-2)
 
     def epochs_for(self, steps_per_epoch: int) -> int:

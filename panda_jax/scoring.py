@@ -8,9 +8,8 @@ import numpy as np
 
 from panda_jax import similarity, steps
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import load_examples
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.evaluation import padded_batches
+from panda_jax.evaluation import load_view, padded_batches
 from panda_jax.files import PathLike
 from panda_jax.scores import Scores
 from panda_jax.store import (
@@ -67,10 +66,10 @@ def task_vector(
       contrast: subtract the same mean without the prompt.
     """
     similarity.check_readout(readout)
-    rows = load_examples(
+    rows = load_view(
         stored.info.task,
         "train",
-        tokenizer=backbone.tokenizer,
+        backbone=backbone,
         max_length=max_length or stored.info.max_length or MAX_LENGTH,
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,

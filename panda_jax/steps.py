@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from panda_jax import losses, optim
-from panda_jax.models import bert
+from panda_jax.models import Config, bert, t5
 from panda_jax.models.bert import BertConfig
+from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt
 from panda_jax.types import (
     Array,
@@ -72,21 +73,24 @@ class StepSpec:
 
     Attributes:
       config: sizes of the backbone, with the dropout rates to train with.
-      kind: of the task, as in its specification.
+      kind: of the task, as in its specification; `"text"` on backbones that
+        write their answers.
       kd_form: `"mse"` or `"kl"`.
       temperature: of `"kl"`.
       schedule: of the learning rate.
       clip: global norm above which gradients are scaled down.
       teacher_dropout: whether an online teacher runs with dropout.
+      optimizer: of `optim.OPTIMIZERS`.
     """
 
-    config: BertConfig
+    config: Config
     kind: str
     kd_form: str = "mse"
     temperature: float = 2.0
     schedule: str = "linear"
     clip: float = 1.0
     teacher_dropout: bool = False
+    optimizer: str = "adamw"
 
     @property
     def per_token(self) -> bool:
@@ -99,10 +103,12 @@ def per_token(kind: str) -> bool:
     return kind in ("tags", "span")
 
 
-def init_state(trainable: Trainable, *, clip: float = 1.0) -> TrainState:
+def init_state(
+    trainable: Trainable, *, clip: float = 1.0, optimizer: str = "adamw"
+) -> TrainState:
     """The state before step 0."""
     tree: PyTree = trainable
-    opt_state = optim.transform(clip=clip).init(tree)
+    opt_state = optim.transform(optimizer, clip=clip).init(tree)
     return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
 
 
@@ -125,7 +131,8 @@ def loss_and_metrics(
       batch: B examples.
       teacher_logits: of the cached teacher, shaped as the student's; zeros
         without a teacher, so that all methods share a compiled step; None
-        when `teacher` is given.
+        when `teacher` is given, and without a teacher where zeros for each
+        piece of the vocabulary would cost (kind text).
       teacher: the online teacher, run on the same batch (with dropout, as in
         the released code, if `spec` says so); None when its logits are cached.
       hyper: scalars of the run.
@@ -148,15 +155,19 @@ def loss_and_metrics(
     )
 
     def run(params: Params, prompt: Prompt, key: Array | None) -> losses.Scored:
-        logits, _ = bert.apply(
-            params,
-            spec.config,
-            tokens,
-            segments,
-            prompt,
-            per_token=spec.per_token,
-            key=key,
-        )
+        c = spec.config
+        if isinstance(c, T5Config):
+            logits, _ = t5.apply(params, c, tokens, labels, prompt, key=key)
+        else:
+            logits, _ = bert.apply(
+                params,
+                c,
+                tokens,
+                segments,
+                prompt,
+                per_token=spec.per_token,
+                key=key,
+            )
         return losses.scored(logits, labels, tokens, kind=spec.kind)
 
     student = run(params, trainable.prompt, student_key)
@@ -166,16 +177,21 @@ def loss_and_metrics(
             jax.lax.stop_gradient(teacher),
             teacher_key if spec.teacher_dropout else None,
         )
-    else:
+    elif teacher_logits is not None:
         cached = jnp.asarray(teacher_logits)
         taught = losses.scored(cached, labels, tokens, kind=spec.kind)
+    else:
+        taught = None
     task = losses.task_loss(student, labels, kind=spec.kind)
-    kd = losses.kd_loss(
-        student,
-        taught.logits,
-        form=spec.kd_form,
-        temperature=spec.temperature,
-    )
+    kd = agreement = jnp.zeros(())
+    if taught is not None:
+        kd = losses.kd_loss(
+            student,
+            taught.logits,
+            form=spec.kd_form,
+            temperature=spec.temperature,
+        )
+        agreement = losses.agreement(student, taught.logits)
     weight = jnp.asarray(hyper.kd_weight)
     loss = losses.panda_loss(task, kd, weight)
     return loss, {
@@ -183,7 +199,7 @@ def loss_and_metrics(
         "task_loss": task,
         "kd_loss": kd,
         "kd_weight": weight,
-        "teacher_agreement": losses.agreement(student, taught.logits),
+        "teacher_agreement": agreement,
     }
 
 
@@ -213,9 +229,9 @@ def train_step(
         key,
         spec=spec,
     )
-    direction, opt_state = optim.transform(clip=spec.clip).update(
-        gradient, state.opt_state
-    )
+    transform = optim.transform(spec.optimizer, clip=spec.clip)
+    trained: PyTree = state.trainable
+    direction, opt_state = transform.update(gradient, state.opt_state, trained)
     rate = optim.learning_rate(
         jnp.asarray(hyper.learning_rate),
         state.step,
@@ -227,6 +243,7 @@ def train_step(
         direction,
         rate=rate,
         weight_decay=jnp.asarray(hyper.weight_decay),
+        optimizer=spec.optimizer,
     )
     metrics["learning_rate"] = rate
     metrics["gradient_norm"] = optax.global_norm(gradient)
@@ -266,23 +283,30 @@ def probe_step(
     vectors: ArrayLike,
     probe: ScalarLike,
     *,
-    config: BertConfig,
+    config: Config,
 ) -> dict[str, Array]:
     """Activations without dropout, in fp32, for the similarity metrics.
 
     Returns:
-      pooled [B, D]; first [B, D], the last layer at the first text position;
-      mean [B, D], the last layer averaged over the text's real tokens; neurons
-      [L, B, F] at position `probe`.
+      pooled [B, D] (BERT alone); first [B, D], the last layer at the first
+      text position; mean [B, D], the last layer averaged over the text's real
+      tokens; neurons [L, B, F] at position `probe`.
     """
     prompt = Prompt(vectors, {})
-    _, aux = bert.apply(params, config, tokens, segments, prompt, probe=probe)
+    if isinstance(config, T5Config):
+        _, _, aux = t5.encode(params, config, tokens, prompt, probe=probe)
+    else:
+        _, aux = bert.apply(
+            params, config, tokens, segments, prompt, probe=probe
+        )
     hidden = jnp.asarray(aux["hidden"], jnp.float32)
     hidden = hidden[:, hidden.shape[1] - tokens.shape[1] :]
     real = (jnp.asarray(tokens) != 0)[..., None]
     mean = (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
-    return {
-        "pooled": jnp.asarray(aux["pooled"], jnp.float32),
+    pooled = {}
+    if "pooled" in aux:
+        pooled["pooled"] = jnp.asarray(aux["pooled"], jnp.float32)
+    return pooled | {
         "first": hidden[:, 0],
         "mean": mean,
         "neurons": jnp.asarray(aux["neurons"], jnp.float32),

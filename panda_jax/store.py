@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from panda_jax import trees
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike, atomic_folder, read_json, write_json
-from panda_jax.interop import peft
+from panda_jax.interop import peft, peft_layout
+from panda_jax.interop.peft import CONFIG, TENSORS
+from panda_jax.interop.peft_layout import Layout
 from panda_jax.prompts import Prompt
+from panda_jax.tasks import specs
 
 FORMAT_VERSION = 1
-TENSORS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 INFO = "panda.json"
 
 
@@ -37,7 +37,8 @@ class PromptInfo:
       backbone: id of the backbone, for people.
       fingerprint: hash of the backbone's weights, for the check on loading.
       kind: `"deep"` or `"shallow"`.
-      method: prompt, pot, panda or model.
+      method: prompt, pot, panda or model; `import-FORMAT` of a prompt from
+        elsewhere.
       recipe: of method panda: paper, released or ours.
       source: the source prompt of pot and panda.
       seed: of the run.
@@ -46,6 +47,8 @@ class PromptInfo:
       scores: metric -> value on the development split.
       labels: class names in the order of the head's outputs.
       versions: package -> version that trained it.
+      task_type: PEFT's, of a prompt from elsewhere; None follows from the
+        kind of the task.
     """
 
     task: str
@@ -61,6 +64,7 @@ class PromptInfo:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     labels: list[str] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    task_type: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, with the format's version first."""
@@ -87,6 +91,11 @@ class PromptInfo:
                 raise UserError(
                     f"{name} is {fields[name]!r}, expected {expected}"
                 )
+        if fields["task_type"] not in (None, *peft_layout.HEADS):
+            raise UserError(
+                f"task_type is {fields['task_type']!r}, expected null or one "
+                f"of {', '.join(peft_layout.HEADS)}"
+            )
         return cls(**fields)
 
 
@@ -152,12 +161,9 @@ def save_prompt(
     stored = Prompt(
         arrays["vectors"], {k: arrays[k] for k in sorted(prompt.head)}
     )
+    layout = layout_of(stored.vectors.shape, info, head=bool(stored.head))
     with atomic_folder(folder) as temporary:
-        safetensors.numpy.save_file(
-            peft.to_tensors(stored), temporary / TENSORS, {"format": "pt"}
-        )
-        if stored.length:
-            write_json(temporary / CONFIG, peft.adapter_config(stored))
+        peft.write_folder(temporary, stored, layout)
         write_json(
             temporary / INFO,
             info.to_json()
@@ -167,6 +173,23 @@ def save_prompt(
             },
         )
     return StoredPrompt(stored, info, pathlib.Path(folder))
+
+
+def layout_of(
+    shape: tuple[int, ...], info: PromptInfo, *, head: bool
+) -> Layout:
+    """How PEFT's files hold a prompt with these vectors.
+
+    Args:
+      shape: of its vectors.
+      info: its description; without a task type, that of its task decides,
+        and tasks that nobody registered count as classification.
+      head: whether it has one.
+    """
+    known = info.task in specs.names()
+    kind = specs.get(info.task).kind if known else "classification"
+    task_type = info.task_type or peft_layout.task_type(kind, head=head)
+    return Layout.of(shape, task_type)
 
 
 def load_prompt(
@@ -199,7 +222,7 @@ def load_prompt(
         value = read_json(_inside(path, INFO), what="prompt description")
         info = PromptInfo.from_json(value)
         check_backbone(info, fingerprint, backbone)
-        prompt = _read_prompt(path, value)
+        prompt = _read_prompt(path, value, info)
     except UserError as error:
         raise UserError(
             f"Prompt folder {str(path)!r}: {str(error).rstrip('.')}."
@@ -336,7 +359,9 @@ def check_backbone(
     )
 
 
-def _read_prompt(path: pathlib.Path, value: dict[str, Any]) -> Prompt:
+def _read_prompt(
+    path: pathlib.Path, value: dict[str, Any], info: PromptInfo
+) -> Prompt:
     """Reads the tensors and holds them against both JSON files."""
     kind, shape = value["kind"], value.get("prompt_shape", [])
     rank = {"deep": 5, "shallow": 2}.get(kind)
@@ -345,16 +370,18 @@ def _read_prompt(path: pathlib.Path, value: dict[str, Any]) -> Prompt:
             f"prompt_shape is {shape!r} and kind {kind!r}, expected "
             "[L, 2, P, H, K] for 'deep' or [P, D] for 'shallow'"
         )
-    if shape[2 if rank == 5 else 0]:
+    tensors = peft.read_tensors(_inside(path, TENSORS))
+    layout = layout_of(tuple(shape), info, head=len(tensors) > 1)
+    if layout.length:
         config = read_json(_inside(path, CONFIG), what="adapter config")
-        described = list(peft.vectors_shape(config))
+        layout = peft_layout.from_config(config)
+        described = list(layout.shape(shape[0]))
         if described != shape:
             raise UserError(
                 f"{CONFIG} describes a prompt of shape {described}, {INFO} one "
                 f"of {shape}: restore the files or store the prompt again"
             )
-    tensors = peft.read_tensors(_inside(path, TENSORS))
-    prompt = peft.from_tensors(tensors, tuple(shape))
+    prompt = peft.from_tensors(tensors, layout, layers=shape[0])
     outputs = len(prompt.head["bias"]) if prompt.head else 0
     if outputs and len(value["labels"]) not in (0, outputs):
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
+from panda_jax.files import PathLike, atomic_file
 
 # ByT5's ids: padding, end and unknown come before the 256 bytes.
 _BYTE_OFFSET = 3
@@ -62,6 +62,20 @@ class TextTokenizer:
                 "padding, end and unknown, expected (0, 1, 2) as in T5."
             )
         return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids that it can give."""
+        if self.path is None:
+            return _BYTE_OFFSET + 256
+        return self._pieces.get_piece_size()
+
+    def save(self, folder: PathLike) -> None:
+        """Writes `spiece.model`, which `from_file` reads back; bytes none."""
+        if self.path is not None:
+            target = pathlib.Path(folder) / SENTENCEPIECE_FILE
+            with atomic_file(target) as temporary:
+                temporary.write_bytes(self.path.read_bytes())
 
     @functools.cached_property
     def _pieces(self) -> Any:

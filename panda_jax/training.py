@@ -9,11 +9,12 @@ import numpy as np
 
 from panda_jax import losses, runs, scoring
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.data import load_examples
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
+from panda_jax.evaluation import load_view
+from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike, write_json, write_text
 from panda_jax.loop import Needs, Session, TrainResult
+from panda_jax.models.bert import BertConfig
 from panda_jax.runs import Run
 from panda_jax.store import StoredPrompt, content_hash, load_prompt
 from panda_jax.tasks import specs
@@ -77,6 +78,7 @@ def train(
     else:
         run = runs.make_run(backbone=backbone.id, **settings)
     specs.get(run.task)
+    run = run.for_family(text_to_text=backbone.text_to_text)
     where = Where(data_dir, tfds_data_dir, quiet)
     folder = None if model_dir is None else pathlib.Path(model_dir)
     given = {
@@ -126,17 +128,17 @@ def train(
 
 def _load(
     run: Run, backbone: Backbone, where: Where
-) -> tuple[Examples, Examples]:
+) -> tuple[AnyExamples, AnyExamples]:
     """The training and the development split.
 
     Raises:
       UserError: no such data, or too long for the backbone with the prompt.
     """
     train_data, eval_data = (
-        load_examples(
+        load_view(
             run.task,
             split,
-            tokenizer=backbone.tokenizer,
+            backbone=backbone,
             max_length=run.max_length,
             data_dir=where.data_dir,
             tfds_data_dir=where.tfds_data_dir,
@@ -148,11 +150,12 @@ def _load(
         )
     )
     longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])
-    prompt = 0 if run.method == "model" else run.prompt_length
-    if longest + prompt > backbone.config.positions:
+    prompt = 0 if run.method == "model" else run.prompt_length or 0
+    config = backbone.config
+    if isinstance(config, BertConfig) and longest + prompt > config.positions:
         raise UserError(
             f"{longest} tokens and a prompt of {prompt} do not fit the "
-            f"backbone's {backbone.config.positions} positions. Lower "
+            f"backbone's {config.positions} positions. Lower "
             "--max_length or --prompt_length."
         )
     return train_data, eval_data
@@ -232,7 +235,7 @@ def _describe(
     backbone: Backbone,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
-    data: tuple[Examples, Examples],
+    data: tuple[AnyExamples, AnyExamples],
 ) -> dict[str, Any]:
     """The content of `run.json`."""
     needs: dict[str, str | float | None] = {

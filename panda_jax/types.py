@@ -27,7 +27,8 @@ class Batch(NamedTuple):
       segments: likewise: token types, 0 for the first text, 1 for the second.
       labels: by the kind of task: [B] int32 class ids; [B] float32 scores;
         [B, K] int32, 1 right, 0 wrong, -1 no candidate; [B, T] int32 tag ids,
-        -1 where nothing is to be said; [B, 2] int32 first and last position.
+        -1 where nothing is to be said; [B, 2] int32 first and last position;
+        [B, U] int32 target ids, 0-padded, of text-to-text backbones.
     """
 
     tokens: ArrayLike

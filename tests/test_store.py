@@ -88,6 +88,15 @@ def test_round_trip(tmp_path, kind, head):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("length", [0, 5])
+@pytest.mark.parametrize("layers", [2, 3])
+def test_deep_prompts_of_text_to_text_backbones(tmp_path, layers, length):
+    vectors = np.random.default_rng(0).normal(size=(layers, 2, length, 4, 6))
+    prompt = prompts.Prompt(vectors.astype(np.float32), {})
+    store.save_prompt(tmp_path / "p", prompt, _info(prompt))
+    _assert_equal(store.load_prompt(tmp_path / "p").prompt, prompt)
+
+
 def test_content_hash_sees_every_part():
     prompt = _prompt("deep")
     head = prompt.head
@@ -322,6 +331,7 @@ def test_half_a_head(tmp_path):
         ("panda.json", {"kind": "shallow"}, "and kind 'shallow', expected"),
         ("panda.json", {"seed": True}, "seed is True, expected int"),
         ("panda.json", {"recipe": 1}, "recipe is 1, expected str . None"),
+        ("panda.json", {"task_type": "LM"}, "task_type is 'LM', expected null"),
         ("panda.json", {"prompt_shape": None}, "prompt_shape is None"),
         ("panda.json", {"prompt_shape": [1, 2, 3]}, "prompt_shape is"),
         ("panda.json", {"prompt_shape": [3, 2, -5, 4, 4]}, "prompt_shape is"),

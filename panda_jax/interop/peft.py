@@ -1,86 +1,170 @@
-"""The layout in which Hugging Face PEFT keeps prompts: files, names, shapes.
+"""The tensors in which Hugging Face PEFT keeps prompts: names and shapes.
 
 A shallow prompt is PEFT's PROMPT_TUNING, `prompt_embeddings` [P, D].  A deep
 prompt is its PREFIX_TUNING, `prompt_embeddings` [P, L * 2 * D], which PEFT
-views as [P, L * 2, H, K] with the keys of a layer just before its values.
-The head is the `classifier` of a `*ForSequenceClassification` model, [C, D].
+views as [P, L * 2, H, K] with the keys of a layer just before its values (of
+an encoder-decoder in the order of `peft_layout`).  The head is BERT's
+`classifier`, for sequences or tokens, or its `qa_outputs`, [C, D].
 
 The errors here do not name the folder: whoever knows it adds it.
 """
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
+import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 from panda_jax.errors import UserError
+from panda_jax.files import read_json, write_json
+from panda_jax.interop import peft_layout, torch_files
 from panda_jax.interop import tensors as tensor_files
+from panda_jax.interop.folders import inside
+from panda_jax.interop.peft_layout import HEADS, Layout
 from panda_jax.prompts import Prompt
 
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+# What PEFT wrote before it knew safetensors, and still does on request.
+TORCH_TENSORS = "adapter_model.bin"
 VECTORS = "prompt_embeddings"
-KERNEL = "base_model.classifier.weight"
-BIAS = "base_model.classifier.bias"
-
-_TYPES = {"deep": "PREFIX_TUNING", "shallow": "PROMPT_TUNING"}
+# Types whose numbers fp32 holds exactly.
+_EXACT = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
-def to_tensors(prompt: Prompt) -> dict[str, np.ndarray]:
+def to_tensors(prompt: Prompt, layout: Layout) -> dict[str, np.ndarray]:
     """The tensors of PEFT's adapter file, fp32 and contiguous."""
-    vectors = np.asarray(prompt.vectors, np.float32)
+    rows = np.asarray(prompt.vectors, np.float32)
     if prompt.kind == "deep":
-        vectors = np.moveaxis(vectors, 2, 0)
-        P, L, two, H, K = vectors.shape
-        vectors = vectors.reshape(P, L * two * H * K)
-    tensors = {VECTORS: vectors}
+        L, _, P, H, K = rows.shape
+        pairs = np.zeros((P, layout.pairs, 2, H, K), np.float32)
+        pairs[:, layout.order(L)] = np.moveaxis(rows, 2, 0)
+        rows = pairs.reshape(P, layout.pairs * 2 * H * K)
+    tensors = {VECTORS: rows}
     if prompt.head:
-        tensors[KERNEL] = np.asarray(prompt.head["kernel"], np.float32).T
-        tensors[BIAS] = np.asarray(prompt.head["bias"], np.float32)
+        kernel, bias = _head_names(HEADS[layout.task_type])
+        tensors[kernel] = np.asarray(prompt.head["kernel"], np.float32).T
+        tensors[bias] = np.asarray(prompt.head["bias"], np.float32)
     # safetensors writes the memory as it lies, whatever the strides say.
     return {name: np.ascontiguousarray(t) for name, t in tensors.items()}
 
 
 def from_tensors(
-    tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]
+    tensors: Mapping[str, np.ndarray],
+    layout: Layout,
+    *,
+    layers: int | None = None,
 ) -> Prompt:
     """The inverse of `to_tensors`.
 
     Args:
       tensors: the content of PEFT's adapter file.
-      shape: the shape that the prompt's vectors must have, [L, 2, P, H, K] or
-        [P, D] (see `vectors_shape`).
+      layout: what its configuration says.
+      layers: as in `Layout.shape`.
 
     Raises:
       UserError: a tensor is missing, unknown, or of another shape.
     """
-    head_names = {KERNEL, BIAS} & set(tensors)
-    expected = {VECTORS, KERNEL, BIAS} if head_names else {VECTORS}
+    head_names = _head_names(HEADS[layout.task_type])
+    expected = {VECTORS}
+    if {*head_names} & {*tensors}:
+        expected |= {*head_names}
     if set(tensors) != expected:
         raise UserError(
             f"got the tensors {sorted(tensors)}, expected {sorted(expected)}"
         )
-    deep = len(shape) == 5
-    L, two, P, H, K = shape if deep else (1, 1, shape[0], 1, shape[1])
-    D = H * K
-    _check_shape(VECTORS, tensors[VECTORS], (P, L * two * D))
-    vectors = tensors[VECTORS]
-    if deep:
-        vectors = np.moveaxis(vectors.reshape(P, L, two, H, K), 0, 2)
-    head = {}
-    if head_names:
-        C = tensors[BIAS].shape[0] if tensors[BIAS].ndim else 0
-        _check_shape(BIAS, tensors[BIAS], (C,))
-        _check_shape(KERNEL, tensors[KERNEL], (C, D))
-        head = {
-            "kernel": np.ascontiguousarray(tensors[KERNEL].T),
-            "bias": tensors[BIAS],
-        }
+    P, D = layout.length, layout.width
+    columns = layout.pairs * 2 * D if layout.kind == "deep" else D
+    check_shape(VECTORS, tensors[VECTORS], (P * layout.copies, columns))
+    vectors = tensors[VECTORS][:P]
+    if layout.kind == "deep":
+        vectors = unfold(vectors, layout.pairs, layout.heads)
+        vectors = vectors[layout.order(layout.shape(layers)[0])]
+    head = linear_head(tensors, head_names, D) if len(expected) > 1 else {}
     return Prompt(np.ascontiguousarray(vectors), head)
 
 
-def _check_shape(
+def write_folder(folder: pathlib.Path, prompt: Prompt, layout: Layout) -> None:
+    """Writes PEFT's two files into a folder; for length 0 only the tensors."""
+    safetensors.numpy.save_file(
+        to_tensors(prompt, layout), folder / TENSORS, {"format": "pt"}
+    )
+    if layout.length:
+        config = peft_layout.to_config(layout, head=bool(prompt.head))
+        write_json(folder / CONFIG, config)
+
+
+def read_folder(
+    folder: pathlib.Path, *, layers: int | None = None
+) -> tuple[Prompt, Layout]:
+    """A prompt from a folder that PEFT wrote.
+
+    Args:
+      folder: with `adapter_config.json`, and `adapter_model.safetensors` or
+        `adapter_model.bin`.
+      layers: as in `Layout.shape`.
+
+    Returns:
+      The prompt, fp32, and how the folder holds it.
+
+    Raises:
+      UserError: a file is missing, damaged, links to outside the folder, or
+        holds another kind of adapter.
+    """
+    config = read_json(inside(folder, CONFIG), what="adapter configuration")
+    path, old = inside(folder, TENSORS), inside(folder, TORCH_TENSORS)
+    try:
+        layout = peft_layout.from_config(config)
+        if path.is_file():
+            tensors = tensor_files.read(path, fix="copy it again")
+        elif old.is_file():
+            tensors = torch_files.read(old)
+        else:
+            raise UserError(f"{TENSORS} is missing")
+        return from_tensors(in_fp32(tensors), layout, layers=layers), layout
+    except UserError as error:
+        reason = str(error).rstrip(".")
+    raise UserError(f"PEFT folder {str(folder)!r}: {reason}.")
+
+
+def _head_names(module: str | None) -> tuple[str, str]:
+    return f"base_model.{module}.weight", f"base_model.{module}.bias"
+
+
+def unfold(rows: np.ndarray, pairs: int, heads: int) -> np.ndarray:
+    """[P, pairs * 2 * H * K] -> [pairs, 2, P, H, K], as in P-tuning v2."""
+    P, columns = rows.shape
+    parts = rows.reshape(P, pairs, 2, heads, columns // (pairs * 2 * heads))
+    return np.moveaxis(parts, 0, 2)
+
+
+def linear_head(
+    tensors: Mapping[str, np.ndarray], names: tuple[str, str], width: int
+) -> dict[str, np.ndarray]:
+    """Our head from torch's weight [C, D] and bias [C], by their names.
+
+    Raises:
+      UserError: the two do not fit each other or the width.
+    """
+    kernel, bias = names
+    C = tensors[bias].shape[0] if tensors[bias].ndim else 0
+    check_shape(bias, tensors[bias], (C,))
+    check_shape(kernel, tensors[kernel], (C, width))
+    return {
+        "kernel": np.ascontiguousarray(tensors[kernel].T),
+        "bias": tensors[bias],
+    }
+
+
+def check_shape(
     name: str, array: np.ndarray, expected: tuple[int, ...]
 ) -> None:
+    """Refuses an array of another shape, by name.
+
+    Raises:
+      UserError: it has one.
+    """
     if array.shape != expected:
         raise UserError(
             f"tensor {name!r} has shape {list(array.shape)}, expected "
@@ -89,7 +173,7 @@ def _check_shape(
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads an adapter file without torch and without trusting it.
+    """Reads an adapter file of ours without torch and without trusting it.
 
     Raises:
       UserError: the file is truncated or otherwise damaged, or a tensor is
@@ -103,69 +187,25 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             raise UserError(
                 f"tensor {name!r} is of type {array.dtype}, expected float32"
             )
+    return in_fp32(tensors)
+
+
+def in_fp32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same numbers as fp32.
+
+    Raises:
+      UserError: a tensor is of a type whose numbers fp32 cannot hold, or has
+        NaN or infinities.
+    """
+    for name, array in tensors.items():
+        if array.dtype not in _EXACT:
+            raise UserError(
+                f"tensor {name!r} is of type {array.dtype}, expected float32, "
+                "float16 or bfloat16"
+            )
         if not np.isfinite(array).all():
             raise UserError(
                 f"tensor {name!r} holds NaN or infinite values: its training "
                 "diverged or the file is damaged; train it again"
             )
-    return tensors
-
-
-def adapter_config(prompt: Prompt) -> dict[str, Any]:
-    """The `adapter_config.json` with which PEFT loads `to_tensors(prompt)`.
-
-    PEFT reads what is None here from the model that it is given.
-    """
-    shape = prompt.vectors.shape
-    deep = prompt.kind == "deep"
-    D = shape[3] * shape[4] if deep else shape[1]
-    config = {
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "modules_to_save": ["classifier"] if prompt.head else None,
-        "num_attention_heads": shape[3] if deep else None,
-        "num_layers": shape[0] if deep else None,
-        "num_transformer_submodules": 1,
-        "num_virtual_tokens": prompt.length,
-        "peft_type": _TYPES[prompt.kind],
-        "revision": None,
-        "task_type": "SEQ_CLS" if prompt.head else "SEQ_2_SEQ_LM",
-        "token_dim": D,
-    }
-    if deep:
-        return config | {"encoder_hidden_size": D, "prefix_projection": False}
-    return config | {"prompt_tuning_init": "RANDOM"}
-
-
-def vectors_shape(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of `Prompt.vectors` that an `adapter_config.json` describes.
-
-    Raises:
-      UserError: it describes something other than a plain prompt or prefix.
-    """
-    kinds = {name: kind for kind, name in _TYPES.items()}
-    kind = kinds.get(str(config.get("peft_type")))
-    if kind is None:
-        raise UserError(
-            f"peft_type is {config.get('peft_type')!r}, expected "
-            f"{' or '.join(map(repr, kinds))}"
-        )
-    if config.get("prefix_projection"):
-        raise UserError(
-            "prefix_projection is true, expected a prefix without the "
-            "re-parameterising MLP"
-        )
-    P, D = _size(config, "num_virtual_tokens"), _size(config, "token_dim")
-    if kind == "shallow":
-        return (P, D)
-    L, H = _size(config, "num_layers"), _size(config, "num_attention_heads")
-    if D % H:
-        raise UserError(f"token_dim {D} is no multiple of the {H} heads")
-    return (L, 2, P, H, D // H)
-
-
-def _size(config: Mapping[str, Any], name: str) -> int:
-    size = config.get(name)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"{name} is {size!r}, expected a positive integer")
-    return size
+    return {n: np.asarray(array, np.float32) for n, array in tensors.items()}

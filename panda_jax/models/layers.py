@@ -23,7 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def dropout(key: Array | None, rate: float, x: Array) -> Array:
+def dropout(
+    key: Array | None, rate: float, x: Array, *, shared: int | None = None
+) -> Array:
     """Inverted dropout: each element of `x` is 0 with probability `rate`.
 
     Random bits are a visible part of a small model's step on CPU, so 16 bits
@@ -33,11 +35,16 @@ def dropout(key: Array | None, rate: float, x: Array) -> Array:
       key: a PRNG key, or None to leave `x` as it is.
       rate: 0 <= rate < 1, static.
       x: any shape.
+      shared: an axis along which one draw serves all elements, as T5 does
+        along positions; None for a draw an element.
     """
     if key is None or rate == 0.0:
         return x
     threshold = round(rate * 2**16)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
+    drawn = list(x.shape)
+    if shared is not None:
+        drawn[shared] = 1
+    keep = jax.random.bits(key, tuple(drawn), jnp.uint16) >= threshold
     return jnp.where(keep, x / (1.0 - threshold / 2**16), 0).astype(x.dtype)
 
 
@@ -125,37 +132,101 @@ class Embed(nn.Module):
         return jnp.asarray(table, self.dtype)[ids]
 
 
+class Linear(nn.Module):
+    """`x @ kernel` over the last axis: `Dense` without a bias.
+
+    Attributes:
+      features: size of the output axis.
+      axes: logical names of the kernel's (input, output) axes.
+      dtype: of the computation; parameters are cast to it.
+      initializer: of the kernel.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    initializer: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.initializer, self.axes),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        return jnp.asarray(x, self.dtype) @ jnp.asarray(kernel, self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square of the last axis, computed in fp32."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale: Any = self.param(
+            "scale",
+            nn.with_logical_partitioning(
+                nn.initializers.ones_init(), ("embed",)
+            ),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = jnp.asarray(x, jnp.float32)
+        mean_square = jnp.square(x).mean(-1, keepdims=True)
+        y = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+        return y.astype(self.dtype)
+
+
 def attend(
     query: Array,
     key: Array,
     value: Array,
     bias: Array,
     *,
+    positions: Array | None = None,
     dropout_key: Array | None,
     dropout_rate: float,
+    dropout_shared: int | None = None,
+    scale: float | None = None,
 ) -> Array:
     """Scaled dot-product attention with fp32 softmax.
+
+    `jax.nn.dot_product_attention` computes the same and has no dropout; on
+    CPU it is not the faster one (`benchmarks/attention.py`).
 
     Args:
       query: [B, T, H, K].
       key: [B, S, H, K], S = P + T with a deep prompt.
       value: [B, S, H, K].
-      bias: [B, 1, 1, S] fp32, `MASKED` where attention must not go.
+      bias: fp32, broadcast to [B, H, T, S]; `MASKED` where attention must not
+        go.
+      positions: a second bias, likewise. A sum of [B, 1, 1, S] and [1, H, T, S]
+        made before would be B times as large and held for all layers.
       dropout_key: PRNG key, or None for no dropout of the probabilities.
       dropout_rate: of the probabilities.
+      dropout_shared: axis of [B, H, T, S] along which one draw serves all.
+      scale: factor on the scores, by default K^-0.5.
 
     Returns:
       [B, T, H, K].
     """
-    scale = query.shape[-1] ** -0.5
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
     scores = jnp.einsum(
         "bthk,bshk->bhts",
         query * jnp.asarray(scale, query.dtype),
         key,
         preferred_element_type=jnp.float32,
     )
+    if positions is not None:
+        scores = scores + positions
     probabilities = jax.nn.softmax(scores + bias, axis=-1)
-    probabilities = dropout(dropout_key, dropout_rate, probabilities)
+    probabilities = dropout(
+        dropout_key, dropout_rate, probabilities, shared=dropout_shared
+    )
     return jnp.einsum(
         "bhts,bshk->bthk", probabilities.astype(value.dtype), value
     )

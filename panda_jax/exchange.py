@@ -1,0 +1,232 @@
+"""Prompts from and to other projects' files, by the name of the format."""
+
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+
+from panda_jax.backbone import Backbone
+from panda_jax.errors import UserError, unknown_name
+from panda_jax.files import PathLike, atomic_folder
+from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
+from panda_jax.models.t5 import T5Config
+from panda_jax.prompts import Prompt, prompt_shape
+from panda_jax.store import (
+    INFO,
+    PromptInfo,
+    StoredPrompt,
+    layout_of,
+    load_prompt,
+)
+from panda_jax.tasks import specs
+
+IMPORTS = ("npy", "panda", "peft", "prompthub")
+EXPORTS = ("npy", "peft")
+
+# File names that say nothing: the folder's name says more.
+_NAMELESS = re.compile(r"pytorch_model|adapter_model|task_prompt|prompt|\d+")
+
+
+def import_prompt(
+    format: str,
+    path: PathLike,
+    *,
+    backbone: Backbone,
+    task: str | None = None,
+) -> StoredPrompt:
+    """Reads a prompt that another project wrote.
+
+    Args:
+      format: `npy` (google-research/prompt-tuning), `peft` (a folder of
+        Hugging Face PEFT, or one of ours), `prompthub` (thunlp's PromptHub
+        and OpenPrompt), `panda` (the released PANDA code).
+      path: of the file or folder.
+      backbone: that the prompt was trained on.  Files of `panda` and folders
+        of ours prove it; of the others it is taken as given, and the sizes
+        must fit.
+      task: that it was trained on; by default what the folder says, or the
+        name of the file or folder.
+
+    Returns:
+      The prompt, fp32, which `save_prompt` stores.
+
+    Raises:
+      UserError: an unknown format; a file that is missing, damaged, hostile
+        or holds something else; or a prompt of another backbone, by name and
+        number.
+    """
+    if format not in IMPORTS:
+        raise unknown_name("import format", format, IMPORTS)
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"{str(path)!r} does not exist; expected the file or folder of a "
+            f"prompt in the format {format!r}."
+        )
+    if format == "peft" and (path / INFO).exists():
+        stored = load_prompt(
+            path, fingerprint=backbone.fingerprint, backbone=backbone.id
+        )
+        info = dataclasses.replace(stored.info, task=task or stored.info.task)
+        return StoredPrompt(stored.prompt, info)
+    prompt, task_type = _read(format, path, backbone)
+    _check_fits(prompt, path, backbone)
+    info = PromptInfo(
+        task=task or _task_of(path),
+        backbone=backbone.id,
+        fingerprint=backbone.fingerprint,
+        kind=prompt.kind,
+        method=f"import-{format}",
+        task_type=task_type,
+    )
+    if task is not None:
+        _check_outputs(prompt, task)
+    return StoredPrompt(prompt, info)
+
+
+def export_prompt(
+    format: str, prompt: StoredPrompt, out_dir: PathLike
+) -> pathlib.Path:
+    """Writes a prompt for another project.
+
+    Args:
+      format: `npy` (shallow prompts without a head: `TASK.npy`) or `peft`
+        (the two files of a PEFT folder).
+      prompt: as `load_prompt` gives it.
+      out_dir: the folder; for `peft` a new or empty one, or one that holds
+        an earlier export, which is replaced.
+
+    Returns:
+      The file or folder that was written.
+
+    Raises:
+      UserError: an unknown format, one that cannot hold this prompt, or a
+        folder with other files in it.
+    """
+    if format not in EXPORTS:
+        raise unknown_name("export format", format, EXPORTS)
+    vectors, head = prompt.prompt.vectors, prompt.prompt.head
+    task = prompt.info.task
+    if prompt.prompt.length == 0:
+        raise UserError(
+            f"The prompt of task {task!r} is the head of a model-tuned "
+            "backbone: there is no prompt to export."
+        )
+    folder = pathlib.Path(out_dir).expanduser()
+    if format == "npy":
+        if prompt.prompt.kind == "deep" or head:
+            what = "a head" if head else f"the shape {list(vectors.shape)}"
+            raise UserError(
+                f"The prompt of task {task!r} has {what}; a .npy file holds "
+                "shallow vectors [P, D] alone. Export it as peft."
+            )
+        plain = re.fullmatch(r"\w[\w.-]*", task)
+        file = folder / f"{task if plain else 'prompt'}.npy"
+        npy.write(file, vectors)
+        return file
+    _check_empty(folder)
+    layout = layout_of(vectors.shape, prompt.info, head=bool(head))
+    with atomic_folder(folder) as temporary:
+        peft.write_folder(temporary, prompt.prompt, layout)
+    return folder
+
+
+def _read(
+    format: str, path: pathlib.Path, backbone: Backbone
+) -> tuple[Prompt, str | None]:
+    """The prompt, and PEFT's task type where the task's kind does not say."""
+    config = backbone.config
+    text_to_text = isinstance(config, T5Config)
+    if format == "panda":
+        if text_to_text:
+            raise UserError(
+                f"The released PANDA checkpoints are of BERT, {backbone.id!r} "
+                "is a text-to-text backbone: give the BERT that they are of."
+            )
+        prompt = panda_release.read(path, config=config, params=backbone.params)
+        return prompt, None
+    if format == "peft":
+        prompt, layout = peft.read_folder(path, layers=_layers(backbone))
+        if (layout.task_type == peft_layout.SEQ_2_SEQ) != text_to_text:
+            raise UserError(
+                f"PEFT folder {str(path)!r} has the task_type "
+                f"{layout.task_type!r}, which does not fit backbone "
+                f"{backbone.id!r}: encoders take the others and text-to-text "
+                f"backbones {peft_layout.SEQ_2_SEQ!r}."
+            )
+        return prompt, layout.task_type
+    vectors = (npy if format == "npy" else prompthub).read(path)
+    # An encoder's prompt without a head is no text-to-text prompt.
+    return Prompt(vectors, {}), None if text_to_text else peft_layout.HEADLESS
+
+
+def _check_fits(prompt: Prompt, path: pathlib.Path, backbone: Backbone) -> None:
+    """Refuses vectors of other sizes than the backbone's, by name."""
+    config = backbone.config
+    expected = prompt_shape(
+        prompt.kind,
+        prompt.length,
+        layers=_layers(backbone),
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+    )
+    names = {
+        "deep": ("layers", "", "", "heads", "head width"),
+        "shallow": ("", "width"),
+    }[prompt.kind]
+    for name, got, wanted in zip(
+        names, prompt.vectors.shape, expected, strict=True
+    ):
+        if got != wanted:
+            raise UserError(
+                f"The prompt {str(path)!r} has {name} {got}, backbone "
+                f"{backbone.id!r} has {wanted}: give the backbone that it was "
+                "trained on (--backbone)."
+            )
+    if prompt.head and isinstance(config, T5Config):
+        raise UserError(
+            f"The prompt {str(path)!r} has a head, backbone {backbone.id!r} "
+            "is text-to-text and takes none: give the backbone that it was "
+            "trained on (--backbone)."
+        )
+
+
+def _layers(backbone: Backbone) -> int:
+    """How many layers a deep prompt stands before."""
+    config = backbone.config
+    text_to_text = isinstance(config, T5Config)
+    return config.decoder_layers if text_to_text else config.layers
+
+
+def _check_outputs(prompt: Prompt, task: str) -> None:
+    """Refuses a head of another number of outputs than the named task's."""
+    if not prompt.head or task not in specs.names():
+        return
+    found, spec = np.shape(prompt.head["bias"])[0], specs.get(task)
+    if found != spec.outputs:
+        raise UserError(
+            f"The prompt's head has {found} outputs, task {task!r} needs "
+            f"{spec.outputs}: name the task that it was trained on (--task)."
+        )
+
+
+def _check_empty(folder: pathlib.Path) -> None:
+    """Refuses a folder with anything in it but an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is a file: give a folder.")
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(names - {peft.TENSORS, peft.CONFIG})
+    if others:
+        raise UserError(
+            f"The folder {str(folder)!r} holds {', '.join(others[:3])}: give "
+            "a new or empty one (--out_dir)."
+        )
+
+
+def _task_of(path: pathlib.Path) -> str:
+    """The name of the file, or of the folder where the file's says nothing."""
+    path = path.resolve()
+    name = path.name if path.is_dir() else path.stem
+    return path.parent.name if _NAMELESS.fullmatch(name) else name

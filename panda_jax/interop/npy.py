@@ -1,0 +1,87 @@
+"""Prompts as google-research/prompt-tuning keeps them: `.npy`, fp32 [P, D]."""
+
+import math
+import pathlib
+import tokenize
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from panda_jax.errors import UserError
+from panda_jax.files import PathLike, atomic_file
+from panda_jax.types import ArrayLike
+
+_HEADERS = {
+    (1, 0): npy_format.read_array_header_1_0,
+    (2, 0): npy_format.read_array_header_2_0,
+}
+# What NumPy raises for one bad header or another.
+_DAMAGED = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+
+
+def read(path: PathLike) -> np.ndarray:
+    """A shallow prompt [P, D], fp32, bit for bit as it is in the file.
+
+    Raises:
+      UserError: no such file, no `.npy` file, or its array is not fp32, not
+        two-dimensional, or has NaN or infinite values.
+    """
+    path = pathlib.Path(path)
+    try:
+        return _read(path)
+    except UserError as error:
+        reason = str(error)
+    except _DAMAGED as error:
+        what = str(error).partition("\n")[0][:200]
+        reason = f"it cannot be read ({what}); copy it again from its source"
+    raise UserError(f"The prompt file {str(path)!r} is refused: {reason}.")
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        version = npy_format.read_magic(file)
+        if version not in _HEADERS:
+            raise UserError(
+                f"its .npy version is {version}, expected (1, 0) or (2, 0)"
+            )
+        shape, fortran_order, dtype = _HEADERS[version](file)
+        # Before any of the data is read: a header may claim anything.
+        if dtype != np.dtype("<f4"):
+            raise UserError(
+                f"its array is of type {dtype}, expected float32; save it "
+                "with array.astype(numpy.float32)"
+            )
+        if len(shape) != 2 or min(shape) < 1:
+            raise UserError(
+                f"its array has shape {list(shape)}, expected [P, D]: a "
+                "vector for each prompt position"
+            )
+        data = path.stat().st_size - file.tell()
+        if data != math.prod(shape) * dtype.itemsize:
+            raise UserError(
+                f"it is damaged: {data} bytes of data for an array of shape "
+                f"{list(shape)}; copy it again from its source"
+            )
+        array = np.frombuffer(file.read(), dtype)
+    array = array.reshape(shape, order="F" if fortran_order else "C")
+    if not np.isfinite(array).all():
+        raise UserError("its array has NaN or infinite values")
+    return np.ascontiguousarray(array)
+
+
+def write(path: PathLike, vectors: ArrayLike) -> None:
+    """Writes a shallow prompt [P, D] as fp32, whole or not at all."""
+    array = np.ascontiguousarray(vectors, np.float32)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        npy_format.write_array(file, array, (1, 0), allow_pickle=False)

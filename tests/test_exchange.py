@@ -1,0 +1,598 @@
+"""Prompts from .npy, PromptHub and PANDA files, and what is refused."""
+
+import collections
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from panda_jax import errors, exchange, prompts, similarity, store
+from panda_jax.backbone import Backbone
+from panda_jax.interop import hf, npy
+from panda_jax.models import bert
+from panda_jax.models.t5 import T5Config
+from panda_jax.prompts import Prompt
+from panda_jax.tokenizer import Tokenizer
+from panda_jax.trees import content_hash
+
+RELEASED = pathlib.Path("/work/shared/data/prompts")
+RELEASED_TASKS = ("mrpc", "rte", "sst2")
+
+
+def _text_to_text(config: T5Config) -> Backbone:
+    """Of these sizes; no reader of a shallow prompt looks at the weights."""
+    return Backbone(
+        id="random:some-t5",
+        config=config,
+        params={},
+        tokenizer=Tokenizer.builtin(),
+        fingerprint="f" * 16,
+    )
+
+
+@pytest.fixture(scope="module")
+def t5_base() -> Backbone:
+    return _text_to_text(T5Config(width=768))
+
+
+@pytest.fixture(scope="module")
+def small_t5() -> Backbone:
+    return _text_to_text(T5Config(width=16, layers=2, decoder_layers=3))
+
+
+def _vectors(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+# --- .npy ---
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+def test_npy_both_ways(tmp_path, small_t5, fortran):
+    vectors = _vectors(5, 16)
+    path = tmp_path / "mrpc.npy"
+    np.save(path, np.asfortranarray(vectors) if fortran else vectors)
+    stored = exchange.import_prompt("npy", path, backbone=small_t5)
+    assert stored.prompt.vectors.tobytes() == vectors.tobytes()
+    assert stored.prompt.head == {}
+    assert stored.info == store.PromptInfo(
+        task="mrpc",
+        backbone="random:some-t5",
+        fingerprint="f" * 16,
+        kind="shallow",
+        method="import-npy",
+    )
+    store.save_prompt(tmp_path / "p", stored.prompt, stored.info)
+    loaded = store.load_prompt(tmp_path / "p")
+    written = exchange.export_prompt("npy", loaded, tmp_path / "out")
+    assert written == tmp_path / "out" / "mrpc.npy"
+    assert np.load(written).tobytes() == vectors.tobytes()
+    if not fortran:
+        assert written.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="needs the development data")
+def test_the_three_released_prompts(tmp_path, t5_base):
+    for task in RELEASED_TASKS:
+        path = RELEASED / f"{task}.npy"
+        stored = exchange.import_prompt("npy", path, backbone=t5_base)
+        assert stored.info.task == task
+        store.save_prompt(tmp_path / task, stored.prompt, stored.info)
+    bank = store.PromptBank(tmp_path)
+    for task in RELEASED_TASKS:
+        vectors = bank[task].prompt.vectors
+        path = RELEASED / f"{task}.npy"
+        assert vectors.shape == (100, 768)
+        assert vectors.tobytes() == np.load(path).tobytes()
+        written = exchange.export_prompt("npy", bank[task], tmp_path / "out")
+        assert written.read_bytes() == path.read_bytes()
+    stack = np.stack([bank[task].prompt.vectors for task in RELEASED_TASKS])
+    scores = np.asarray(similarity.e_avg(stack, stack))
+    expected = {(0, 1): 0.57, (1, 2): 0.52, (0, 2): 0.50}
+    for pair, score in expected.items():
+        assert scores[pair] == pytest.approx(score, abs=0.006)
+    np.testing.assert_allclose(np.diag(scores), 1, atol=1e-6)
+    # Other T5s have other widths, and another width-768 T5 other weights.
+    for width in (512, 1024):
+        other = _text_to_text(T5Config(width=width))
+        message = f"has width 768, backbone 'random:some-t5' has {width}"
+        with pytest.raises(errors.UserError, match=message):
+            exchange.import_prompt("npy", path, backbone=other)
+    with pytest.raises(errors.UserError, match=r"weights f{16}\), got .*eee"):
+        store.load_prompt(tmp_path / "rte", fingerprint="e" * 16)
+    other = dataclasses.replace(t5_base, fingerprint="e" * 16)
+    with pytest.raises(errors.UserError, match=r"weights f{16}\), got .*eee"):
+        exchange.import_prompt("peft", tmp_path / "rte", backbone=other)
+
+
+def _header(text: str, version: bytes = b"\x01\x00") -> bytes:
+    size = len(text).to_bytes(2 if version[0] == 1 else 4, "little")
+    return b"\x93NUMPY" + version + size + text.encode()
+
+
+def _described(shape: str, kind: str = "'<f4'") -> bytes:
+    text = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}}}"
+    return _header(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "cannot be read"),
+        (b"\x93NUMPY", "cannot be read"),
+        (b"PK\x03\x04abcdefgh", "cannot be read"),
+        (_header("{}"), "cannot be read"),
+        (_header("(" * 9000), "cannot be read"),
+        (_header("__import__('os').system('x')"), "cannot be read"),
+        (_header("{}", b"\x03\x00"), r"version is \(3, 0\), expected"),
+        (_header("{}" + " " * 99999, b"\x02\x00"), "cannot be read"),
+        (_described("(1, 4)") + bytes(15), "15 bytes of data for"),
+        (_described("(1, 4)") + bytes(17), "17 bytes of data for"),
+        (_described("(1 << 40, 4)"), "cannot be read"),
+        (_described(f"({1 << 60}, 4)") + bytes(16), "16 bytes of data for"),
+        (_described("(0, 4)"), r"shape \[0, 4\], expected"),
+        (_described("(-1, -4)") + bytes(16), r"shape \[-1, -4\], expected"),
+        (_described("(4,)") + bytes(16), r"shape \[4\], expected"),
+        (_described("()") + bytes(4), r"shape \[\], expected"),
+        (_described("(1, 4)", "'<f8'") + bytes(32), "float64, expected float"),
+        (_described("(1, 4)", "'>f4'") + bytes(16), ">f4, expected float32"),
+        (_described("(1, 4)", "'|O'") + b"cos\nsystem\n", "object, expected"),
+        (_described("(1, 4)", "[('a', '<f4')]") + bytes(16), "expected float"),
+        (_described("(1, 4)") + b"\xff" * 16, "NaN or infinite"),
+    ],
+)
+def test_other_npy_files(tmp_path, small_t5, content, match):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(errors.UserError, match=match) as caught:
+        exchange.import_prompt("npy", path, backbone=small_t5)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_an_npy_file_is_not_executed(tmp_path, small_t5):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([[Payload()]], object), allow_pickle=True)
+    with pytest.raises(errors.UserError, match="object, expected float32"):
+        exchange.import_prompt("npy", path, backbone=small_t5)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_writing_keeps_bits_and_order(tmp_path):
+    vectors = _vectors(3, 4).T
+    npy.write(tmp_path / "a.npy", vectors)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), vectors)
+    np.testing.assert_array_equal(npy.read(tmp_path / "a.npy"), vectors)
+
+
+# --- PromptHub and OpenPrompt ---
+
+
+def _prompthub(vectors: torch.Tensor) -> dict:
+    """The forms that were released, by the code that wrote them."""
+    moments = {"exp_avg": torch.randn_like(vectors)}
+    return {
+        "bare": vectors,
+        "parameter": torch.nn.Parameter(vectors),
+        "checkpoint": {
+            "model": vectors,
+            "optimizer_name": "adamw",
+            "optimizer": {"state": {0: moments}, "param_groups": []},
+            "trained_epoch": 69,
+        },
+        "best": {"best_acc": torch.tensor(0.5), "best_prompt": vectors},
+        "hub": collections.OrderedDict(
+            [("prompt_model.template.soft_embeds", vectors)]
+        ),
+        "openprompt": {
+            "template.soft_embeds": vectors,
+            "template.raw_embedding.weight": torch.randn(50, 16),
+            "plm.shared.weight": torch.randn(50, 16),
+        },
+        "whole": {
+            "model": {
+                "encoder.bert.embeddings.prompt_embeddings.weight": vectors,
+                "encoder.bert.embeddings.word_embeddings.weight": torch.ones(
+                    9, 16
+                ),
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize("form", _prompthub(torch.ones(1)))
+def test_prompthub(tmp_path, small_t5, form):
+    vectors = _vectors(5, 16)
+    folder = tmp_path / "IMDBPromptT5"
+    folder.mkdir()
+    path = folder / "task_prompt"
+    torch.save(_prompthub(torch.tensor(vectors))[form], path)
+    stored = exchange.import_prompt("prompthub", path, backbone=small_t5)
+    assert stored.prompt.vectors.tobytes() == vectors.tobytes()
+    assert stored.info.task == "IMDBPromptT5"
+    assert stored.info.task_type is None
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (torch.ones(16), "0 of its 1 tensors can be the prompt"),
+        (torch.ones(2, 3, 16), r"expected one.*got {'': \[2, 3, 16\]}"),
+        (
+            {"a": torch.ones(5, 16), "b": torch.ones(5, 16)},
+            r"0 of its 2 tensors.*got {'a': \[5, 16\], 'b': \[5, 16\]}",
+        ),
+        (
+            {
+                "a.soft_embeds": torch.ones(5, 16),
+                "soft_prompt": torch.ones(5, 16),
+            },
+            "2 of its 2 tensors can be the prompt, expected one",
+        ),
+        (
+            {"x_soft_embeds": torch.ones(5, 16), "soft": torch.ones(5, 16)},
+            "0 of its 2",
+        ),
+        ({"optimizer": {"a": torch.ones(5, 16)}}, "0 of its 1 tensors"),
+        (torch.ones(5, 16).long(), "type int64, expected float32"),
+        (torch.full((5, 16), torch.inf), "NaN or infinite"),
+        (torch.ones(5, 17), "has width 17, backbone 'random:some-t5' has 16"),
+    ],
+)
+def test_other_torch_files(tmp_path, small_t5, value, match):
+    path = tmp_path / "a.pt"
+    torch.save(value, path)
+    with pytest.raises(errors.UserError, match=match) as caught:
+        exchange.import_prompt("prompthub", path, backbone=small_t5)
+    assert str(path) in str(caught.value)
+
+
+def test_prompthub_of_bert_has_no_head(tmp_path, tiny):
+    vectors = _vectors(5, 128)
+    torch.save(torch.tensor(vectors).half(), tmp_path / "imdb.pt")
+    stored = exchange.import_prompt(
+        "prompthub", tmp_path / "imdb.pt", backbone=tiny
+    )
+    np.testing.assert_array_equal(
+        stored.prompt.vectors, vectors.astype(np.float16)
+    )
+    assert (stored.info.task, stored.info.task_type) == (
+        "imdb",
+        "FEATURE_EXTRACTION",
+    )
+
+
+# --- The released PANDA code ---
+
+LAYERS, HEADS, WIDTH, P = 3, 4, 16, 5
+
+
+class PTuningV2(torch.nn.Module):
+    """As THUDM/P-tuning-v2's BertPrefixFor...: what the release trains."""
+
+    def __init__(self, outputs: int, head: str):
+        super().__init__()
+        config = transformers.BertConfig(
+            vocab_size=50,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+        self.bert = transformers.BertModel(config)
+        self.prefix_encoder = torch.nn.Module()
+        self.prefix_encoder.embedding = torch.nn.Embedding(
+            P, LAYERS * 2 * WIDTH
+        )
+        self.head = head
+        setattr(self, head, torch.nn.Linear(WIDTH, outputs))
+
+    def forward(self, tokens, segments):
+        batch = len(tokens)
+        rows = self.prefix_encoder.embedding(torch.arange(P))
+        rows = rows[None].expand(batch, -1, -1)
+        rows = rows.view(batch, P, LAYERS * 2, HEADS, WIDTH // HEADS)
+        pairs = rows.permute([2, 0, 3, 1, 4]).split(2)
+        mask = torch.cat([torch.ones(batch, P), (tokens != 0).float()], 1)
+        out = self.bert(
+            tokens,
+            attention_mask=mask,
+            token_type_ids=segments,
+            past_key_values=transformers.DynamicCache(pairs),
+        )
+        per_token = self.head == "qa_outputs"
+        read = out.last_hidden_state if per_token else out.pooler_output
+        return getattr(self, self.head)(read)
+
+
+@pytest.fixture(scope="module")
+def released() -> PTuningV2:
+    torch.manual_seed(0)
+    return PTuningV2(3, "classifier").eval()
+
+
+@pytest.fixture(scope="module")
+def small_bert(released, tmp_path_factory) -> Backbone:
+    return _of(released, tmp_path_factory.mktemp("bert"))
+
+
+def _of(model: PTuningV2, folder: pathlib.Path) -> Backbone:
+    model.bert.save_pretrained(folder)
+    params, config = hf.load_bert(folder)
+    return Backbone(
+        id="their-bert",
+        config=config,
+        params=params,
+        tokenizer=Tokenizer.builtin(),
+        fingerprint=content_hash(params),
+    )
+
+
+def _checkpoint(folder: pathlib.Path, model: PTuningV2, **changes):
+    folder.mkdir(exist_ok=True)
+    state = {**model.state_dict(), **changes}
+    state = {name: value for name, value in state.items() if value is not None}
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+@pytest.mark.parametrize("head", ["classifier", "qa_outputs"])
+def test_panda(tmp_path, head):
+    torch.manual_seed(1)
+    model = PTuningV2(2, head).eval()
+    backbone = _of(model, tmp_path / "bert")
+    # What old versions of transformers stored beside.
+    positions = {"bert.embeddings.position_ids": torch.arange(64)[None]}
+    path = _checkpoint(tmp_path / "rte-bert", model, **positions)
+    stored = exchange.import_prompt("panda", path, backbone=backbone)
+    assert stored.prompt.vectors.shape == (
+        LAYERS,
+        2,
+        P,
+        HEADS,
+        WIDTH // HEADS,
+    )
+    assert (stored.info.task, stored.info.method) == (
+        "rte-bert",
+        "import-panda",
+    )
+    tokens = torch.randint(4, 50, (3, 8))
+    tokens[1, 5:] = 0
+    segments = (torch.arange(8) > 3).long().expand(3, 8)
+    with torch.no_grad():
+        theirs = model(tokens, segments).numpy()
+    ours, _ = bert.apply(
+        backbone.params,
+        backbone.config,
+        tokens.numpy(),
+        segments.numpy(),
+        stored.prompt,
+        per_token=head == "qa_outputs",
+    )
+    real = (tokens != 0).numpy() if head == "qa_outputs" else slice(None)
+    assert theirs.std() > 0.05
+    np.testing.assert_allclose(
+        np.asarray(ours)[real], theirs[real], atol=1e-4, rtol=0
+    )
+    again = exchange.import_prompt(
+        "panda", path.parent, backbone=backbone, task="rte"
+    )
+    assert again.info.task == "rte"
+    np.testing.assert_array_equal(again.prompt.vectors, stored.prompt.vectors)
+
+
+def test_panda_without_its_encoder(tmp_path, released, small_bert):
+    encoder = {
+        name: None for name in released.state_dict() if name[:5] == "bert."
+    }
+    path = _checkpoint(tmp_path / "p", released, **encoder)
+    stored = exchange.import_prompt("panda", path, backbone=small_bert)
+    rows = released.prefix_encoder.embedding.weight.detach().numpy()
+    np.testing.assert_array_equal(
+        stored.prompt.vectors,
+        rows.reshape(P, LAYERS, 2, HEADS, -1).transpose(1, 2, 0, 3, 4),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"prefix_encoder.embedding.weight": None}, "got the tensors"),
+        ({"classifier.bias": None}, "expected .*classifier.bias"),
+        ({"prefix_encoder.trans.0.weight": torch.ones(1)}, "trans.0.weight"),
+        ({"roberta.pooler.bias": torch.ones(1)}, "roberta.pooler.bias"),
+        (
+            {"prefix_encoder.embedding.weight": torch.ones(P, 64)},
+            r"shape \[5, 64\], expected \[5, 96\]",
+        ),
+        ({"prefix_encoder.embedding.weight": torch.ones(())}, r"shape \[\]"),
+        ({"classifier.weight": torch.ones(3, 8)}, r"expected \[3, 16\]"),
+        ({"classifier.bias": torch.full((3,), torch.nan)}, "NaN or infinite"),
+        (
+            {"bert.encoder.layer.1.output.dense.bias": torch.ones(16)},
+            "'bert.encoder.layer.1.output.dense.bias' differs from the back",
+        ),
+        (
+            {"bert.embeddings.word_embeddings.weight": torch.ones(51, 16)},
+            r"shape \[51, 16\], expected \[50, 16\]",
+        ),
+        (
+            {"bert.encoder.layer.3.output.dense.bias": torch.ones(16)},
+            "'bert.encoder.layer.3.output.dense.bias', the backbone has none",
+        ),
+    ],
+)
+def test_other_checkpoints(tmp_path, released, small_bert, changes, match):
+    path = _checkpoint(tmp_path / "p", released, **changes)
+    with pytest.raises(errors.UserError, match=match) as caught:
+        exchange.import_prompt("panda", path, backbone=small_bert)
+    assert str(path) in str(caught.value)
+
+
+def test_panda_on_a_backbone_in_bfloat16(tmp_path, released, small_bert):
+    path = _checkpoint(tmp_path / "p", released)
+    short = dataclasses.replace(
+        small_bert,
+        params=jax.tree.map(
+            lambda x: jax.numpy.asarray(x, "bfloat16"), small_bert.params
+        ),
+    )
+    assert exchange.import_prompt("panda", path, backbone=short)
+
+
+def test_panda_is_no_t5(tmp_path, released, small_t5):
+    path = _checkpoint(tmp_path / "p", released)
+    with pytest.raises(errors.UserError, match="is a text-to-text backbone"):
+        exchange.import_prompt("panda", path, backbone=small_t5)
+
+
+# --- The front ---
+
+
+def _prompt(kind: str, *, head: bool = True) -> store.StoredPrompt:
+    shape = prompts.prompt_shape(kind, P, layers=2, width=128, heads=2)
+    weights = {"kernel": _vectors(128, 3), "bias": _vectors(3)}
+    info = store.PromptInfo(
+        task="cb",
+        backbone="b",
+        fingerprint="f",
+        kind=kind,
+        method="prompt",
+        labels=["a", "b", "c"] if head else [],
+    )
+    return store.StoredPrompt(
+        Prompt(_vectors(*shape), weights if head else {}), info
+    )
+
+
+def test_unknown_formats_and_missing_files(tmp_path, tiny):
+    with pytest.raises(errors.UserError, match="import format 'nyp'.*'npy'"):
+        exchange.import_prompt("nyp", tmp_path, backbone=tiny)
+    with pytest.raises(errors.UserError, match="export format 'panda'"):
+        exchange.export_prompt("panda", _prompt("deep"), tmp_path)
+    for name in exchange.IMPORTS:
+        with pytest.raises(errors.UserError, match=r"none' does not exist"):
+            exchange.import_prompt(name, tmp_path / "none", backbone=tiny)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(errors.UserError, match="empty"):
+            exchange.import_prompt(name, tmp_path / "empty", backbone=tiny)
+
+
+def test_a_folder_of_ours_keeps_its_description(tmp_path, tiny):
+    made = _prompt("deep")
+    info = dataclasses.replace(
+        made.info, fingerprint=tiny.fingerprint, seed=7, scores={"a": 0.5}
+    )
+    store.save_prompt(tmp_path / "p", made.prompt, info)
+    stored = exchange.import_prompt("peft", tmp_path / "p", backbone=tiny)
+    assert stored.info == info
+    renamed = exchange.import_prompt(
+        "peft", tmp_path / "p", backbone=tiny, task="rte"
+    )
+    assert renamed.info == dataclasses.replace(info, task="rte")
+    store.save_prompt(tmp_path / "q", made.prompt, made.info)
+    with pytest.raises(errors.UserError, match=r"'b' \(weights f\), got"):
+        exchange.import_prompt("peft", tmp_path / "q", backbone=tiny)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "match"),
+    [
+        ("shallow", {"width": 64}, "has width 128, backbone .* has 64"),
+        ("deep", {"layers": 3}, "has layers 2, backbone .* has 3"),
+        ("deep", {"heads": 4}, "has heads 2, backbone .* has 4"),
+        ("deep", {"width": 64}, "has head width 64, backbone .* has 32"),
+    ],
+)
+def test_other_sizes(tmp_path, tiny, kind, sizes, match):
+    stored = _prompt(kind, head=False)
+    # Without a head it would be a text-to-text prompt.
+    info = dataclasses.replace(stored.info, task_type="FEATURE_EXTRACTION")
+    stored = dataclasses.replace(stored, info=info)
+    exchange.export_prompt("peft", stored, tmp_path / "p")
+    other = dataclasses.replace(
+        tiny, config=dataclasses.replace(tiny.config, **sizes)
+    )
+    assert exchange.import_prompt("peft", tmp_path / "p", backbone=tiny)
+    with pytest.raises(errors.UserError, match=match):
+        exchange.import_prompt("peft", tmp_path / "p", backbone=other)
+
+
+def test_the_task_must_have_as_many_outputs(tmp_path, tiny):
+    exchange.export_prompt("peft", _prompt("deep"), tmp_path / "cb")
+    stored = exchange.import_prompt("peft", tmp_path / "cb", backbone=tiny)
+    assert stored.info.task == "cb"
+    for task in ("mnli", "unheard-of"):
+        assert exchange.import_prompt(
+            "peft", tmp_path / "cb", backbone=tiny, task=task
+        )
+    with pytest.raises(errors.UserError, match="has 3 outputs, task 'rte' ne"):
+        exchange.import_prompt(
+            "peft", tmp_path / "cb", backbone=tiny, task="rte"
+        )
+
+
+@pytest.mark.parametrize(
+    ("stored", "match"),
+    [
+        (_prompt("shallow"), "has a head; a .npy file holds"),
+        (_prompt("deep", head=False), r"shape \[2, 2, 5, 2, 64\]; a .npy"),
+    ],
+)
+def test_what_npy_cannot_hold(tmp_path, stored, match):
+    with pytest.raises(errors.UserError, match=match):
+        exchange.export_prompt("npy", stored, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exports_never_replace_other_files(tmp_path):
+    stored = _prompt("deep")
+    for _ in range(2):
+        exchange.export_prompt("peft", stored, tmp_path / "p")
+    (tmp_path / "p" / "notes.txt").write_text("mine")
+    with pytest.raises(errors.UserError, match="holds notes.txt: give a new"):
+        exchange.export_prompt("peft", stored, tmp_path / "p")
+    with pytest.raises(errors.UserError, match="is a file: give a folder"):
+        exchange.export_prompt("peft", stored, tmp_path / "p" / "notes.txt")
+    assert (tmp_path / "p" / "notes.txt").read_text() == "mine"
+    empty = dataclasses.replace(
+        stored, prompt=Prompt(np.zeros((2, 2, 0, 2, 64), np.float32), {})
+    )
+    for name in exchange.EXPORTS:
+        with pytest.raises(errors.UserError, match="there is no prompt to exp"):
+            exchange.export_prompt(name, empty, tmp_path / "q")
+    shallow = _prompt("shallow", head=False)
+    odd = dataclasses.replace(shallow.info, task="../up")
+    written = exchange.export_prompt(
+        "npy", dataclasses.replace(shallow, info=odd), tmp_path / "n"
+    )
+    assert written == tmp_path / "n" / "prompt.npy"
+
+
+def test_loads_neither_torch_nor_transformers(tmp_path):
+    torch.save(torch.ones(5, 16), tmp_path / "a.pt")
+    code = (
+        "import sys\n"
+        "from panda_jax import exchange\n"
+        "from panda_jax.interop import prompthub\n"
+        "assert prompthub.read(sys.argv[1]).shape == (5, 16)\n"
+        "bad = {m.split('.')[0] for m in sys.modules}\n"
+        "bad &= {'tensorflow', 'seqio', 'torch', 'peft', 'transformers'}\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.pt")], check=True
+    )

@@ -1,0 +1,560 @@
+"""PEFT folders both ways, and the same logits through PEFT and through us."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from panda_jax import errors, exchange, prompts, store
+from panda_jax.backbone import Backbone
+from panda_jax.interop import hf, peft_layout
+from panda_jax.models import bert, t5
+from panda_jax.prompts import Prompt
+from panda_jax.tokenizer import Tokenizer
+from panda_jax.trees import content_hash
+
+P, WIDTH, HEADS, LAYERS, CLASSES = 5, 16, 4, 3, 3
+D_KV = 6
+# A task of each kind that has a head of its own.
+TASKS = {"SEQ_CLS": "cb", "TOKEN_CLS": "conll04", "QUESTION_ANS": "squad"}
+MODELS = {
+    "SEQ_CLS": transformers.BertForSequenceClassification,
+    "TOKEN_CLS": transformers.BertForTokenClassification,
+    "QUESTION_ANS": transformers.BertForQuestionAnswering,
+}
+KINDS = {"deep": peft.PrefixTuningConfig, "shallow": peft.PromptTuningConfig}
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def _bert_config(outputs: int = CLASSES) -> transformers.BertConfig:
+    return transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        num_labels=outputs,
+    )
+
+
+def _outputs(task_type: str) -> int:
+    return {"TOKEN_CLS": 9, "QUESTION_ANS": 2}.get(task_type, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> transformers.BertModel:
+    torch.manual_seed(0)
+    return transformers.BertModel(_bert_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def backbone(encoder, tmp_path_factory) -> Backbone:
+    folder = tmp_path_factory.mktemp("bert")
+    encoder.save_pretrained(folder)
+    params, config = hf.load_bert(folder)
+    return _backbone(params, config)
+
+
+def _backbone(params, config) -> Backbone:
+    return Backbone(
+        id="theirs",
+        config=config,
+        params=params,
+        tokenizer=Tokenizer.builtin(),
+        fingerprint=content_hash(params),
+    )
+
+
+def _torch_model(task_type: str, encoder: transformers.BertModel):
+    """The encoder with a new head of PEFT's task type."""
+    torch.manual_seed(1)
+    model = MODELS[task_type](_bert_config(_outputs(task_type)))
+    model.bert.load_state_dict(encoder.state_dict(), strict=False)
+    return model.eval()
+
+
+def _peft_folder(folder: pathlib.Path, model, config):
+    """A folder that PEFT wrote, of random numbers, and PEFT's model."""
+    torch.manual_seed(2)
+    made = peft.get_peft_model(model, config).eval()
+    for name, parameter in made.named_parameters():
+        if parameter.requires_grad and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+        assert parameter.requires_grad == any(
+            part in name for part in ("prompt_encoder", "modules_to_save")
+        )
+    made.save_pretrained(folder)
+    return made
+
+
+# PEFT takes the segments for these and does not pass them on.
+NO_SEGMENTS = ("QUESTION_ANS", "FEATURE_EXTRACTION")
+
+
+def _batch(task_type: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    tokens = torch.randint(4, 50, (3, 8))
+    mask = torch.arange(8)[None] < torch.tensor([8, 5, 3])[:, None]
+    segments = (torch.arange(8)[None] > 2) & mask
+    segments &= torch.tensor(task_type not in NO_SEGMENTS)
+    return {
+        "input_ids": tokens * mask,
+        "attention_mask": mask.long(),
+        "token_type_ids": segments.long(),
+    }
+
+
+def _their_logits(model) -> np.ndarray:
+    config = model.peft_config["default"]
+    with torch.no_grad():
+        out = model(**_batch(config.task_type))
+    if "logits" in out:
+        logits = out.logits
+    else:
+        logits = torch.stack([out.start_logits, out.end_logits], -1)
+    if logits.ndim == 3:
+        # A shallow prompt's own positions come first.
+        logits = logits[:, logits.shape[1] - 8 :]
+    return logits.numpy()
+
+
+def _our_logits(backbone: Backbone, prompt: Prompt, task_type: str):
+    batch = _batch(task_type)
+    logits, _ = bert.apply(
+        backbone.params,
+        backbone.config,
+        batch["input_ids"].numpy(),
+        batch["token_type_ids"].numpy(),
+        prompt,
+        per_token=task_type != "SEQ_CLS",
+    )
+    return np.asarray(logits)
+
+
+def _assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert theirs.std() > 0.05
+    if theirs.ndim == 3:
+        real = _batch("")["attention_mask"].numpy().astype(bool)
+        ours, theirs = ours[real], theirs[real]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+# --- BERT ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task_type", MODELS)
+def test_a_folder_that_peft_wrote(tmp_path, encoder, backbone, task_type, kind):
+    config = KINDS[kind](task_type=task_type, num_virtual_tokens=P)
+    model = _peft_folder(
+        tmp_path / "p", _torch_model(task_type, encoder), config
+    )
+    stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    tensors = safetensors.torch.load_file(tmp_path / "p" / TENSORS)
+    rows = tensors["prompt_embeddings"].numpy()
+    vectors = stored.prompt.vectors
+    assert vectors.dtype == np.float32
+    if kind == "deep":
+        assert vectors.shape == (LAYERS, 2, P, HEADS, WIDTH // HEADS)
+        for layer, (keys, values, *_) in enumerate(model.get_prompt(1)):
+            theirs = torch.stack([keys, values])[:, 0].swapaxes(1, 2)
+            np.testing.assert_array_equal(
+                vectors[layer], theirs.detach().numpy()
+            )
+    else:
+        np.testing.assert_array_equal(vectors, rows)
+    module = "qa_outputs" if task_type == "QUESTION_ANS" else "classifier"
+    np.testing.assert_array_equal(
+        stored.prompt.head["kernel"],
+        tensors[f"base_model.{module}.weight"].numpy().T,
+    )
+    np.testing.assert_array_equal(
+        stored.prompt.head["bias"], tensors[f"base_model.{module}.bias"]
+    )
+    _assert_same_logits(
+        _our_logits(backbone, stored.prompt, task_type), _their_logits(model)
+    )
+    info = stored.info
+    assert (info.task, info.method, info.kind) == ("p", "import-peft", kind)
+    assert (info.task_type, info.fingerprint) == (
+        task_type,
+        backbone.fingerprint,
+    )
+    # It is stored as it came, and so PEFT reads it back from our folder.
+    store.save_prompt(tmp_path / "q", stored.prompt, info)
+    again = peft.PeftModel.from_pretrained(
+        _torch_model(task_type, encoder), str(tmp_path / "q")
+    )
+    np.testing.assert_array_equal(
+        _their_logits(again.eval()), _their_logits(model)
+    )
+
+
+def _random_prompt(shape: tuple[int, ...], outputs: int) -> Prompt:
+    rng = np.random.default_rng(0)
+    head = {
+        "kernel": rng.normal(size=(WIDTH, outputs)).astype(np.float32),
+        "bias": rng.normal(size=outputs).astype(np.float32),
+    }
+    vectors = rng.normal(size=shape).astype(np.float32)
+    return Prompt(vectors, head if outputs else {})
+
+
+def _info(prompt: Prompt, backbone: Backbone, task: str) -> store.PromptInfo:
+    return store.PromptInfo(
+        task=task,
+        backbone=backbone.id,
+        fingerprint=backbone.fingerprint,
+        kind=prompt.kind,
+        method="prompt",
+    )
+
+
+@pytest.mark.parametrize("how", ["stored", "exported"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task_type", MODELS)
+def test_peft_computes_what_we_compute(
+    tmp_path, encoder, backbone, task_type, kind, how
+):
+    shape = prompts.prompt_shape(
+        kind, P, layers=LAYERS, width=WIDTH, heads=HEADS
+    )
+    prompt = _random_prompt(shape, _outputs(task_type))
+    info = _info(prompt, backbone, TASKS[task_type])
+    if how == "stored":
+        store.save_prompt(tmp_path / "p", prompt, info)
+    else:
+        stored = store.StoredPrompt(prompt, info)
+        written = exchange.export_prompt("peft", stored, tmp_path / "p")
+        assert written == tmp_path / "p"
+        names = {path.name for path in written.iterdir()}
+        assert names == {CONFIG, TENSORS}
+    config = json.loads((tmp_path / "p" / CONFIG).read_text())
+    assert config["task_type"] == task_type
+    model = peft.PeftModel.from_pretrained(
+        _torch_model(task_type, encoder), str(tmp_path / "p")
+    )
+    _assert_same_logits(
+        _our_logits(backbone, prompt, task_type), _their_logits(model.eval())
+    )
+    back = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    np.testing.assert_array_equal(back.prompt.vectors, prompt.vectors)
+    np.testing.assert_array_equal(
+        back.prompt.head["kernel"], prompt.head["kernel"]
+    )
+
+
+def test_a_prompt_without_a_head(tmp_path, encoder, backbone):
+    config = peft.PrefixTuningConfig(
+        task_type="FEATURE_EXTRACTION", num_virtual_tokens=P
+    )
+    _peft_folder(tmp_path / "p", _copy(encoder), config)
+    stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    assert stored.prompt.head == {}
+    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    loaded = store.load_prompt(tmp_path / "q")
+    np.testing.assert_array_equal(loaded.prompt.vectors, stored.prompt.vectors)
+    model = peft.PeftModel.from_pretrained(
+        _copy(encoder), str(tmp_path / "q")
+    ).eval()
+    batch = _batch("FEATURE_EXTRACTION")
+    with torch.no_grad():
+        pooled = model(**batch).pooler_output
+    _, aux = bert.apply(
+        backbone.params,
+        backbone.config,
+        batch["input_ids"].numpy(),
+        batch["token_type_ids"].numpy(),
+        stored.prompt,
+    )
+    np.testing.assert_allclose(aux["pooled"], pooled, atol=1e-4)
+
+
+def _copy(encoder: transformers.BertModel) -> transformers.BertModel:
+    model = transformers.BertModel(_bert_config())
+    model.load_state_dict(encoder.state_dict())
+    return model.eval()
+
+
+# --- T5 ---
+
+
+def _t5(encoder_layers: int, decoder_layers: int, *, gated: bool = False):
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50,
+        d_model=WIDTH,
+        d_kv=D_KV,
+        d_ff=32,
+        num_layers=encoder_layers,
+        num_decoder_layers=decoder_layers,
+        num_heads=HEADS,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
+        decoder_start_token_id=0,
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def _t5_backbone(folder: pathlib.Path, model) -> Backbone:
+    model.save_pretrained(folder)
+    return _backbone(*hf.load_t5(folder))
+
+
+def _t5_batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(3, 50, (2, 7))
+    inputs[1, 5:] = 0
+    return inputs, rng.integers(3, 50, (2, 4))
+
+
+def _assert_same_t5(backbone: Backbone, prompt: Prompt, model) -> None:
+    inputs, targets = _t5_batch()
+    with torch.no_grad():
+        theirs = model(
+            input_ids=torch.tensor(inputs),
+            attention_mask=torch.tensor(inputs != 0).long(),
+            labels=torch.tensor(targets),
+        ).logits.numpy()
+    apply = jax.jit(t5.apply, static_argnums=1)
+    ours, without = (
+        apply(
+            backbone.params,
+            backbone.config,
+            jnp.asarray(inputs, jnp.int32),
+            jnp.asarray(targets, jnp.int32),
+            p,
+        )[0]
+        for p in (prompt, Prompt(np.zeros((0, WIDTH), np.float32), {}))
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+    assert np.abs(without - theirs).max() > 1e-2, "the prompt had no effect"
+
+
+@pytest.mark.parametrize("submodules", [None, 1, 2])
+def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules):
+    model = _t5(2, 3)
+    backbone = _t5_backbone(tmp_path / "t5", model)
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=P,
+        num_transformer_submodules=submodules,
+    )
+    made = _peft_folder(tmp_path / "p", model, config)
+    rows = made.prompt_encoder["default"].embedding.weight.detach().numpy()
+    assert rows.shape == (P if submodules == 1 else 2 * P, WIDTH)
+    stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    assert stored.prompt.head == {}
+    np.testing.assert_array_equal(stored.prompt.vectors, rows[:P])
+    _assert_same_t5(backbone, stored.prompt, made)
+
+
+@pytest.mark.parametrize(
+    ("decoder_layers", "pairs"),
+    [(1, 1), (2, 2), (2, 3), (3, 3), (4, 4)],
+)
+def test_a_deep_t5_folder_that_peft_wrote(tmp_path, decoder_layers, pairs):
+    model = _t5(2, decoder_layers)
+    backbone = _t5_backbone(tmp_path / "t5", model)
+    config = peft.PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=P,
+        num_layers=pairs,
+        token_dim=HEADS * D_KV,
+    )
+    made = _peft_folder(tmp_path / "p", model, config)
+    stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    vectors = stored.prompt.vectors
+    assert vectors.shape == (decoder_layers, 2, P, HEADS, D_KV)
+    cache = made.get_prompt(1).self_attention_cache
+    for layer, ours in zip(cache.layers, vectors, strict=False):
+        for theirs, mine in zip((layer.keys, layer.values), ours, strict=True):
+            theirs = theirs[0].swapaxes(0, 1).detach().numpy()
+            np.testing.assert_array_equal(mine, theirs)
+    _assert_same_t5(backbone, stored.prompt, made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder_layers", "gated"),
+    [("shallow", 2, True), ("deep", 2, False), ("deep", 3, True)],
+)
+def test_peft_computes_what_we_compute_with_t5(
+    tmp_path, kind, decoder_layers, gated
+):
+    model = _t5(3, decoder_layers, gated=gated)
+    backbone = _t5_backbone(tmp_path / "t5", model)
+    shape = prompts.prompt_shape(
+        kind,
+        P,
+        layers=decoder_layers,
+        width=WIDTH,
+        heads=HEADS,
+        head_dim=D_KV,
+    )
+    prompt = _random_prompt(shape, 0)
+    info = _info(prompt, backbone, "rte")
+    store.save_prompt(tmp_path / "p", prompt, info)
+    loaded = store.load_prompt(tmp_path / "p").prompt
+    np.testing.assert_array_equal(loaded.vectors, prompt.vectors)
+    made = peft.PeftModel.from_pretrained(model, str(tmp_path / "p")).eval()
+    _assert_same_t5(backbone, prompt, made)
+    inputs, _ = _t5_batch()
+    generated = made.generate(
+        input_ids=torch.tensor(inputs),
+        attention_mask=torch.tensor(inputs != 0).long(),
+        max_new_tokens=3,
+    )
+    assert generated.shape[0] == 2
+    # A copy without our own description is a foreign folder.
+    (tmp_path / "p" / store.INFO).unlink()
+    back = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    np.testing.assert_array_equal(back.prompt.vectors, prompt.vectors)
+
+
+def test_the_layers_of_a_t5_file():
+    for layers in range(1, 9):
+        layout = peft_layout.Layout.of((layers, 2, P, 4, 3), "SEQ_2_SEQ_LM")
+        order = layout.order(layers)
+        assert layout.pairs == layers + (layers % 2 == 0)
+        assert len(set(order)) == layers
+        assert layout.shape(layers) == (layers, 2, P, 4, 3)
+        with pytest.raises(errors.UserError, match="expected at least 12"):
+            layout.shape(12)
+
+
+# --- Folders that do not fit ---
+
+
+@pytest.fixture
+def folder(tmp_path, backbone) -> pathlib.Path:
+    shape = (LAYERS, 2, P, HEADS, WIDTH // HEADS)
+    prompt = _random_prompt(shape, CLASSES)
+    stored = store.StoredPrompt(prompt, _info(prompt, backbone, "cb"))
+    return exchange.export_prompt("peft", stored, tmp_path / "p")
+
+
+def _change(folder: pathlib.Path, **changes) -> None:
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"peft_type": "LORA"}, "peft_type is 'LORA'"),
+        ({"peft_type": ["x"]}, r"peft_type is \['x'\]"),
+        ({"task_type": None}, "task_type is None, expected one of SEQ_CLS"),
+        ({"task_type": "CAUSAL_LM"}, "task_type is 'CAUSAL_LM'"),
+        ({"task_type": ["SEQ_CLS"]}, "task_type is"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "num_transformer_submodules is 1"),
+        ({"task_type": "QUESTION_ANS"}, "expected .'prompt_embeddings'."),
+        ({"prefix_projection": True}, "prefix_projection is true"),
+        ({"num_transformer_submodules": 2}, "is 2, expected 1 with SEQ_CLS"),
+        ({"num_transformer_submodules": True}, "is True, expected 1"),
+        ({"num_virtual_tokens": 6}, r"shape \[5, 96\], expected \[6, 96\]"),
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        ({"num_layers": 2}, r"expected \[5, 64\]"),
+        ({"num_layers": 10**30}, "expected"),
+        ({"num_attention_heads": 3}, "token_dim 16 is no multiple of the 3"),
+        ({"num_attention_heads": 2}, "has heads 2, backbone 'theirs' has 4"),
+        ({"token_dim": "16"}, "token_dim is '16'"),
+    ],
+)
+def test_other_configurations(folder, backbone, changes, match):
+    _change(folder, **changes)
+    with pytest.raises(errors.UserError, match=match) as caught:
+        exchange.import_prompt("peft", folder, backbone=backbone)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"base_model.lm_head.weight": torch.ones(2)}, "lm_head"),
+        ({"prompt_embeddings": torch.ones(5, 95)}, r"shape \[5, 95\]"),
+        ({"prompt_embeddings": torch.ones(5, 96).double()}, "float64"),
+        ({"prompt_embeddings": torch.ones(5, 96) / 0}, "NaN or infinite"),
+        ({"base_model.classifier.bias": torch.ones(4)}, r"expected \[4, 16\]"),
+    ],
+)
+def test_other_tensors(folder, backbone, changes, match):
+    tensors = safetensors.torch.load_file(folder / TENSORS) | changes
+    safetensors.torch.save_file(tensors, folder / TENSORS)
+    with pytest.raises(errors.UserError, match=match) as caught:
+        exchange.import_prompt("peft", folder, backbone=backbone)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_torch_file_in_place_of_safetensors(folder, backbone, dtype):
+    expected = exchange.import_prompt("peft", folder, backbone=backbone).prompt
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    torch.save(tensors, folder / "adapter_model.bin")
+    (folder / TENSORS).unlink()
+    got = exchange.import_prompt("peft", folder, backbone=backbone).prompt
+    assert got.vectors.dtype == np.float32
+    numpy_type = np.float32 if dtype == torch.float32 else np.float16
+    np.testing.assert_array_equal(
+        got.vectors, expected.vectors.astype(numpy_type)
+    )
+    np.testing.assert_array_equal(
+        got.head["kernel"], expected.head["kernel"].astype(numpy_type)
+    )
+
+
+def test_bfloat16_is_read_as_it_is(folder, backbone):
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    short = {name: t.bfloat16() for name, t in tensors.items()}
+    safetensors.torch.save_file(short, folder / TENSORS)
+    got = exchange.import_prompt("peft", folder, backbone=backbone).prompt
+    np.testing.assert_array_equal(
+        got.head["kernel"].T,
+        short["base_model.classifier.weight"].float().numpy(),
+    )
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_missing_and_linked_files(tmp_path, folder, backbone, name):
+    (folder / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(errors.UserError, match=f"{name}.*(is missing|exist)"):
+        exchange.import_prompt("peft", folder, backbone=backbone)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.UserError, match="link to outside"):
+        exchange.import_prompt("peft", folder, backbone=backbone)
+
+
+def test_the_other_family(tmp_path, folder, backbone):
+    model = _t5(2, 3)
+    text_to_text = _t5_backbone(tmp_path / "t5", model)
+    with pytest.raises(errors.UserError, match="'SEQ_CLS', which does not fit"):
+        exchange.import_prompt("peft", folder, backbone=text_to_text)
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=P
+    )
+    _peft_folder(tmp_path / "q", model, config)
+    with pytest.raises(errors.UserError, match="'SEQ_2_SEQ_LM', which does"):
+        exchange.import_prompt("peft", tmp_path / "q", backbone=backbone)
+
+
+def test_a_decoder_deeper_than_the_file(tmp_path):
+    config = peft.PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=P,
+        token_dim=HEADS * D_KV,
+    )
+    _peft_folder(tmp_path / "p", _t5(2, 2), config)
+    deeper = _t5_backbone(tmp_path / "t5", _t5(2, 3))
+    with pytest.raises(errors.UserError, match="num_layers is 2, .* least 3"):
+        exchange.import_prompt("peft", tmp_path / "p", backbone=deeper)
