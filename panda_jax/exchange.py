@@ -6,11 +6,12 @@ import re
 
 import numpy as np
 
+from panda_jax import models
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike, atomic_folder
 from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
-from panda_jax.models.t5 import T5Config
+from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt, prompt_shape
 from panda_jax.store import (
     INFO,
@@ -136,10 +137,9 @@ def _read(
     format: str, path: pathlib.Path, backbone: Backbone
 ) -> tuple[Prompt, str | None]:
     """The prompt, and PEFT's task type where the task's kind does not say."""
-    config = backbone.config
-    text_to_text = isinstance(config, T5Config)
+    config, text_to_text = backbone.config, backbone.text_to_text
     if format == "panda":
-        if text_to_text:
+        if not isinstance(config, BertConfig):
             raise UserError(
                 f"The released PANDA checkpoints are of BERT, {backbone.id!r} "
                 "is a text-to-text backbone: give the BERT that they are of."
@@ -147,7 +147,9 @@ def _read(
         prompt = panda_release.read(path, config=config, params=backbone.params)
         return prompt, None
     if format == "peft":
-        prompt, layout = peft.read_folder(path, layers=_layers(backbone))
+        prompt, layout = peft.read_folder(
+            path, layers=models.prompt_layers(config)
+        )
         if (layout.task_type == peft_layout.SEQ_2_SEQ) != text_to_text:
             raise UserError(
                 f"PEFT folder {str(path)!r} has the task_type "
@@ -167,7 +169,7 @@ def _check_fits(prompt: Prompt, path: pathlib.Path, backbone: Backbone) -> None:
     expected = prompt_shape(
         prompt.kind,
         prompt.length,
-        layers=_layers(backbone),
+        layers=models.prompt_layers(config),
         width=config.width,
         heads=config.heads,
         head_dim=config.head_dim,
@@ -185,19 +187,12 @@ def _check_fits(prompt: Prompt, path: pathlib.Path, backbone: Backbone) -> None:
                 f"{backbone.id!r} has {wanted}: give the backbone that it was "
                 "trained on (--backbone)."
             )
-    if prompt.head and isinstance(config, T5Config):
+    if prompt.head and backbone.text_to_text:
         raise UserError(
             f"The prompt {str(path)!r} has a head, backbone {backbone.id!r} "
             "is text-to-text and takes none: give the backbone that it was "
             "trained on (--backbone)."
         )
-
-
-def _layers(backbone: Backbone) -> int:
-    """How many layers a deep prompt stands before."""
-    config = backbone.config
-    text_to_text = isinstance(config, T5Config)
-    return config.decoder_layers if text_to_text else config.layers
 
 
 def _check_outputs(prompt: Prompt, task: str) -> None:
