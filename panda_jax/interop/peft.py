@@ -17,10 +17,10 @@ import numpy as np
 import safetensors.numpy
 
 from panda_jax.errors import UserError
-from panda_jax.files import read_json, write_json
+from panda_jax.files import write_json
 from panda_jax.interop import peft_layout, torch_files
 from panda_jax.interop import tensors as tensor_files
-from panda_jax.interop.folders import inside
+from panda_jax.interop.folders import inside, json_inside
 from panda_jax.interop.peft_layout import HEADS, Layout
 from panda_jax.prompts import Prompt
 
@@ -112,7 +112,7 @@ def read_folder(
       UserError: a file is missing, damaged, links to outside the folder, or
         holds another kind of adapter.
     """
-    config = read_json(inside(folder, CONFIG), what="adapter configuration")
+    config = json_inside(folder, CONFIG, what="adapter configuration")
     path, old = inside(folder, TENSORS), inside(folder, TORCH_TENSORS)
     try:
         layout = peft_layout.from_config(config)
