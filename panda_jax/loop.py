@@ -208,12 +208,16 @@ class Session:
         )
         return cached, None
 
-    def no_teacher(self) -> Array:
-        """Zeros in the shape of a batch's logits: where nobody teaches."""
+    def no_teacher(self) -> np.ndarray:
+        """Zeros in the shape of a batch's logits: where nobody teaches.
+
+        On the host, as the cached teacher's rows are: another kind of array
+        would be another signature of the compiled step.
+        """
         data = self.train_data
         rows = data.rows(np.zeros(self.run.batch_size, np.int64)).size
         T = data.tokens.shape[1:] if self.step_spec.per_token else ()
-        return jnp.zeros((rows, *T, self.spec.outputs))
+        return np.zeros((rows, *T, self.spec.outputs), np.float32)
 
     def execute(self) -> TrainResult:
         """Runs to the end and writes the result."""
