@@ -127,7 +127,8 @@ def main() -> None:
             }
             print(shown, json.dumps(results[shown]), flush=True)
     report = {
-        "command": f"python {' '.join(sys.argv)}",
+        "command": "python benchmarks/first_batch.py --data_dir=DATA "
+        f"--rows={arguments.rows} --repeats={arguments.repeats}",
         "machine": f"{platform.machine()}, CPU",
         "versions": versions(),
         "results": results,

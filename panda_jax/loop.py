@@ -252,16 +252,18 @@ class Session:
         T = self.train_data.tokens.shape[1:] if self.step_spec.per_token else ()
         return (*T, self.spec.outputs)
 
-    def no_teacher(self) -> Array | None:
+    def no_teacher(self) -> np.ndarray | None:
         """Zeros in the shape of a batch's logits: where nobody teaches.
 
-        None for text: a batch would hold the vocabulary once a piece.
+        On the host, as the cached teacher's rows are: another kind of array
+        would be another signature of the compiled step. None for text: a batch
+        would hold the vocabulary once a piece.
         """
         data = self.train_data
         if isinstance(data, TextExamples):
             return None
         rows = data.rows(np.zeros(self.run.batch_size, np.int64)).size
-        return jnp.zeros((rows, *self.logits_shape))
+        return np.zeros((rows, *self.logits_shape), np.float32)
 
     def execute(self) -> TrainResult:
         """Runs to the end and writes the result."""
