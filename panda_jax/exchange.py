@@ -17,10 +17,12 @@ from panda_jax.store import (
     INFO,
     PromptInfo,
     StoredPrompt,
+    check_backbone,
     layout_of,
     load_prompt,
 )
 from panda_jax.tasks import specs
+from panda_jax.types import Params
 
 IMPORTS = ("npy", "panda", "peft", "prompthub")
 EXPORTS = ("npy", "peft")
@@ -33,7 +35,7 @@ def import_prompt(
     format: str,
     path: PathLike,
     *,
-    backbone: Backbone,
+    backbone: Backbone | None = None,
     task: str | None = None,
 ) -> StoredPrompt:
     """Reads a prompt that another project wrote.
@@ -45,7 +47,8 @@ def import_prompt(
       path: of the file or folder.
       backbone: that the prompt was trained on.  Files of `panda` and folders
         of ours prove it; of the others it is taken as given, and the sizes
-        must fit.
+        must fit.  None, which `panda` does not take, leaves the prompt
+        unbound: it can be stored, exported and compared, not used.
       task: that it was trained on; by default what the folder says, or the
         name of the file or folder.
 
@@ -66,24 +69,17 @@ def import_prompt(
             f"prompt in the format {format!r}."
         )
     if format == "peft" and (path / INFO).exists():
-        stored = load_prompt(
-            path, fingerprint=backbone.fingerprint, backbone=backbone.id
-        )
-        info = dataclasses.replace(stored.info, task=task or stored.info.task)
-        return StoredPrompt(stored.prompt, info)
-    prompt, task_type = _read(format, path, backbone)
-    _check_fits(prompt, path, backbone)
-    info = PromptInfo(
-        task=task or _task_of(path),
-        backbone=backbone.id,
-        fingerprint=backbone.fingerprint,
-        kind=prompt.kind,
-        method=f"import-{format}",
-        task_type=task_type,
-    )
+        loaded = load_prompt(path)
+        stored = StoredPrompt(loaded.prompt, loaded.info)
+    else:
+        stored = _read(format, path, backbone)
+    if backbone is not None:
+        stored = _bound(stored, backbone, path)
     if task is not None:
-        _check_outputs(prompt, task)
-    return StoredPrompt(prompt, info)
+        _check_outputs(stored.prompt, task)
+        info = dataclasses.replace(stored.info, task=task)
+        stored = StoredPrompt(stored.prompt, info)
+    return stored
 
 
 def export_prompt(
@@ -134,33 +130,74 @@ def export_prompt(
 
 
 def _read(
-    format: str, path: pathlib.Path, backbone: Backbone
-) -> tuple[Prompt, str | None]:
-    """The prompt, and PEFT's task type where the task's kind does not say."""
-    config, text_to_text = backbone.config, backbone.text_to_text
+    format: str, path: pathlib.Path, backbone: Backbone | None
+) -> StoredPrompt:
+    """The prompt of a foreign file, not bound to a backbone yet."""
+    task_type = named = None
     if format == "panda":
-        if not isinstance(config, BertConfig):
-            raise UserError(
-                f"The released PANDA checkpoints are of BERT, {backbone.id!r} "
-                "is a text-to-text backbone: give the BERT that they are of."
-            )
-        prompt = panda_release.read(path, config=config, params=backbone.params)
-        return prompt, None
-    if format == "peft":
-        prompt, layout = peft.read_folder(
-            path, layers=models.prompt_layers(config)
+        config, params = _encoder(backbone)
+        prompt = panda_release.read(path, config=config, params=params)
+    elif format == "peft":
+        prompt, task_type, named = peft.read_folder(path)
+    else:
+        vectors = (npy if format == "npy" else prompthub).read(path)
+        prompt = Prompt(vectors, {})
+    info = PromptInfo(
+        task=_task_of(path),
+        backbone=named,
+        fingerprint=None,
+        kind=prompt.kind,
+        method=f"import-{format}",
+        task_type=task_type,
+    )
+    return StoredPrompt(prompt, info)
+
+
+def _encoder(backbone: Backbone | None) -> tuple[BertConfig, Params]:
+    """The backbone that a checkpoint of the released PANDA code needs."""
+    if backbone is None:
+        raise UserError(
+            "The released PANDA checkpoints are held against the BERT that "
+            "they are of: give it (--backbone=DIR)."
         )
-        if (layout.task_type == peft_layout.SEQ_2_SEQ) != text_to_text:
-            raise UserError(
-                f"PEFT folder {str(path)!r} has the task_type "
-                f"{layout.task_type!r}, which does not fit backbone "
-                f"{backbone.id!r}: encoders take the others and text-to-text "
-                f"backbones {peft_layout.SEQ_2_SEQ!r}."
-            )
-        return prompt, layout.task_type
-    vectors = (npy if format == "npy" else prompthub).read(path)
-    # An encoder's prompt without a head is no text-to-text prompt.
-    return Prompt(vectors, {}), None if text_to_text else peft_layout.HEADLESS
+    if not isinstance(backbone.config, BertConfig):
+        raise UserError(
+            f"The released PANDA checkpoints are of BERT, {backbone.id!r} "
+            "is a text-to-text backbone: give the BERT that they are of."
+        )
+    return backbone.config, backbone.params
+
+
+def _bound(
+    stored: StoredPrompt, backbone: Backbone, path: pathlib.Path
+) -> StoredPrompt:
+    """The prompt of this backbone; refuses one that cannot be or is not."""
+    prompt, info = stored.prompt, stored.info
+    if info.fingerprint is not None:
+        check_backbone(info, backbone.fingerprint, backbone.id)
+        return stored
+    task_type = info.task_type
+    text_to_text = task_type == peft_layout.SEQ_2_SEQ
+    if task_type is not None and text_to_text != backbone.text_to_text:
+        raise UserError(
+            f"The prompt {str(path)!r} has PEFT's task_type {task_type!r}, "
+            f"which does not fit backbone {backbone.id!r}: encoders take the "
+            f"others and text-to-text backbones {peft_layout.SEQ_2_SEQ!r}."
+        )
+    if text_to_text and prompt.kind == "deep":
+        layers = models.prompt_layers(backbone.config)
+        prompt = Prompt(prompt.vectors[:layers], prompt.head)
+    _check_fits(prompt, path, backbone)
+    if task_type is None and not prompt.head and not backbone.text_to_text:
+        # Without a task type it would be a text-to-text prompt.
+        task_type = peft_layout.HEADLESS
+    info = dataclasses.replace(
+        info,
+        backbone=backbone.id,
+        fingerprint=backbone.fingerprint,
+        task_type=task_type,
+    )
+    return StoredPrompt(prompt, info)
 
 
 def _check_fits(prompt: Prompt, path: pathlib.Path, backbone: Backbone) -> None:

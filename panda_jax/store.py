@@ -17,8 +17,9 @@ import numpy as np
 
 from panda_jax import trees
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import PathLike, atomic_folder, read_json, write_json
+from panda_jax.files import PathLike, atomic_folder, write_json
 from panda_jax.interop import peft, peft_layout
+from panda_jax.interop.folders import json_inside
 from panda_jax.interop.peft import CONFIG, TENSORS
 from panda_jax.interop.peft_layout import Layout
 from panda_jax.prompts import Prompt
@@ -34,8 +35,11 @@ class PromptInfo:
 
     Attributes:
       task: the task that it was trained on.
-      backbone: id of the backbone, for people.
-      fingerprint: hash of the backbone's weights, for the check on loading.
+      backbone: id of the backbone, for people; of a prompt that is bound to
+        none, what its file says or None.
+      fingerprint: hash of the backbone's weights, for the check on loading;
+        None where it is not bound to a backbone: it was imported without one
+        and can be stored, exported and compared, not used.
       kind: `"deep"` or `"shallow"`.
       method: prompt, pot, panda or model; `import-FORMAT` of a prompt from
         elsewhere.
@@ -52,8 +56,8 @@ class PromptInfo:
     """
 
     task: str
-    backbone: str
-    fingerprint: str
+    backbone: str | None
+    fingerprint: str | None
     kind: str
     method: str
     recipe: str | None = None
@@ -95,6 +99,11 @@ class PromptInfo:
             raise UserError(
                 f"task_type is {fields['task_type']!r}, expected null or one "
                 f"of {', '.join(peft_layout.HEADS)}"
+            )
+        if fields["fingerprint"] is not None and fields["backbone"] is None:
+            raise UserError(
+                f"fingerprint is {fields['fingerprint']!r} and backbone None, "
+                "expected both of a prompt that is bound to a backbone"
             )
         return cls(**fields)
 
@@ -219,7 +228,7 @@ def load_prompt(
             "a prompt or give the folder of one."
         )
     try:
-        value = read_json(_inside(path, INFO), what="prompt description")
+        value = _json(path, INFO, what="prompt description")
         info = PromptInfo.from_json(value)
         check_backbone(info, fingerprint, backbone)
         prompt = _read_prompt(path, value, info)
@@ -335,10 +344,15 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
+def _json(folder: pathlib.Path, name: str, *, what: str) -> dict[str, Any]:
+    """The JSON object of a file of the folder."""
+    return json_inside(folder, _inside(folder, name).name, what=what)
+
+
 def check_backbone(
     info: PromptInfo, fingerprint: str | None, backbone: str | None
 ) -> None:
-    """Refuses a prompt that was trained on other weights.
+    """Refuses a prompt that was trained on other weights, or on unknown ones.
 
     Args:
       info: of the prompt.
@@ -346,17 +360,36 @@ def check_backbone(
       backbone: that backbone's id, for the message.
 
     Raises:
-      UserError: the fingerprints differ; names both backbones.
+      UserError: the fingerprints differ; names both backbones.  Or the prompt
+        is not bound to a backbone.
     """
     if fingerprint is None or info.fingerprint == fingerprint:
         return
+    trained_on = bound_backbone(info)
     loaded = f"{backbone!r} " if backbone else ""
     raise UserError(
         f"The prompt of task {info.task!r} was trained on backbone "
-        f"{info.backbone!r} (weights {info.fingerprint}), got backbone "
-        f"{loaded}(weights {fingerprint}): load {info.backbone!r} with the "
+        f"{trained_on!r} (weights {info.fingerprint}), got backbone "
+        f"{loaded}(weights {fingerprint}): load {trained_on!r} with the "
         "weights it was trained on, or train the prompt again on this one."
     )
+
+
+def bound_backbone(info: PromptInfo) -> str:
+    """The id of the backbone that a prompt is bound to.
+
+    Raises:
+      UserError: it was imported without one, which it takes to use a prompt.
+    """
+    if info.backbone is None or info.fingerprint is None:
+        said = f" (its file names {info.backbone!r})" if info.backbone else ""
+        raise UserError(
+            f"The prompt of task {info.task!r} is not bound to a backbone"
+            f"{said}: it was imported without one and can only be stored, "
+            "exported and compared. Import it again with --backbone=DIR, the "
+            "backbone that it was trained on."
+        )
+    return info.backbone
 
 
 def _read_prompt(
@@ -373,7 +406,7 @@ def _read_prompt(
     tensors = peft.read_tensors(_inside(path, TENSORS))
     layout = layout_of(tuple(shape), info, head=len(tensors) > 1)
     if layout.length:
-        config = read_json(_inside(path, CONFIG), what="adapter config")
+        config = _json(path, CONFIG, what="adapter config")
         layout = peft_layout.from_config(config)
         described = list(layout.shape(shape[0]))
         if described != shape:

@@ -324,6 +324,9 @@ def test_half_a_head(tmp_path):
         ("panda.json", {"format_version": 2}, "format_version is 2, expected"),
         ("panda.json", {"format_version": None}, "format_version is None"),
         ("panda.json", {"task": 3}, "task is 3, expected str"),
+        ("panda.json", {"backbone": 3}, "backbone is 3, expected str . None"),
+        ("panda.json", {"backbone": None}, "'abc' and backbone None, expected"),
+        ("panda.json", {"fingerprint": 3}, "fingerprint is 3, expected str"),
         ("panda.json", {"scores": {"a": "b"}}, "expected dict.str, float"),
         ("panda.json", {"labels": "abc"}, "expected list.str"),
         ("panda.json", {"labels": ["a", "b"]}, "3 outputs for the labels"),
@@ -374,6 +377,21 @@ def test_another_backbone(tmp_path):
     message = "'random:bert-tiny'.*'minilm-l6'.*load .* or train"
     with pytest.raises(errors.UserError, match=message):
         store.load_prompt(folder, fingerprint="other", backbone="minilm-l6")
+
+
+@pytest.mark.parametrize("named", [None, "bert-base-uncased"])
+def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, named):
+    folder = _save(tmp_path / "p", backbone=named, fingerprint=None)
+    info = store.load_prompt(folder).info
+    assert (info.backbone, info.fingerprint) == (named, None)
+    said = "" if named is None else r" \(its file names 'bert-base-uncased'\)"
+    message = f"'cb' is not bound to a backbone{said}:.* --backbone=DIR, the"
+    with pytest.raises(errors.UserError, match=message) as caught:
+        store.load_prompt(folder, fingerprint="abc", backbone=named)
+    assert str(folder) in str(caught.value)
+    with pytest.raises(errors.UserError, match=message):
+        store.bound_backbone(info)
+    assert store.bound_backbone(_info(_prompt("deep"))) == "random:bert-tiny"
 
 
 def test_a_diverged_prompt_is_not_stored(tmp_path):

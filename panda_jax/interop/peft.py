@@ -95,18 +95,17 @@ def write_folder(folder: pathlib.Path, prompt: Prompt, layout: Layout) -> None:
         write_json(folder / CONFIG, config)
 
 
-def read_folder(
-    folder: pathlib.Path, *, layers: int | None = None
-) -> tuple[Prompt, Layout]:
+def read_folder(folder: pathlib.Path) -> tuple[Prompt, str, str | None]:
     """A prompt from a folder that PEFT wrote.
 
     Args:
       folder: with `adapter_config.json`, and `adapter_model.safetensors` or
         `adapter_model.bin`.
-      layers: as in `Layout.shape`.
 
     Returns:
-      The prompt, fp32, and how the folder holds it.
+      The prompt, fp32; PEFT's task type; and the name of the backbone, where
+      the folder says one. A deep prompt of an encoder-decoder has as many
+      layers as the file has pairs: the decoder's are the first of them.
 
     Raises:
       UserError: a file is missing, damaged, links to outside the folder, or
@@ -122,7 +121,8 @@ def read_folder(
             tensors = torch_files.read(old)
         else:
             raise UserError(f"{TENSORS} is missing")
-        return from_tensors(in_fp32(tensors), layout, layers=layers), layout
+        prompt = from_tensors(in_fp32(tensors), layout)
+        return prompt, layout.task_type, peft_layout.base_model(config)
     except UserError as error:
         reason = str(error).rstrip(".")
     raise UserError(f"PEFT folder {str(folder)!r}: {reason}.")

@@ -27,6 +27,7 @@ HEADS = {
     HEADLESS: None,
     SEQ_2_SEQ: None,
 }
+_MOST_NAME = 200
 _KINDS = {"PREFIX_TUNING": "deep", "PROMPT_TUNING": "shallow"}
 
 
@@ -160,6 +161,13 @@ def from_config(config: Mapping[str, Any]) -> Layout:
     if D % H:
         raise UserError(f"token_dim {D} is no multiple of the {H} heads")
     return Layout(kind, task, P, D, L, H)
+
+
+def base_model(config: Mapping[str, Any]) -> str | None:
+    """The backbone that an `adapter_config.json` names, for people to read."""
+    name = config.get("base_model_name_or_path")
+    readable = isinstance(name, str) and name.isprintable()
+    return name[:_MOST_NAME] or None if readable else None
 
 
 def _submodules(kind: str, task: str) -> int:
