@@ -1,5 +1,6 @@
 """PEFT folders both ways, and the same logits through PEFT and through us."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -253,30 +254,44 @@ def test_peft_computes_what_we_compute(
     )
 
 
-def test_a_prompt_without_a_head(tmp_path, encoder, backbone):
-    config = peft.PrefixTuningConfig(
-        task_type="FEATURE_EXTRACTION", num_virtual_tokens=P
-    )
-    _peft_folder(tmp_path / "p", _copy(encoder), config)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_without_a_head(tmp_path, encoder, backbone, kind):
+    config = KINDS[kind](task_type="FEATURE_EXTRACTION", num_virtual_tokens=P)
+    made = _peft_folder(tmp_path / "p", _copy(encoder), config)
     stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     assert stored.prompt.head == {}
+    _assert_same_features(backbone, stored.prompt, made)
     store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
     loaded = store.load_prompt(tmp_path / "q")
     np.testing.assert_array_equal(loaded.prompt.vectors, stored.prompt.vectors)
-    model = peft.PeftModel.from_pretrained(
-        _copy(encoder), str(tmp_path / "q")
-    ).eval()
-    batch = _batch("FEATURE_EXTRACTION")
-    with torch.no_grad():
-        pooled = model(**batch).pooler_output
-    _, aux = bert.apply(
-        backbone.params,
-        backbone.config,
-        batch["input_ids"].numpy(),
-        batch["token_type_ids"].numpy(),
-        stored.prompt,
+    # What PEFT makes of ours, with other numbers.
+    other = Prompt(-stored.prompt.vectors, {})
+    exchange.export_prompt(
+        "peft", store.StoredPrompt(other, stored.info), tmp_path / "r"
     )
-    np.testing.assert_allclose(aux["pooled"], pooled, atol=1e-4)
+    for folder, prompt in (("q", stored.prompt), ("r", other)):
+        model = peft.PeftModel.from_pretrained(
+            _copy(encoder), str(tmp_path / folder)
+        )
+        _assert_same_features(backbone, prompt, model.eval())
+
+
+def _assert_same_features(backbone: Backbone, prompt: Prompt, model) -> None:
+    batch = _batch("FEATURE_EXTRACTION")
+    tokens, segments = (
+        batch[name].numpy() for name in ("input_ids", "token_type_ids")
+    )
+    with torch.no_grad():
+        theirs = model(**batch)
+    _, aux = bert.apply(
+        backbone.params, backbone.config, tokens, segments, prompt
+    )
+    hidden = theirs.last_hidden_state.numpy()
+    # A shallow prompt's own positions come first.
+    hidden = hidden[:, hidden.shape[1] - 8 :]
+    ours = np.asarray(aux["hidden"])
+    _assert_same_logits(ours[:, ours.shape[1] - 8 :], hidden)
+    _assert_same_logits(np.asarray(aux["pooled"]), theirs.pooler_output.numpy())
 
 
 def _copy(encoder: transformers.BertModel) -> transformers.BertModel:
@@ -312,6 +327,9 @@ def _t5_backbone(folder: pathlib.Path, model) -> Backbone:
     return _backbone(*hf.load_t5(folder))
 
 
+_apply_t5 = jax.jit(t5.apply, static_argnums=1)
+
+
 def _t5_batch() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     inputs = rng.integers(3, 50, (2, 7))
@@ -327,9 +345,8 @@ def _assert_same_t5(backbone: Backbone, prompt: Prompt, model) -> None:
             attention_mask=torch.tensor(inputs != 0).long(),
             labels=torch.tensor(targets),
         ).logits.numpy()
-    apply = jax.jit(t5.apply, static_argnums=1)
     ours, without = (
-        apply(
+        _apply_t5(
             backbone.params,
             backbone.config,
             jnp.asarray(inputs, jnp.int32),
@@ -342,9 +359,11 @@ def _assert_same_t5(backbone: Backbone, prompt: Prompt, model) -> None:
     assert np.abs(without - theirs).max() > 1e-2, "the prompt had no effect"
 
 
-@pytest.mark.parametrize("submodules", [None, 1, 2])
-def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules):
-    model = _t5(2, 3)
+@pytest.mark.parametrize(
+    ("submodules", "gated"), [(None, False), (1, True), (2, False)]
+)
+def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules, gated):
+    model = _t5(2, 3, gated=gated)
     backbone = _t5_backbone(tmp_path / "t5", model)
     config = peft.PromptTuningConfig(
         task_type="SEQ_2_SEQ_LM",
@@ -358,6 +377,12 @@ def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules):
     assert stored.prompt.head == {}
     np.testing.assert_array_equal(stored.prompt.vectors, rows[:P])
     _assert_same_t5(backbone, stored.prompt, made)
+    # Stored by us, PEFT reads it again.
+    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    made = peft.PeftModel.from_pretrained(
+        _t5(2, 3, gated=gated), str(tmp_path / "q")
+    )
+    _assert_same_t5(backbone, stored.prompt, made.eval())
 
 
 @pytest.mark.parametrize(
@@ -386,12 +411,19 @@ def test_a_deep_t5_folder_that_peft_wrote(tmp_path, decoder_layers, pairs):
 
 
 @pytest.mark.parametrize(
-    ("kind", "decoder_layers", "gated"),
-    [("shallow", 2, True), ("deep", 2, False), ("deep", 3, True)],
+    ("kind", "decoder_layers", "gated", "how"),
+    [
+        ("shallow", 3, False, "exported"),
+        ("shallow", 3, True, "stored"),
+        ("deep", 3, False, "stored"),
+        ("deep", 3, True, "exported"),
+        ("deep", 2, False, "exported"),
+    ],
 )
 def test_peft_computes_what_we_compute_with_t5(
-    tmp_path, kind, decoder_layers, gated
+    tmp_path, kind, decoder_layers, gated, how
 ):
+    # transformers generates only where the decoder is no deeper.
     model = _t5(3, decoder_layers, gated=gated)
     backbone = _t5_backbone(tmp_path / "t5", model)
     shape = prompts.prompt_shape(
@@ -404,9 +436,16 @@ def test_peft_computes_what_we_compute_with_t5(
     )
     prompt = _random_prompt(shape, 0)
     info = _info(prompt, backbone, "rte")
-    store.save_prompt(tmp_path / "p", prompt, info)
-    loaded = store.load_prompt(tmp_path / "p").prompt
-    np.testing.assert_array_equal(loaded.vectors, prompt.vectors)
+    if how == "stored":
+        store.save_prompt(tmp_path / "p", prompt, info)
+        loaded = store.load_prompt(tmp_path / "p").prompt
+        np.testing.assert_array_equal(loaded.vectors, prompt.vectors)
+        # A copy without our own description is a foreign folder.
+        (tmp_path / "p" / store.INFO).unlink()
+    else:
+        exchange.export_prompt(
+            "peft", store.StoredPrompt(prompt, info), tmp_path / "p"
+        )
     made = peft.PeftModel.from_pretrained(model, str(tmp_path / "p")).eval()
     _assert_same_t5(backbone, prompt, made)
     inputs, _ = _t5_batch()
@@ -416,8 +455,6 @@ def test_peft_computes_what_we_compute_with_t5(
         max_new_tokens=3,
     )
     assert generated.shape[0] == 2
-    # A copy without our own description is a foreign folder.
-    (tmp_path / "p" / store.INFO).unlink()
     back = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     np.testing.assert_array_equal(back.prompt.vectors, prompt.vectors)
 
@@ -431,6 +468,98 @@ def test_the_layers_of_a_t5_file():
         assert layout.shape(layers) == (layers, 2, P, 4, 3)
         with pytest.raises(errors.UserError, match="expected at least 12"):
             layout.shape(12)
+
+
+# --- Without a backbone ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bert_folder_without_a_backbone(tmp_path, encoder, backbone, kind):
+    config = KINDS[kind](task_type="TOKEN_CLS", num_virtual_tokens=P)
+    _peft_folder(tmp_path / "p", _torch_model("TOKEN_CLS", encoder), config)
+    _change(tmp_path / "p", base_model_name_or_path="bert-base-uncased")
+    stored = exchange.import_prompt("peft", tmp_path / "p")
+    assert stored.info == store.PromptInfo(
+        task="p",
+        backbone="bert-base-uncased",
+        fingerprint=None,
+        kind=kind,
+        method="import-peft",
+        task_type="TOKEN_CLS",
+    )
+    bound = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    np.testing.assert_array_equal(stored.prompt.vectors, bound.prompt.vectors)
+    for name, array in bound.prompt.head.items():
+        np.testing.assert_array_equal(stored.prompt.head[name], array)
+    # Our own folder, with a backbone later, is what it is with one at once.
+    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    again = exchange.import_prompt("peft", tmp_path / "q", backbone=backbone)
+    assert again.info == bound.info
+    assert store.content_hash(again.prompt) == store.content_hash(bound.prompt)
+    exchange.export_prompt("peft", stored, tmp_path / "r")
+    written = [tmp_path / name / TENSORS for name in "qr"]
+    assert len({path.read_bytes() for path in written}) == 1
+    with pytest.raises(errors.UserError, match="names 'bert-base-uncased'"):
+        store.load_prompt(tmp_path / "q", fingerprint=backbone.fingerprint)
+
+
+@pytest.mark.parametrize("decoder_layers", [2, 3, 4])
+@pytest.mark.parametrize("how", ["theirs", "ours"])
+def test_a_deep_t5_folder_without_a_backbone(tmp_path, decoder_layers, how):
+    """The file may have one pair more than the decoder layers."""
+    model = _t5(1, decoder_layers)
+    backbone = _t5_backbone(tmp_path / "t5", model)
+    prompt = _random_prompt((decoder_layers, 2, P, HEADS, D_KV), 0)
+    config = peft.PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=P,
+        num_layers=decoder_layers,
+        token_dim=HEADS * D_KV,
+    )
+    if how == "theirs":
+        _peft_folder(tmp_path / "p", model, config)
+    else:
+        info = _info(prompt, backbone, "rte")
+        exchange.export_prompt(
+            "peft", store.StoredPrompt(prompt, info), tmp_path / "p"
+        )
+    stored = exchange.import_prompt("peft", tmp_path / "p")
+    spare = how == "ours" and decoder_layers % 2 == 0
+    layers = decoder_layers + spare
+    assert stored.prompt.vectors.shape == (layers, 2, P, HEADS, D_KV)
+    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    loaded = store.load_prompt(tmp_path / "q")
+    assert store.content_hash(loaded.prompt) == store.content_hash(
+        stored.prompt
+    )
+    bound = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
+    assert bound.prompt.vectors.shape[0] == decoder_layers
+    if how == "ours":
+        np.testing.assert_array_equal(bound.prompt.vectors, prompt.vectors)
+    later = exchange.import_prompt("peft", tmp_path / "q", backbone=backbone)
+    assert later.info == dataclasses.replace(bound.info, task="p")
+    np.testing.assert_array_equal(later.prompt.vectors, bound.prompt.vectors)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("/models/t5-base", "/models/t5-base"),
+        ("a" * 999, "a" * 200),
+        ("", None),
+        (None, None),
+        (["t5"], None),
+        ("\ud800", None),
+        ("\x1b[2Jx\ny", None),
+    ],
+)
+def test_what_a_folder_says_of_its_backbone(folder, tmp_path, name, expected):
+    """It is shown to people and written to `panda.json`, and never opened."""
+    _change(folder, base_model_name_or_path=name)
+    stored = exchange.import_prompt("peft", folder)
+    assert stored.info.backbone == expected
+    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    assert store.load_prompt(tmp_path / "q").info.backbone == expected
 
 
 # --- Folders that do not fit ---
@@ -556,5 +685,5 @@ def test_a_decoder_deeper_than_the_file(tmp_path):
     )
     _peft_folder(tmp_path / "p", _t5(2, 2), config)
     deeper = _t5_backbone(tmp_path / "t5", _t5(2, 3))
-    with pytest.raises(errors.UserError, match="num_layers is 2, .* least 3"):
+    with pytest.raises(errors.UserError, match="layers 2, backbone .* has 3"):
         exchange.import_prompt("peft", tmp_path / "p", backbone=deeper)
