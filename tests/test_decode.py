@@ -72,10 +72,11 @@ def test_greedy_equals_generate(family, rng, make):
     ours = decode.greedy(params, config, x, prompt, steps=STEPS)
     assert ours.dtype == np.int32
     np.testing.assert_array_equal(ours, theirs)
-    # Some rows end at once or on the way, some not at all, and they differ.
+    # Some rows end, at various lengths, some do not, and they differ.
     ended = (theirs == decode.EOS).any(1)
     assert 0.1 < ended.mean() < 0.9
-    assert ((theirs == decode.EOS).argmax(1)[ended] > 0).any()
+    lengths = (theirs == decode.EOS).argmax(1)[ended]
+    assert len(np.unique(lengths)) > 2
     assert len(np.unique(theirs, axis=0)) > 10
 
 

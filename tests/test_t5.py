@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -19,9 +20,17 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from panda_jax import UserError, models
 from panda_jax.models import bert, relative, t5
 from panda_jax.prompts import Prompt
+from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.trees import flatten, size
 
 TOLERANCE = 1e-5
+VOCABULARY = pathlib.Path("/work/shared/data/t5_vocab")
+TEXTS = [
+    "rte sentence1: The cat sat on the mat. sentence2: An animal rested.",
+    "squad context: Prompts are short; passages are not, and far words matter. "
+    * 16,
+    "not_entailment",
+]
 B, T, U, P = 3, 9, 6, torch_t5.LENGTH
 
 # Compiling is most of the time that a tiny model takes, optimising most of it.
@@ -34,9 +43,9 @@ decode_logits = jit(t5.decode_logits, static_argnums=1)
 
 
 @functools.cache
-def pair(name: str):
+def pair(name: str, **sizes: int):
     """Our parameters and sizes, and the same in torch."""
-    config = torch_t5.FAMILIES[name]
+    config = dataclasses.replace(torch_t5.FAMILIES[name], **sizes)
     model = torch_t5.torch_model(config, seed=0)
     return torch_t5.params_of(model, config), config, model
 
@@ -79,6 +88,50 @@ def test_logits_and_hidden_states_equal_torch(family, rng, inputs, targets):
     real = torch.tensor(x != 0)[..., None]
     hidden = aux["hidden"] * real.numpy()
     assert difference(hidden, theirs.last_hidden_state * real) < TOLERANCE
+
+
+@functools.cache
+def tokens_of(tokenizer: str) -> tuple[int, np.ndarray, np.ndarray]:
+    """A vocabulary's size in models, and padded ids of texts and answers.
+
+    The longest are of 200 and 150 tokens: past T5's distance of 128.
+    """
+    if tokenizer == "bytes":
+        ours, entries = TextTokenizer.of_bytes(), 384
+    else:
+        if not VOCABULARY.is_dir():
+            pytest.skip("needs T5's vocabulary")
+        ours, entries = TextTokenizer.from_file(VOCABULARY), 32128
+    padded = []
+    for texts, length in ((TEXTS, 200), (reversed(TEXTS), 150)):
+        rows = [ids[: length - 1] + [1] for ids in ours.encode(list(texts))]
+        assert max(map(len, rows)) == length
+        assert min(map(len, rows)) < 64
+        padded.append(
+            np.array([row + [0] * (length - len(row)) for row in rows], "int32")
+        )
+    return entries, *padded
+
+
+@pytest.mark.parametrize(
+    "make", [no_prompt, shallow_vectors, deep_vectors], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("tokenizer", ["bytes", "T5's pieces"])
+@pytest.mark.parametrize("name", torch_t5.FAMILIES)
+def test_logits_of_tokenized_texts_equal_torch(name, tokenizer, make):
+    """With T5's own buckets, 32 up to a distance of 128."""
+    entries, x, y = tokens_of(tokenizer)
+    sizes = {"vocab_size": entries, "buckets": 32, "max_distance": 128}
+    params, config, model = pair(name, **sizes)
+    made = make(config)
+    prompt = made if isinstance(made, Prompt) else Prompt(made, {})
+    logits, _ = apply(params, config, x, y, prompt)
+    with torch.no_grad():
+        theirs = torch_logits(
+            model, x, y, torch.tensor(prompt.vectors) if prompt.length else None
+        )
+    assert difference(logits, theirs) < 1e-4
+    assert theirs.std() > 0.5
 
 
 @pytest.mark.parametrize("make", [shallow_vectors, deep_vectors])
@@ -233,17 +286,18 @@ def bf16_bound(config: t5.T5Config, logits: np.ndarray) -> float:
     sqrt(2 ln(2 N / p)) deviations with probability 1 - p; p = 1e-3.
 
     R: norm, kernel, result and residual for each of a layer's projections in
-    a row. Attention: norm 1; query, key and value kernels and results 6;
-    probabilities 1; context 1; out's kernel and result 2; residual sum 1: 12.
-    Feed-forward: norm 1, wi's kernel and result 2 (gated 4), activation 1
-    (gated: and product, 2), wo's kernel and result 2, residual sum 1: 7 (10).
-    Around: embeddings, prompt or last norm: 2 a stack; logits' kernel: 1.
+    a row, a norm's scale and result 2. Attention: norm 2; query, key and value
+    kernels and results 6; probabilities 1; context 1; out's kernel and result
+    2; residual sum 1: 13. Feed-forward: norm 2, wi's kernel and result 2 (gated
+    4), activation 1 (gated: and product, 2), wo's kernel and result 2, residual
+    sum 1: 8 (11). Around: embeddings or prompt 1 and last norm 2, 3 a stack;
+    logits' kernel: 1.
     """
-    attention, mlp = 12, 10 if config.gated else 7
+    attention, mlp = 13, 11 if config.gated else 8
     roundings = (
         config.layers * (attention + mlp)
         + config.decoder_layers * (2 * attention + mlp)
-        + 2 * 2
+        + 2 * 3
         + 1
     )
     deviation = 2**-8 / math.sqrt(3) * math.sqrt(roundings)
@@ -431,8 +485,14 @@ def test_parameters_are_boxed_with_logical_axes_and_drawn_as_t5x():
     )
     assert all(len(box.names) == box.value.ndim for box in boxes)
     assert {name for box in boxes for name in box.names} == {
-        "layers", "embed", "heads", "mlp", "vocab", "relpos_buckets",
-    }  # fmt: skip
+        "layers",
+        "embed",
+        "joined_kv",
+        "heads",
+        "mlp",
+        "vocab",
+        "relpos_buckets",
+    }
     params = flatten(nn.meta.unbox(boxed))
     theirs = torch_t5.params_of(torch_t5.torch_model(config, seed=0), config)
     assert {k: v.shape for k, v in params.items()} == {

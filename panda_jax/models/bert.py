@@ -19,7 +19,13 @@ from panda_jax.types import Array, ArrayLike, Params, PyTree, ScalarLike
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The sizes of a BERT encoder; hashable, so that jit can key on it."""
+    """The sizes of a BERT encoder; hashable, so that jit can key on it.
+
+    Attributes:
+      types: of segments.
+      dtype: of the computation.
+      remat: whether the backward pass computes each layer's inside again.
+    """
 
     vocab_size: int = 30522
     width: int = 768
@@ -33,6 +39,7 @@ class BertConfig:
     epsilon: float = 1e-12
     activation: str = "gelu"
     dtype: str = "float32"
+    remat: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -72,7 +79,9 @@ class Layer(nn.Module):
         batch, length, _ = x.shape
 
         def project(name: str) -> Array:
-            y = layers.Dense(c.width, ("embed", "heads"), dtype, name=name)(x)
+            y = layers.Dense(c.width, ("embed", "joined_kv"), dtype, name=name)(
+                x
+            )
             return y.reshape(batch, length, c.heads, c.head_dim)
 
         # Dropout falls on every example's own copy of the prefix, as in the
@@ -90,7 +99,7 @@ class Layer(nn.Module):
             dropout_key=self.key(1),
             dropout_rate=c.attention_dropout,
         ).reshape(batch, length, c.width)
-        y = layers.Dense(c.width, ("heads", "embed"), dtype, name="out")(
+        y = layers.Dense(c.width, ("joined_kv", "embed"), dtype, name="out")(
             context
         )
         x = layers.LayerNorm(c.epsilon, dtype, name="attention_norm")(
@@ -157,16 +166,13 @@ class Encoder(nn.Module):
         else:
             prefixes = jnp.zeros((c.layers, 2, 0, c.heads, c.head_dim))
         # One prefix a layer; the bias and the probe are every layer's.
-        in_axes: Any = (0, nn.broadcast, nn.broadcast)
-        scanned = nn.scan(
+        stack = layers.scanned(
             Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=in_axes,
             length=c.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            remat=c.remat,
         )
-        x, neurons = scanned(c, self.train, name="layers")(
+        x, neurons = stack(c, self.train, name="layers")(
             x, prefixes, bias, probe
         )
         pooled = jnp.tanh(

@@ -91,10 +91,10 @@ class Attention(Block):
             )
             return layers.Linear(features, axes, self.dtype, init)
 
-        self.query = linear(inner, ("embed", "heads"), 1.0 / c.head_dim)
-        self.key = linear(inner, ("embed", "heads"))
-        self.value = linear(inner, ("embed", "heads"))
-        self.out = linear(c.width, ("heads", "embed"))
+        self.query = linear(inner, ("embed", "joined_kv"), 1.0 / c.head_dim)
+        self.key = linear(inner, ("embed", "joined_kv"))
+        self.value = linear(inner, ("embed", "joined_kv"))
+        self.out = linear(c.width, ("joined_kv", "embed"))
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
         """Keys and values [B, S, H, K] of x [B, S, D]."""

@@ -72,20 +72,6 @@ class LogitsDense(nn.Module):
         return fp32_product("...d,dv->...v", x, jnp.asarray(kernel))
 
 
-def scanned(layer: type[Block], config: T5Config, **settings: Any) -> Any:
-    """`layer` scanned over a stack's depth, rematerialised where asked for."""
-    if config.remat:
-        # A scan's body is compiled once, so there is nothing to keep apart.
-        layer = nn.remat(layer, prevent_cse=False)
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        metadata_params={nn.PARTITION_NAME: "layers"},
-        **settings,
-    )
-
-
 def padding_bias(mask: Array) -> Array:
     """[B, 1, 1, S] attention bias of a mask [B, S], true where real."""
     return jnp.where(mask, 0.0, layers.MASKED)[:, None, None, :]
@@ -103,11 +89,11 @@ class Encoder(Block):
         positions = RelativeBias(
             c.heads, c.buckets, c.max_distance, True, name="relpos_bias"
         )(x.shape[1], x.shape[1])
-        stack = scanned(
+        stack = layers.scanned(
             EncoderLayer,
-            c,
             length=c.layers,
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            remat=c.remat,
         )
         x, neurons = stack(c, self.train, name="layers")(
             self.drop(x), padding_bias(mask), positions, probe
@@ -133,11 +119,11 @@ class Decoder(Block):
             c.heads, c.buckets, c.max_distance, False
         )
         each = 0 if self.cached else nn.broadcast
-        stack = scanned(
+        stack = layers.scanned(
             DecoderLayer,
-            c,
             length=c.decoder_layers,
             in_axes=(0, each, nn.broadcast, nn.broadcast, nn.broadcast),
+            remat=c.remat,
         )
         self.layers = stack(c, self.train, self.cached)
         self.decoder_norm = self.norm()
