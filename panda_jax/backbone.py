@@ -15,7 +15,7 @@ import numpy as np
 
 from panda_jax import models
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.interop import hf, t5x
+from panda_jax.interop import hf, t5x, t5x_files
 from panda_jax.models import Config
 from panda_jax.text_tokenizer import SENTENCEPIECE_FILE, TextTokenizer
 from panda_jax.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def _folder(name: str) -> pathlib.Path:
 
 
 def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
-    if (folder / hf.CONFIG).exists():
+    if (folder / hf.CONFIG).exists() or t5x_files.find(folder) is None:
         params, config = hf.load(folder)
     else:
         params, config = t5x.load_t5x(folder)
@@ -196,14 +196,15 @@ def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
 
 
 def _text_tokenizer(folder: pathlib.Path) -> TextTokenizer:
-    """The folder's SentencePiece model, else PANDA_TEXT_VOCABULARY's.
+    """The folder's own vocabulary, else PANDA_TEXT_VOCABULARY's.
 
     Raises:
       UserError: there is neither.
     """
+    own = TextTokenizer.from_folder(folder)
+    if own is not None:
+        return own
     given = os.environ.get("PANDA_TEXT_VOCABULARY")
-    if (folder / SENTENCEPIECE_FILE).is_file():
-        return TextTokenizer.from_file(folder)
     if given:
         return TextTokenizer.from_file(given)
     raise UserError(

@@ -92,6 +92,33 @@ def _demo(args: Any) -> int:
     return 0
 
 
+def _import(args: commands.Import) -> int:
+    from panda_jax.backbone import load_backbone
+    from panda_jax.exchange import IMPORTS, import_prompt
+    from panda_jax.store import save_prompt
+
+    if args.format not in IMPORTS:
+        raise unknown_name("import format", args.format, IMPORTS)
+    backbone = args.backbone and load_backbone(args.backbone)
+    stored = import_prompt(
+        args.format, args.path, backbone=backbone or None, task=args.task
+    )
+    save_prompt(args.out_dir, stored.prompt, stored.info)
+    shape = list(stored.prompt.vectors.shape)
+    print(f"{args.out_dir}: {stored.info.task}, {stored.info.kind} {shape}")
+    return 0
+
+
+def _export(args: commands.Export) -> int:
+    from panda_jax.exchange import EXPORTS, export_prompt
+    from panda_jax.store import load_prompt
+
+    if args.format not in EXPORTS:
+        raise unknown_name("export format", args.format, EXPORTS)
+    print(export_prompt(args.format, load_prompt(args.prompt), args.out_dir))
+    return 0
+
+
 def _tasks(args: commands.Tasks) -> int:
     from panda_jax import catalogue
     from panda_jax.tasks import specs
@@ -168,6 +195,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "evaluate": (commands.Evaluate, _evaluate),
     "score": (commands.Score, _score),
     "rank": (commands.Rank, _rank),
+    "import": (commands.Import, _import),
+    "export": (commands.Export, _export),
     "tasks": (commands.Tasks, _tasks),
     "doctor": (commands.Doctor, _doctor),
 }
@@ -186,7 +215,7 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
         prog=f"panda-jax {verb}",
         description=(cls.__doc__ or "").splitlines()[0],
         epilog="--gin.NAME=VALUE binds any gin parameter or macro; "
-        f"every flag above is --gin.{verb}.FLAG.",
+        f"every flag above is --gin.{_gin_name(verb)}.FLAG.",
         allow_abbrev=False,
     )
     about = commands.settings_help(cls)
@@ -198,8 +227,9 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
             else f" (default: {default})"
         )
         text = (about.get(field.name, "") + note).replace("%", "%%")
-        if verb == "tasks" and field.name == "task":
-            parser.add_argument("task", nargs="?", help=text)
+        if field.name in commands.PLACED.get(cls, ()):
+            # Optional to argparse: a gin file may bind it.
+            parser.add_argument(field.name, nargs="?", help=text)
         else:
             parser.add_argument(f"--{field.name}", metavar="V", help=text)
     parser.add_argument(
@@ -222,6 +252,11 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
         help="print the operative configuration and exit",
     )
     return parser
+
+
+def _gin_name(verb: str) -> str:
+    """`import` begins a statement of gin: that verb is `import_prompt`."""
+    return f"{verb}_prompt" if verb in ("import", "export") else verb
 
 
 def _overview() -> str:
@@ -257,9 +292,10 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         name: gin.external_configurable(cls, name=name, module="panda_jax")
         if f"panda_jax.{name}" not in _REGISTERED
         else _REGISTERED[f"panda_jax.{name}"]
-        for name, (cls, _) in VERBS.items()
+        for name, cls in ((_gin_name(v), cls) for v, (cls, _) in VERBS.items())
     }
     _REGISTERED.update({f"panda_jax.{n}": c for n, c in configurables.items()})
+    bound = _gin_name(verb)
     for folder in (
         *filter(None, flags.gin_search_paths.split(",")),
         _PACKAGE / "gin",
@@ -283,11 +319,11 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         text = getattr(flags, field.name)
         if text is not None:
             value = commands.convert(cls, field.name, text)
-            gin.bind_parameter(f"{verb}.{field.name}", value)
+            gin.bind_parameter(f"{bound}.{field.name}", value)
         elif field.default is dataclasses.MISSING:
             _require(gin, verb, field.name)
     try:
-        args = configurables[verb]()
+        args = configurables[bound]()
     except UserError as error:
         # gin adds to the message which configurable it came from.
         raise UserError(str(error).split("\n  In call to")[0]) from None
@@ -301,11 +337,14 @@ _REGISTERED: dict[str, Any] = {}
 
 def _require(gin: Any, verb: str, name: str) -> None:
     try:
-        value = gin.query_parameter(f"{verb}.{name}")
+        value = gin.query_parameter(f"{_gin_name(verb)}.{name}")
     except ValueError:
         value = None
     if value is None or "gin.REQUIRED" in str(value):
-        raise UserError(f"The verb {verb} needs --{name}=... See --help.")
+        cls, _ = VERBS[verb]
+        placed = name in commands.PLACED.get(cls, ())
+        flag = name.upper() if placed else f"--{name}=..."
+        raise UserError(f"The verb {verb} needs {flag} See --help.")
 
 
 def _execute(argv: Sequence[str]) -> int:

@@ -27,6 +27,8 @@ class Train(Run):
         it, TFDS.
       tfds_data_dir: of TFDS.
       model_dir: the run folder; by default one below runs/.
+      num_partitions: method model on several devices: how many hold a layer
+        together.
     """
 
     source: str | None = None
@@ -36,6 +38,7 @@ class Train(Run):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     model_dir: str | None = None
+    num_partitions: int = 1
 
 
 class _Arguments:
@@ -127,6 +130,42 @@ class Rank(_Scoring):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Import(_Arguments):
+    """Store a prompt that another project wrote as a prompt folder.
+
+    Attributes:
+      format: npy, peft, prompthub or panda.
+      path: the file or folder.
+      out_dir: the prompt folder to write; what was there is replaced.
+      backbone: id or folder of the model that it was trained on; None for a
+        prompt that is only compared with others, or exported again (format
+        panda needs one).
+      task: that it was trained on; None for what the file or its name says.
+    """
+
+    format: str
+    path: str
+    out_dir: str
+    backbone: str | None = None
+    task: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(_Arguments):
+    """Write a prompt for another project.
+
+    Attributes:
+      format: peft or npy.
+      prompt: folder of the prompt (or of its run).
+      out_dir: a new or empty folder, or one with an earlier export.
+    """
+
+    format: str
+    prompt: str
+    out_dir: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks(_Arguments):
     """List the tasks, or show one: source, features, counts, examples.
 
@@ -148,6 +187,14 @@ class Tasks(_Arguments):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     max_length: int = 128
+
+
+# Arguments that are given by place: `panda-jax VERB A B --flag=...`.
+PLACED = {
+    Tasks: ("task",),
+    Import: ("format", "path"),
+    Export: ("format", "prompt"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

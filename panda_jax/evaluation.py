@@ -235,6 +235,11 @@ def evaluate(
         if stored.info.method == "model" and stored.path is not None:
             # A model-tuned run keeps its backbone beside its head.
             backbone = str(stored.path.parent / "model")
+    if backbone is None:
+        raise UserError(
+            f"The prompt of task {stored.info.task!r} is bound to no backbone: "
+            "import it again with --backbone=DIR."
+        )
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)

@@ -1,6 +1,7 @@
 """The training loop of one run: restore, step, log, evaluate, keep, save."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax import evaluation, models, runs, steps
+from panda_jax import evaluation, models, runs, sharding, steps
 from panda_jax.backbone import Backbone
 from panda_jax.data import batch_indices
 from panda_jax.errors import UserError
@@ -18,20 +19,14 @@ from panda_jax.examples import AnyExamples, TextExamples
 from panda_jax.files import write_json
 from panda_jax.interop import hf
 from panda_jax.progress import Progress
-from panda_jax.prompts import (
-    Prompt,
-    fresh_head,
-    label_vectors,
-    normal_vectors,
-    prompt_shape,
-    vocabulary_vectors,
-)
+from panda_jax.prompts import Prompt
 from panda_jax.runs import Run
+from panda_jax.starts import initial_prompt
 from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
 from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
 from panda_jax.tasks import specs
 from panda_jax.trees import content_hash, size
-from panda_jax.types import Array, Params
+from panda_jax.types import Array, Batch, Params
 from panda_jax.writers import MetricWriter
 
 LOG_EVERY = 10
@@ -89,67 +84,12 @@ class Tracking:
     seconds: float = 0.0
 
 
-def initial_prompt(
-    run: Run, backbone: Backbone, outputs: int, source: StoredPrompt | None
-) -> Prompt:
-    """The prompt of step 0: fresh, or the source's; the head always fresh.
-
-    A source (vanilla transfer) brings its vectors only, as in the released
-    code.  Method `model` has a head and a prompt of length 0.
-    """
-    c = backbone.config
-    vector_key, head_key = jax.random.split(_key(run, 0))
-    head = {}
-    if not backbone.text_to_text:
-        head = fresh_head(head_key, c.width, outputs)
-    if run.method == "model":
-        return Prompt(jnp.asarray(backbone.empty_vectors), head)
-    if source is not None:
-        # A copy: the train step donates its state.
-        return Prompt(jnp.array(source.prompt.vectors, copy=True), head)
-    return Prompt(_fresh_vectors(run, backbone, vector_key), head)
-
-
-def _fresh_vectors(run: Run, backbone: Backbone, key: Array) -> Array:
-    """The vectors of a prompt that comes from nowhere, by `prompt_init`."""
-    c = backbone.config
-    assert run.prompt_kind is not None
-    assert run.prompt_length is not None
-    if run.prompt_init == "normal":
-        shape = prompt_shape(
-            run.prompt_kind,
-            run.prompt_length,
-            layers=models.prompt_layers(c),
-            width=c.width,
-            heads=c.heads,
-            head_dim=c.head_dim,
-        )
-        return normal_vectors(key, shape, stddev=run.init_stddev)
-    if run.prompt_kind == "deep":
-        raise UserError(
-            f"--prompt_init={run.prompt_init} makes word embeddings, which a "
-            "deep prompt is not of: give --prompt_kind=shallow or "
-            "--prompt_init=normal."
-        )
-    embedder = "token_embedder" if backbone.text_to_text else "token"
-    table = backbone.params[embedder]["embedding"]
-    if run.prompt_init == "vocabulary":
-        return vocabulary_vectors(key, table, run.prompt_length)
-    labels = backbone.tokenizer.encode(specs.get(run.task).labels)
-    return label_vectors(key, table, run.prompt_length, labels)
-
-
 def _with_dropout(config: models.Config, rate: float) -> models.Config:
     """The same sizes with another dropout rate everywhere."""
     if models.is_text_to_text(config):
         return dataclasses.replace(config, dropout=rate)
     changes: dict[str, Any] = {"dropout": rate, "attention_dropout": rate}
     return dataclasses.replace(config, **changes)
-
-
-def _key(run: Run, use: int) -> Array:
-    """The run's PRNG key for initialisation (0) or dropout (1)."""
-    return jax.random.fold_in(jax.random.key(run.seed), use)
 
 
 @dataclasses.dataclass
@@ -164,6 +104,7 @@ class Session:
     eval_data: AnyExamples
     folder: pathlib.Path | None = None
     quiet: bool = False
+    num_partitions: int = 1
 
     def __post_init__(self) -> None:
         run, config = self.run, self.backbone.config
@@ -179,6 +120,10 @@ class Session:
             optimizer=run.optimizer or "adamw",
             teacher_dropout=run.recipe == "released",
         )
+        # All weights and their optimizer state are split over the devices.
+        self.mesh = None
+        if run.method == "model" and jax.device_count() > 1:
+            self.mesh = sharding.mesh(self.num_partitions)
         rows = len(self.train_data)
         self.steps_per_epoch = max(1, rows // run.batch_size)
         self.epochs = run.epochs_for(self.steps_per_epoch)
@@ -197,20 +142,51 @@ class Session:
         prompt = initial_prompt(
             self.run,
             self.backbone,
-            self.spec.outputs,
             self.needs.source if self.run.method == "pot" else None,
         )
         trained = None
         if self.run.method == "model":
-            trained = jax.tree.map(
-                lambda x: jnp.array(x, jnp.float32, copy=True),
-                self.backbone.params,
-            )
-        return steps.init_state(
+            trained = self._trained_backbone()
+        state = steps.init_state(
             Trainable(prompt, trained),
             clip=self.run.clip,
             optimizer=self.step_spec.optimizer,
         )
+        return state if self.mesh is None else self._placed(state)
+
+    def _trained_backbone(self) -> Params:
+        """An fp32 copy of the weights, split over the mesh if there is one."""
+        config, params = self.backbone.config, self.backbone.params
+        copies = jax.tree.map(
+            lambda x: jnp.array(x, jnp.float32, copy=True), params
+        )
+        if self.mesh is None:
+            return copies
+        init = functools.partial(models.module(config).init, config=config)
+        boxed = jax.eval_shape(init, jax.random.key(0))
+        return jax.device_put(copies, sharding.shardings(boxed, self.mesh))
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """The state on the mesh, where every step will leave it."""
+        assert self.mesh is not None
+        whole = jax.sharding.NamedSharding(
+            self.mesh, jax.sharding.PartitionSpec()
+        )
+        leaves, treedef = jax.tree.flatten(state)
+        layout = self.step_spec.layout or tuple(
+            x.sharding if x.ndim and len(x.sharding.device_set) > 1 else whole
+            for x in leaves
+        )
+        self.step_spec = dataclasses.replace(self.step_spec, layout=layout)
+        leaves = jax.device_put(leaves, list(layout))
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        batch = self.train_data.batch(chosen)
+        if self.mesh is None:
+            return batch
+        place = sharding.batch_sharding(self.mesh, len(chosen))
+        return jax.device_put(batch, place)
 
     def hyper(self) -> Hyper:
         """The step's scalars."""
@@ -219,7 +195,8 @@ class Session:
             weight_decay=np.float32(self.run.weight_decay or 0.0),
             total_steps=np.float32(self.total),
             kd_weight=np.float32(self.needs.kd_weight),
-            key=_key(self.run, 1),
+            # fold_in 0 is the initialisation's (`starts`).
+            key=jax.random.fold_in(jax.random.key(self.run.seed), 1),
         )
 
     def teacher(self) -> tuple[np.ndarray | None, Prompt | None]:
@@ -280,6 +257,8 @@ class Session:
             begun = 0
             if restored is not None:
                 state, progress = restored
+                if self.mesh is not None:
+                    state = self._placed(state)
                 begun = int(state.step)
                 self.tracking = Tracking(**progress)
             with MetricWriter(
@@ -324,7 +303,7 @@ class Session:
                 state, metrics = steps.train_step(
                     state,
                     self.backbone.params,
-                    data.batch(chosen),
+                    self._batch(chosen),
                     untaught
                     if cached is None
                     else cached[data.rows(chosen).ravel()],

@@ -22,7 +22,7 @@ RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
 SCHEDULES = ("linear", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
-INITIALISERS = ("normal", "vocabulary", "labels")
+INITIALISERS = ("normal", "vocabulary", "labels", "text")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
@@ -46,13 +46,18 @@ class Run:
         KL at `temperature`.
       seed: of initialisation, batch order and dropout.
       prompt_kind: `deep` (keys and values in every layer; T5: every decoder
-        layer) or `shallow`; None for deep on encoders, shallow on T5.
-      prompt_length: P; None for 20 on encoders, 100 on T5.
+        layer) or `shallow`; None for the source's, and without one deep on
+        encoders, shallow on T5.
+      prompt_length: P; None for the source's, and without one 20 on encoders,
+        100 on T5.
       prompt_init: of a fresh prompt: `normal`, or (shallow) the embeddings of
-        sampled `vocabulary` or of the class `labels`; None for normal on
-        encoders, and on T5 for labels where a shallow prompt's task has some,
-        vocabulary where not.
+        sampled `vocabulary`, of the class `labels` or of a `text`; None for
+        normal on encoders, and on T5 for labels where a shallow prompt's task
+        has some, vocabulary where not.
+      init_text: of `text`.
       init_stddev: of `normal`.
+      resize_source: of `pot`: crop a source of another length, or pad it with
+        fresh vectors; without it, another length is refused.
       max_length: longest text in word pieces, special ones included.
       batch_size: B.
       epochs: None for max(3, as many as make 300 updates).
@@ -84,7 +89,9 @@ class Run:
     prompt_kind: str | None = None
     prompt_length: int | None = None
     prompt_init: str | None = None
+    init_text: str | None = None
     init_stddev: float = 0.02
+    resize_source: bool = False
     max_length: int = 128
     batch_size: int = 16
     epochs: int | None = None
@@ -138,12 +145,27 @@ class Run:
         for name in ("learning_rate", "clip", "temperature"):
             _check_range(self, name, 1e-30, "above 0")
         _check_range(self, "dropout", 0, "of 0 or more, below 1", below=1)
+        if (self.prompt_init == "text") != bool(self.init_text):
+            raise UserError(
+                "--prompt_init=text and --init_text=TEXT belong together: one "
+                "of them is missing."
+            )
 
     @property
     def needs_source(self) -> bool:
         """Whether the run starts from, or is taught through, a source."""
         control = self.method == "panda" and self.kd_weight == 0
         return self.method in ("pot", "panda") and not control
+
+    def shaped_as(self, kind: str, length: int) -> "Run":
+        """With a source's kind and length where none are set."""
+        if self.prompt_kind not in (None, kind):
+            return self
+        return dataclasses.replace(
+            self,
+            prompt_kind=kind,
+            prompt_length=self.prompt_length or length,
+        )
 
     def for_family(self, *, text_to_text: bool) -> "Run":
         """These settings with the family's defaults in place of None."""
@@ -165,7 +187,8 @@ class Run:
             }
             if self.prompt_kind != "deep":
                 labels = specs.get(self.task).labels
-                defaults["prompt_init"] = "labels" if labels else "vocabulary"
+                fit = 0 < len(labels) <= (self.prompt_length or 100)
+                defaults["prompt_init"] = "labels" if fit else "vocabulary"
         changes = {
             name: value
             for name, value in defaults.items()

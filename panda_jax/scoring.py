@@ -22,6 +22,8 @@ from panda_jax.store import (
 from panda_jax.types import Array, ArrayLike
 
 METRICS = ("panda", "e_avg", "on")
+# Those that run the backbone.
+RUN = ("panda", "on")
 DEFAULT_METRIC = "panda"
 EXAMPLES = 100
 # For prompts that do not say what they were trained on.
@@ -98,12 +100,11 @@ def task_vector(
 def neurons(backbone: Backbone, stored: StoredPrompt) -> np.ndarray:
     """[L, F] feed-forward activations under a prompt and no text at all.
 
-    The input is `[CLS] [SEP]`, read at `[CLS]`: Su et al. (arXiv 2111.06719)
-    feed the prompt with special tokens only, so no data is needed.
+    The input is `[CLS] [SEP]`, read at `[CLS]`, or T5's end of sequence: Su et
+    al. (arXiv 2111.06719) feed the prompt with special tokens only, so no data
+    is needed.
     """
-    tokens = np.array(
-        [[backbone.tokenizer.cls_id, backbone.tokenizer.sep_id]], np.int32
-    )
+    tokens = np.array([backbone.tokenizer.empty_ids], np.int32)
     prompt = stored.prompt
     probe = 0 if prompt.kind == "deep" else prompt.length
     aux = steps.probe_step(
@@ -152,7 +153,8 @@ def score(
       sources: a bank, its folder, or `{name: prompt}`.
       targets: likewise; may be the same bank.
       metrics: of `panda`, `e_avg`, `on`.
-      backbone: by default the one that the first source names.
+      backbone: by default the one that the first source names. Metric `e_avg`
+        compares the vectors alone and loads none.
       data_dir: where the tasks' files are (metric `panda` reads training
         examples of each task).
       tfds_data_dir: of TFDS, where there is no `data_dir`.
@@ -175,14 +177,10 @@ def score(
         role: _prompts(bank, role)
         for role, bank in (("sources", sources), ("targets", targets))
     }
-    if backbone is None:
-        backbone = next(iter(prompts["sources"].values())).info.backbone
-    model = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    for group in prompts.values():
-        for name, stored in group.items():
-            check_prompt(model, name, stored)
+    model = _model(backbone, prompts, metrics)
 
     def vector(stored: StoredPrompt) -> np.ndarray:
+        assert model is not None
         return task_vector(
             model,
             stored,
@@ -194,10 +192,14 @@ def score(
             contrast=contrast,
         )
 
+    def read_neurons(stored: StoredPrompt) -> np.ndarray:
+        assert model is not None
+        return neurons(model, stored)
+
     metric_parts: dict[str, tuple[Feature, Metric]] = {
         "panda": (vector, similarity.activation_similarity),
         "e_avg": (lambda p: p.prompt.vectors, similarity.e_avg),
-        "on": (lambda p: neurons(model, p), similarity.neuron_overlap),
+        "on": (read_neurons, similarity.neuron_overlap),
     }
     return Scores(
         sources=tuple(prompts["sources"]),
@@ -207,6 +209,55 @@ def score(
             for metric in metrics
         },
     )
+
+
+def _model(
+    backbone: Backbone | str | None,
+    prompts: dict[str, dict[str, StoredPrompt]],
+    metrics: Sequence[str],
+) -> Backbone | None:
+    """The backbone that all prompts are of; None where no metric runs it.
+
+    Raises:
+      UserError: a prompt of another backbone, or one that a metric cannot be
+        read off.
+    """
+    named = {n: p for group in prompts.values() for n, p in group.items()}
+    first_name, first = next(iter(named.items()))
+    if backbone is None and not set(metrics) & set(RUN):
+        for name, stored in named.items():
+            if stored.info.fingerprint != first.info.fingerprint:
+                raise UserError(
+                    f"{first_name} is of backbone {_of(first)}, {name} of "
+                    f"{_of(stored)}: prompts of one backbone alone can be "
+                    "compared."
+                )
+        return None
+    if backbone is None:
+        backbone = first.info.backbone
+    if backbone is None:
+        raise UserError(
+            f"{first_name} is bound to no backbone, and metric "
+            f"{', '.join(m for m in metrics if m in RUN)} runs one: import it "
+            "again with --backbone=DIR, or ask for --metrics=e_avg."
+        )
+    model = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    for name, stored in named.items():
+        check_prompt(model, name, stored)
+        deep = stored.prompt.kind == "deep"
+        if model.text_to_text and deep and set(metrics) & set(RUN):
+            raise UserError(
+                f"{name} is a deep prompt of a text-to-text backbone, which "
+                "only the decoder sees; metrics panda and on read the "
+                "encoder. Ask for --metrics=e_avg (and for training with "
+                "PANDA give --similarity=NUMBER)."
+            )
+    return model
+
+
+def _of(stored: StoredPrompt) -> str:
+    info = stored.info
+    return f"{info.backbone!r} (weights {info.fingerprint})"
 
 
 def _prompts(bank: BankLike, role: str) -> dict[str, StoredPrompt]:

@@ -81,6 +81,7 @@ class StepSpec:
       clip: global norm above which gradients are scaled down.
       teacher_dropout: whether an online teacher runs with dropout.
       optimizer: of `optim.OPTIMIZERS`.
+      layout: where each leaf of the state stays; None leaves it to XLA.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class StepSpec:
     clip: float = 1.0
     teacher_dropout: bool = False
     optimizer: str = "adamw"
+    layout: tuple[jax.sharding.Sharding, ...] | None = None
 
     @property
     def per_token(self) -> bool:
@@ -247,7 +249,13 @@ def train_step(
     )
     metrics["learning_rate"] = rate
     metrics["gradient_norm"] = optax.global_norm(gradient)
-    return TrainState(state.step + 1, trainable, opt_state), metrics
+    new = TrainState(state.step + 1, trainable, opt_state)
+    if spec.layout is not None:
+        # Else XLA may choose another, and the next step compiles again.
+        leaves, treedef = jax.tree.flatten(new)
+        leaves = jax.lax.with_sharding_constraint(leaves, list(spec.layout))
+        new = jax.tree.unflatten(treedef, leaves)
+    return new, metrics
 
 
 @functools.partial(jax.jit, static_argnames=("config", "per_token", "best"))

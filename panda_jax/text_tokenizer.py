@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike, atomic_file
+from panda_jax.files import PathLike, atomic_file, read_json, write_json
 
 # ByT5's ids: padding, end and unknown come before the 256 bytes.
 _BYTE_OFFSET = 3
 SENTENCEPIECE_FILE = "spiece.model"
+# How Hugging Face folders of ByT5 say that they need no vocabulary file.
+_SETTINGS_FILE = "tokenizer_config.json"
+_BYTES_CLASS = "ByT5Tokenizer"
 
 
 class TextTokenizer:
@@ -35,6 +38,22 @@ class TextTokenizer:
     def of_bytes(cls) -> "TextTokenizer":
         """UTF-8 bytes, as in ByT5: needs no file, and loses nothing."""
         return cls(None, b"bytes")
+
+    @classmethod
+    def from_folder(cls, folder: PathLike) -> "TextTokenizer | None":
+        """A model folder's own: `spiece.model`, or bytes if it says so.
+
+        None where the folder has neither: T5X checkpoints name no vocabulary.
+        """
+        folder = pathlib.Path(folder)
+        if (folder / SENTENCEPIECE_FILE).exists():
+            return cls.from_file(folder)
+        settings = folder / _SETTINGS_FILE
+        if settings.is_file():
+            found = read_json(settings, what="tokenizer configuration")
+            if found.get("tokenizer_class") == _BYTES_CLASS:
+                return cls.of_bytes()
+        return None
 
     @classmethod
     def from_file(cls, path: PathLike) -> "TextTokenizer":
@@ -64,6 +83,11 @@ class TextTokenizer:
         return tokenizer
 
     @property
+    def empty_ids(self) -> list[int]:
+        """Ids of an input without any text: the end."""
+        return [self.eos_id]
+
+    @property
     def vocab_size(self) -> int:
         """V, the number of ids that it can give."""
         if self.path is None:
@@ -71,11 +95,14 @@ class TextTokenizer:
         return self._pieces.get_piece_size()
 
     def save(self, folder: PathLike) -> None:
-        """Writes `spiece.model`, which `from_file` reads back; bytes none."""
-        if self.path is not None:
-            target = pathlib.Path(folder) / SENTENCEPIECE_FILE
-            with atomic_file(target) as temporary:
-                temporary.write_bytes(self.path.read_bytes())
+        """Writes what `from_folder` reads back."""
+        if self.path is None:
+            settings = {"tokenizer_class": _BYTES_CLASS}
+            write_json(pathlib.Path(folder) / _SETTINGS_FILE, settings)
+            return
+        target = pathlib.Path(folder) / SENTENCEPIECE_FILE
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(self.path.read_bytes())
 
     @functools.cached_property
     def _pieces(self) -> Any:

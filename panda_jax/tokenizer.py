@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import string
 from collections.abc import Iterable, Sequence
 
@@ -126,6 +127,19 @@ class Tokenizer:
         printable ASCII text character by character.
         """
         return _builtin()
+
+    @property
+    def empty_ids(self) -> list[int]:
+        """Ids of an input without any text: [CLS] [SEP]."""
+        return [self.cls_id, self.sep_id]
+
+    @functools.cached_property
+    def word_ids(self) -> list[int]:
+        """Ids of words and their pieces: neither special nor `[unused9]`."""
+        pieces = self._inner.get_vocab().items()
+        return sorted(
+            i for piece, i in pieces if not re.fullmatch(r"\[\w+\]", piece)
+        )
 
     def save(self, folder: files.PathLike) -> None:
         """Writes `tokenizer.json`, which `from_folder` reads back."""

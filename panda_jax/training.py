@@ -29,6 +29,7 @@ class Where:
     data_dir: PathLike | None = None
     tfds_data_dir: PathLike | None = None
     quiet: bool = False
+    num_partitions: int = 1
 
 
 def train(
@@ -42,6 +43,7 @@ def train(
     tfds_data_dir: PathLike | None = None,
     model_dir: PathLike | None = None,
     quiet: bool = False,
+    num_partitions: int = 1,
     **settings: Any,
 ) -> TrainResult:
     """Trains one prompt (or, with method `model`, the backbone) on a task.
@@ -64,6 +66,9 @@ def train(
       tfds_data_dir: of TFDS.
       model_dir: the run folder; None writes nothing.
       quiet: show no progress.
+      num_partitions: with method `model` on several devices: how many hold a
+        layer together (T5X's name); weights and optimizer state are split over
+        all devices, batches over the groups of so many.
       **settings: the fields of `panda_jax.runs.Run`, `task` at least.
 
     Raises:
@@ -78,14 +83,17 @@ def train(
     else:
         run = runs.make_run(backbone=backbone.id, **settings)
     specs.get(run.task)
-    run = run.for_family(text_to_text=backbone.text_to_text)
-    where = Where(data_dir, tfds_data_dir, quiet)
+    where = Where(data_dir, tfds_data_dir, quiet, num_partitions)
     folder = None if model_dir is None else pathlib.Path(model_dir)
     given = {
         "source": _prompt(source, backbone, "source"),
         "teacher": _prompt(teacher, backbone, "teacher"),
         "target_prompt": _prompt(target_prompt, backbone, "target prompt"),
     }
+    if given["source"] is not None and run.needs_source:
+        shape = given["source"].prompt
+        run = run.shaped_as(shape.kind, shape.length)
+    run = run.for_family(text_to_text=backbone.text_to_text)
     _check_needs(run, given, similarity)
     data = _load(run, backbone, where)
     description = _describe(run, backbone, given, similarity, data)
@@ -121,6 +129,7 @@ def train(
         eval_data=data[1],
         folder=folder,
         quiet=quiet,
+        num_partitions=num_partitions,
         run_id=description["run_id"],
     )
     return session.execute()
@@ -206,12 +215,18 @@ def _check_needs(
     if similarity is not None and run.method != "panda":
         raise UserError("--similarity is for --method=panda alone.")
     if run.method == "pot" and source is not None:
-        got = (source.prompt.kind, source.prompt.length)
-        if got != (run.prompt_kind, run.prompt_length):
+        kind, length = source.prompt.kind, source.prompt.length
+        same_length = run.resize_source or length == run.prompt_length
+        if kind != run.prompt_kind or not same_length:
             raise UserError(
-                f"The source prompt is {got[0]} with length {got[1]}, the run "
+                f"The source prompt is {kind} with length {length}, the run "
                 f"asks for {run.prompt_kind} with length {run.prompt_length}. "
-                f"Set --prompt_kind={got[0]} --prompt_length={got[1]}."
+                f"Set --prompt_kind={kind} --prompt_length={length}"
+                + (
+                    ", or crop or pad it with --resize_source=true."
+                    if kind == run.prompt_kind
+                    else "."
+                )
             )
     for role in ("teacher", "target_prompt"):
         stored = given[role]
@@ -334,5 +349,6 @@ def _nested(
         tfds_data_dir=where.tfds_data_dir,
         model_dir=folder,
         quiet=where.quiet,
+        num_partitions=where.num_partitions,
         **settings,
     ).prompt
