@@ -5,10 +5,13 @@ import json
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import t5x_writing as writing
 import torch
 from transformers import (
     BertConfig,
@@ -21,10 +24,12 @@ from transformers import (
 
 from panda_jax import UserError
 from panda_jax.interop import hf
-from panda_jax.models import t5
+from panda_jax.interop.t5x import load_t5x
+from panda_jax.models import bert, t5
 from panda_jax.prompts import Prompt
 from panda_jax.trees import flatten
 
+RELEASED = pathlib.Path("/work/shared/data/t5x_tiny/checkpoint_3")
 TOLERANCE = 1e-4
 SIZES = {
     "vocab_size": 40,
@@ -203,6 +208,86 @@ def test_an_exported_folder_is_what_transformers_loads(model, tmp_path):
         np.testing.assert_array_equal(value, flatten(params)[path])
 
 
+def assert_transformers_loads(folder: pathlib.Path, params, config) -> None:
+    """What `hf.save` makes of a T5: the same logits there, and back here."""
+    hf.save(folder, params, config)
+    loaded, report = T5ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    again, same = hf.load(folder)
+    assert same == config
+    for path, value in flatten(again).items():
+        expected = np.asarray(flatten(params)[path], np.float32)
+        np.testing.assert_array_equal(value, expected, err_msg=path)
+    theirs = torch_logits(loaded.eval())
+    assert theirs.std() > 0.05
+    difference = np.abs(logits_of(again, config) - theirs)
+    assert difference.max() < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("gated", [False, True], ids=["1.0", "1.1"])
+def test_a_tuned_t5_is_what_transformers_loads(tmp_path, gated, tied, dtype):
+    """1.0 is tied and 1.1 is not, and checkpoints of either are otherwise."""
+    gate = {"activation": "gelu_new" if gated else "relu", "gated": gated}
+    config = dataclasses.replace(OURS, tied=tied, **gate)
+    flat = {
+        path: jnp.asarray(0.3 * value, dtype)
+        for path, value in writing.params_of(config).items()
+    }
+    params = writing.tree_of(flat)
+    assert_transformers_loads(tmp_path / "model", params, config)
+    head = safetensors.numpy.load_file(
+        tmp_path / "model" / "model.safetensors"
+    ).get(HEAD)
+    assert (head is None) == tied
+    raw = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert raw["tie_word_embeddings"] is tied
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("scanned", [None, "{}"], ids=["apart", "scanned"])
+def test_a_t5_of_t5x_is_what_transformers_loads(tmp_path, tied, scanned):
+    written = dataclasses.replace(OURS, tied=tied)
+    flat = {p: 0.3 * v for p, v in writing.params_of(written).items()}
+    arrays = writing.t5x_arrays(flat, written, scanned=scanned, split=True)
+    folder = writing.write_legacy(tmp_path / "checkpoint_1", arrays)
+    params, config = load_t5x(folder)
+    assert_transformers_loads(tmp_path / "model", params, config)
+
+
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="no development data")
+def test_the_t5_of_t5x_that_was_given_is_what_transformers_loads(tmp_path):
+    params, config = load_t5x(RELEASED)
+    assert_transformers_loads(tmp_path / "model", params, config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tuned_bert_is_what_transformers_loads(tmp_path, dtype):
+    BertModel(tiny_bert()).save_pretrained(tmp_path / "theirs")
+    params, config = hf.load(tmp_path / "theirs")
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype) * 2, params)
+    hf.save(tmp_path / "ours", params, config)
+    loaded, report = BertModel.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    again, same = hf.load(tmp_path / "ours")
+    assert same == config
+    for path, value in flatten(again).items():
+        expected = np.asarray(flatten(params)[path], np.float32)
+        np.testing.assert_array_equal(value, expected, err_msg=path)
+    tokens = np.arange(1, 13).reshape(2, 6)
+    with torch.no_grad():
+        theirs = loaded.eval()(torch.tensor(tokens)).pooler_output.numpy()
+    prompt = Prompt(np.zeros((0, config.width), np.float32), {})
+    _, aux = bert.apply(again, config, tokens, 0 * tokens, prompt)
+    assert theirs.std() > 0.01
+    np.testing.assert_allclose(aux["pooled"], theirs, atol=TOLERANCE)
+
+
 def test_no_form_for_an_activation_of_ours(tmp_path):
     config = dataclasses.replace(OURS, activation="gelu")
     with pytest.raises(UserError, match="activation 'gelu'"):
@@ -369,6 +454,17 @@ def test_a_tensor_missing_or_misspelt_fails_by_name(folder, name):
         hf.load(folder)
     change_tensors(folder, lambda tensors: tensors.pop(f"{name}s"))
     with pytest.raises(UserError, match=rf"Missing 1: .*{name}.*Unknown 0"):
+        hf.load(folder)
+
+
+def test_a_tensor_that_nothing_needs_fails_by_name(folder):
+    name = "encoder.block.2.layer.0.layer_norm.weight"
+
+    def add(tensors):
+        tensors[name] = np.ones(16, np.float32)
+
+    change_tensors(folder, add)
+    with pytest.raises(UserError, match=rf"Missing 0: .*Unknown 1: .*{name}"):
         hf.load(folder)
 
 

@@ -241,6 +241,8 @@ def test_peft_computes_what_we_compute(
         assert names == {CONFIG, TENSORS}
     config = json.loads((tmp_path / "p" / CONFIG).read_text())
     assert config["task_type"] == task_type
+    module = "qa_outputs" if task_type == "QUESTION_ANS" else "classifier"
+    assert config["modules_to_save"] == [module]
     model = peft.PeftModel.from_pretrained(
         _torch_model(task_type, encoder), str(tmp_path / "p")
     )
