@@ -94,11 +94,12 @@ def _demo(args: Any) -> int:
 
 def _import(args: commands.Import) -> int:
     from panda_jax.backbone import load_backbone
-    from panda_jax.exchange import IMPORTS, import_prompt
-    from panda_jax.store import save_prompt
+    from panda_jax.exchange import IMPORTS, check_replaceable, import_prompt
+    from panda_jax.store import INFO, save_prompt
 
     if args.format not in IMPORTS:
         raise unknown_name("import format", args.format, IMPORTS)
+    check_replaceable(args.out_dir, INFO)
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
         args.format, args.path, backbone=backbone or None, task=args.task

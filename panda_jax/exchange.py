@@ -122,7 +122,7 @@ def export_prompt(
         file = folder / f"{task if plain else 'prompt'}.npy"
         npy.write(file, vectors)
         return file
-    _check_empty(folder)
+    check_replaceable(folder)
     layout = layout_of(vectors.shape, prompt.info, head=bool(head))
     with atomic_folder(folder) as temporary:
         peft.write_folder(temporary, prompt.prompt, layout)
@@ -244,12 +244,21 @@ def _check_outputs(prompt: Prompt, task: str) -> None:
         )
 
 
-def _check_empty(folder: pathlib.Path) -> None:
-    """Refuses a folder with anything in it but an earlier export."""
+def check_replaceable(folder: PathLike, *names: str) -> None:
+    """Refuses a folder that holds other files than a prompt's.
+
+    Args:
+      folder: that a prompt is to be written to.
+      names: of files that may be replaced, beside PEFT's two.
+
+    Raises:
+      UserError: names some of the other files.
+    """
+    folder = pathlib.Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file: give a folder.")
-    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(names - {peft.TENSORS, peft.CONFIG})
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(found - {peft.TENSORS, peft.CONFIG, *names})
     if others:
         raise UserError(
             f"The folder {str(folder)!r} holds {', '.join(others[:3])}: give "

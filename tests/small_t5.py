@@ -1,0 +1,84 @@
+"""A T5 of 200,000 weights that has learnt one built-in task."""
+
+import io
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sentencepiece
+
+from panda_jax import data, steps
+from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.interop import hf
+from panda_jax.models import T5Config, t5
+from panda_jax.prompts import Prompt
+from panda_jax.text_tokenizer import TextTokenizer
+
+CONFIG = T5Config(
+    vocab_size=192,
+    width=64,
+    layers=2,
+    decoder_layers=2,
+    heads=4,
+    head_dim=16,
+    ffn=128,
+    dropout=0.0,
+)
+TASKS = ("toy_sentiment", "toy_review")
+LENGTH = 48
+STEPS = 200
+
+
+def vocabulary(folder: pathlib.Path) -> TextTokenizer:
+    """Trains `spiece.model` on the texts of `TASKS`."""
+    plain = TextTokenizer.of_bytes()
+    texts = []
+    for task in TASKS:
+        rows = data.load_text_examples(
+            task, "train", tokenizer=plain, input_length=400, limit=512
+        )
+        texts += [plain.decode(x) for x in (*rows.inputs, *rows.targets)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=190,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    return TextTokenizer.from_file(folder)
+
+
+def write(folder: pathlib.Path) -> Backbone:
+    """A Hugging Face folder of the T5, model-tuned on `toy_sentiment`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = data.load_text_examples(
+        "toy_sentiment",
+        "train",
+        tokenizer=vocabulary(folder),
+        input_length=LENGTH,
+        limit=512,
+    )
+    params = jax.jit(t5.init, static_argnums=1)(jax.random.key(0), CONFIG)
+    params = jax.tree.map(lambda box: box.value, params, is_leaf=_boxed)
+    none = Prompt(jnp.zeros((0, CONFIG.width)), {})
+    state = steps.init_state(steps.Trainable(none, params))
+    hyper = steps.Hyper(3e-3, 0.0, 1.0, 0.0, jax.random.key(0))
+    spec = steps.StepSpec(CONFIG, "text", schedule="constant")
+    for step in range(STEPS):
+        chosen = np.random.default_rng(step).permutation(len(rows))[:32]
+        state, _ = steps.train_step(
+            state, None, rows.batch(chosen), None, None, hyper, spec=spec
+        )
+    hf.save(folder, state.trainable.backbone, CONFIG)
+    return load_backbone(str(folder))
+
+
+def _boxed(leaf: object) -> bool:
+    return hasattr(leaf, "value")
