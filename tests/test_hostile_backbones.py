@@ -1,5 +1,6 @@
 """Files that mean harm or are broken: one message, and nothing done."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import t5x_writing as writing
+import torch
 from t5x_writing import CONFIG
 from transformers import BertConfig, BertModel
 
-from panda_jax import UserError
+from panda_jax import UserError, exchange, store
 from panda_jax.interop import hf
 from panda_jax.interop.t5x import load_t5x
+from panda_jax.prompts import Prompt
 
 # What a refusal may cost; the bombs below ask for far more.
 MOST_BYTES = 200 << 20
@@ -140,6 +143,18 @@ def test_a_header_that_lies(single, header, data):
     refused(hf.load, single, "model.safetensors .*is damaged")
 
 
+def test_weights_that_are_a_pickle(single, tmp_path):
+    payload = {"pooler.dense.bias": Payload(tmp_path / "done")}
+    for data in (pickle.dumps(payload), pickle.dumps(payload, 2)):
+        (single / "model.safetensors").write_bytes(data)
+        refused(hf.load, single, "model.safetensors is damaged")
+    torch.save(payload, single / "model.safetensors")
+    refused(hf.load, single, "model.safetensors is damaged")
+    (single / "model.safetensors").rename(single / "pytorch_model.bin")
+    refused(hf.load, single, "pytorch_model.bin is a pickle, which is never")
+    assert not (tmp_path / "done").exists()
+
+
 def test_sizes_that_only_the_config_has(single):
     """2^24 x 2^24 weights are asked for, and none are made."""
     path = single / "config.json"
@@ -175,10 +190,135 @@ def test_json_bombs(shards, name, text):
     refused(hf.load, shards, "is not valid JSON|holds a JSON list")
 
 
-def test_a_json_file_of_terabytes(single):
-    with (single / "config.json").open("wb") as file:
+# Millions of lists, each of which is 64 bytes to Python.
+LISTS = '{"model_type": [' + "[]," * (1 << 22) + "[]]}"
+
+
+@pytest.mark.parametrize("name", ["config.json", hf.SINGLE + ".index.json"])
+def test_json_that_is_huge(shards, name):
+    (shards / name).write_text(LISTS)
+    refused(hf.load, shards, "has 12582932 bytes, expected at most 4194304")
+    with (shards / name).open("wb") as file:
         file.truncate(1 << 42)
-    refused(hf.load, single, "has 4398046511104 bytes, expected at most")
+    refused(hf.load, shards, "has 4398046511104 bytes, expected at most")
+
+
+# Prompt folders, ours and of PEFT, and files with a prompt.
+
+
+ADAPTER, OLD = "adapter_model.safetensors", "adapter_model.bin"
+SETTINGS = "adapter_config.json"
+
+
+@pytest.fixture
+def adapter(tmp_path) -> pathlib.Path:
+    """As PEFT writes it; with `panda.json` it would be one of ours."""
+    prompt = Prompt(np.ones((5, 16), np.float32), {})
+    info = store.PromptInfo("cb", "b", "f" * 16, "shallow", "prompt")
+    store.save_prompt(tmp_path / "p", prompt, info)
+    (tmp_path / "p" / store.INFO).rename(tmp_path / store.INFO)
+    assert read_adapter(tmp_path / "p").kind == "shallow"
+    return tmp_path / "p"
+
+
+def read_adapter(folder: pathlib.Path) -> Prompt:
+    return exchange.import_prompt("peft", folder).prompt
+
+
+def read_ours(folder: pathlib.Path) -> Prompt:
+    """The same with its description."""
+    shutil.copy(folder.parent / store.INFO, folder)
+    return store.load_prompt(folder).prompt
+
+
+@pytest.fixture(params=[read_adapter, read_ours], ids=["theirs", "ours"])
+def read(request):
+    return request.param
+
+
+@pytest.mark.parametrize("size", [2**60, 2**64 - 1, 2**40, 9])
+def test_an_adapter_with_a_header_larger_than_the_file(adapter, read, size):
+    (adapter / ADAPTER).write_bytes(size.to_bytes(8, "little"))
+    refused(read, adapter, f"8 bytes cannot hold a header of {size}")
+
+
+def test_an_adapter_that_is_a_pickle(adapter, read, tmp_path):
+    """Under the name of safetensors, and under the name that PEFT gives it."""
+    payload = {"prompt_embeddings": Payload(tmp_path / "done")}
+    for data in (pickle.dumps(payload), pickle.dumps(payload, 2)):
+        (adapter / ADAPTER).write_bytes(data)
+        refused(read, adapter, f"{ADAPTER} is damaged")
+    torch.save(payload, adapter / ADAPTER)
+    refused(read, adapter, f"{ADAPTER} is damaged")
+    (adapter / ADAPTER).rename(adapter / OLD)
+    # Ours are safetensors alone.
+    asked = f"{ADAPTER} is missing"
+    if read is read_adapter:
+        asked = r"asks for 'posix.mkdir'.*nothing of it was executed"
+    refused(read, adapter, asked)
+    assert not (tmp_path / "done").exists()
+    # The payload does work where it is let.
+    with contextlib.suppress(AttributeError, TypeError):
+        torch.load(adapter / OLD, weights_only=False)
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("format", ["npy", "prompthub", "panda"])
+def test_a_prompt_file_that_is_a_pickle(tmp_path, format, tiny):
+    for name, data in {
+        "plain": pickle.dumps(Payload(tmp_path / "done"), 2),
+        "numpy": b"\x93NUMPY" + pickle.dumps(Payload(tmp_path / "done")),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+
+        def load(path):
+            return exchange.import_prompt(format, path, backbone=tiny)
+
+        refused(load, tmp_path / name, "cannot be read|.npy version|no archive")
+    torch.save({"model": Payload(tmp_path / "done")}, tmp_path / "torch")
+    refused(load, tmp_path / "torch", "cannot be read|asks for 'posix.mkdir'")
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("name", [SETTINGS, store.INFO])
+def test_json_bombs_of_a_prompt_folder(adapter, tmp_path, name):
+    def load(folder):
+        return exchange.import_prompt("peft", folder)
+
+    shutil.copy(tmp_path / store.INFO, adapter)
+    for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 100_000, "[]", ""):
+        (adapter / name).write_text(text)
+        refused(load, adapter, "is not valid JSON|holds a JSON list")
+    (adapter / name).write_text(LISTS)
+    refused(load, adapter, "has 12582932 bytes, expected at most 4194304")
+    with (adapter / name).open("wb") as file:
+        file.truncate(1 << 42)
+    refused(load, adapter, "has 4398046511104 bytes, expected at most")
+
+
+@pytest.mark.parametrize("name", [SETTINGS, ADAPTER, OLD, store.INFO])
+def test_a_link_out_of_a_prompt_folder(adapter, tmp_path, name):
+    """The file is there, and is the right one."""
+    if name == OLD:
+        tensors = safetensors.numpy.load_file(adapter / ADAPTER)
+        tensors = {key: torch.tensor(x) for key, x in tensors.items()}
+        torch.save(tensors, adapter / OLD)
+        (adapter / ADAPTER).unlink()
+        read_adapter(adapter)
+    if name != store.INFO:
+        (adapter / name).rename(tmp_path / "elsewhere")
+        (adapter / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (adapter / name).symlink_to(tmp_path / name)
+    refused(read_adapter, adapter, "is a link to outside the folder")
+
+
+def test_a_configuration_that_claims_to_be_huge(adapter, read):
+    """2^60 positions are asked for, and none are made."""
+    raw = json.loads((adapter / SETTINGS).read_text())
+    raw |= {"num_virtual_tokens": 2**60, "token_dim": 2**60}
+    (adapter / SETTINGS).write_text(json.dumps(raw))
+    refused(read, adapter, "1152921504606846976")
 
 
 # The index of shards.

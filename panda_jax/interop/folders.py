@@ -6,9 +6,9 @@ import pathlib
 from panda_jax.errors import UserError
 from panda_jax.files import read_json
 
-# A JSON file that describes arrays has some hundred bytes for each of some
-# thousand arrays.
-_MOST_JSON = 1 << 26
+# A configuration has kilobytes, an index some hundred bytes for each of some
+# thousand arrays.  Parsing may take twenty times as much memory.
+_MOST_JSON = 1 << 22
 _MOST_HIDDEN = 1 << 16
 
 
@@ -49,13 +49,26 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-def json_inside(folder: pathlib.Path, name: str, *, what: str) -> dict:
-    """The JSON object of a file in a foreign folder; `UserError` if bad."""
+def json_inside(
+    folder: pathlib.Path, name: str, *, what: str, most: int = _MOST_JSON
+) -> dict:
+    """The JSON object of a file in a foreign folder.
+
+    Args:
+      folder: where it lies.
+      name: of the file.
+      what: what the file is, for the message.
+      most: bytes that it may have.
+
+    Raises:
+      UserError: it is missing, too large, no JSON object, or a link that
+        leads out.
+    """
     path = inside(folder, name)
-    if path.is_file() and path.stat().st_size > _MOST_JSON:
+    if path.is_file() and path.stat().st_size > most:
         raise UserError(
             f"The {what} {str(path)!r} has {path.stat().st_size} bytes, "
-            f"expected at most {_MOST_JSON}. Restore it from its source."
+            f"expected at most {most}. Restore it from its source."
         )
     return read_json(path, what=what)
 

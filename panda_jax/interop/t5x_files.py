@@ -37,6 +37,8 @@ _LIMITS = {
 }
 # gzip's best; orbax's zstd does better on constants, which weights are not.
 _RATIO, _SLACK = 1032, 1 << 26
+# Of orbax's metadata: a kilobyte for each array, the optimizer's too.
+_MOST_ORBAX = 1 << 24
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
@@ -133,7 +135,9 @@ def _legacy(folder: pathlib.Path) -> dict[str, Stored | np.ndarray]:
 
 def _orbax(folder: pathlib.Path) -> dict[str, Stored | np.ndarray]:
     path = str(folder / ORBAX)
-    raw = json_inside(folder, ORBAX, what="checkpoint's metadata")
+    raw = json_inside(
+        folder, ORBAX, what="checkpoint's metadata", most=_MOST_ORBAX
+    )
     tree = raw.get("tree_metadata")
     if not isinstance(tree, dict) or raw.get("use_zarr3", False) is not False:
         raise UserError(
