@@ -3,11 +3,13 @@
     python benchmarks/attention.py --out=benchmarks/results/attention.json
 
 T5's attention on this machine: no scaling, a bias by relative position, a
-padding mask, no dropout (`jax.nn` has none).  First alone, then where it counts:
-in the scanned layers of a T5 1.1 small (with 512 words), forward and with the
-gradient of a shallow prompt.  Each repeat runs ours and theirs in turn; `ratio`
-is the median over repeats of theirs / ours in seconds, so that above 1 ours is
-faster.  `error` is the largest difference to float64.
+padding mask, no dropout (`jax.nn` has none). First alone, then where it counts:
+in the scanned layers of whole models, forward, with the gradient of a shallow
+prompt, and decoding step by step. Each repeat runs ours and theirs in turn;
+`ratio` is the median over repeats of theirs / ours in seconds, so that above 1
+ours is faster. `error` is the largest difference to float64, `difference` that
+between the outputs of the two models (decoding: between ids of tokens, which
+in bf16 rounding decides now and then).
 """
 
 import argparse
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from panda_jax import models
-from panda_jax.models import layers, t5
+from panda_jax.models import bert, decode, layers, t5
 from panda_jax.prompts import Prompt
 from panda_jax.runs import versions
 
@@ -44,6 +46,15 @@ CASES = {
     "decoding step": (1, 228, 12, 16),
 }
 HEAD_DIM = 64
+# Backbone (with 512 words), rows, words each, and tokens written by greedy
+# decoding; 0 for the logits or hidden states.
+MODELS = {
+    "T5 1.1 small, 4 x 128": ("t5_1_1-small", 4, 128, 0),
+    "T5 1.1 small, 2 x 400": ("t5_1_1-small", 2, 400, 0),
+    "T5 1.1 small, decoding": ("t5_1_1-small", 8, 64, 16),
+    "MiniLM, 8 x 64": ("minilm-l6", 8, 64, 0),
+    "MiniLM, 2 x 256": ("minilm-l6", 2, 256, 0),
+}
 
 
 def ours(query, key, value, positions, mask):
@@ -101,7 +112,7 @@ def seconds(function: Any, calls: int) -> float:
 
 def measure(functions: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Medians of interleaved calls; the functions are compiled already."""
-    calls = max(1, int(0.1 / seconds(functions["ours"], 2)))
+    calls = max(1, int(0.05 / seconds(functions["ours"], 2)))
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats):
         names = list(functions)
@@ -140,46 +151,53 @@ def alone(case: str, dtype: str, *, gradient: bool, repeats: int) -> dict:
 
 def of_jax_nn(query, key, value, bias, **settings):
     """`layers.attend` by `jax.nn`, where there is no dropout."""
-    positions = settings["positions"]
+    positions = settings.get("positions")
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
         bias=bias if positions is None else positions + bias,
-        scale=settings["scale"],
+        scale=settings.get("scale"),
     )
 
 
-def in_model(
-    rows: int, length: int, dtype: str, *, gradient: bool, repeats: int
-) -> dict:
-    """One row: a T5 with a prompt of 20."""
+def in_model(where: str, dtype: str, *, gradient: bool, repeats: int) -> dict:
+    """One row: a whole model with a shallow prompt of 20."""
+    name, rows, length, steps = MODELS[where]
     config = dataclasses.replace(
-        models.config("t5_1_1-small"), vocab_size=512, dtype=dtype
+        models.config(name), vocab_size=512, dtype=dtype
     )
-    params = jax.jit(t5.init, static_argnums=1)(jax.random.key(0), config)
+    module = models.module(config)
+    params = jax.jit(module.init, static_argnums=1)(jax.random.key(0), config)
     params = jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(params))
     rng = np.random.default_rng(0)
     x, y = (rng.integers(2, 512, (rows, n)) for n in (length, 8))
     x[:, -length // 8 :] = 0
     vectors = jnp.asarray(rng.normal(size=(20, config.width)), jnp.float32)
 
-    def logits(vectors):
-        return t5.apply(params, config, x, y, Prompt(vectors, {}))[0]
+    def output(vectors, params):
+        prompt = Prompt(vectors, {})
+        if isinstance(config, bert.BertConfig):
+            return bert.apply(params, config, x, 0 * x, prompt)[1]["hidden"]
+        if steps:
+            return decode.greedy(params, config, x, prompt, steps=steps)
+        return t5.apply(params, config, x, y, prompt)[0]
 
-    def loss(vectors):
-        return jnp.square(logits(vectors)).mean()
+    def loss(vectors, params):
+        return jnp.square(output(vectors, params).astype(jnp.float32)).mean()
 
     functions, outputs = {}, []
-    for name, attend in (("ours", OURS), ("jax.nn", of_jax_nn)):
+    for side, attend in (("ours", OURS), ("jax.nn", of_jax_nn)):
         layers.attend = attend
-        # A new function each time, or jit would not trace it again.
-        run = jax.jit(functools.partial(jax.grad(loss) if gradient else logits))
-        functions[name] = functools.partial(run, vectors)
-        outputs.append(jax.block_until_ready(functions[name]()))
+        # What was traced with the other one must not be found again.
+        jax.clear_caches()
+        run = jax.jit(jax.grad(loss) if gradient else output)
+        compiled = run.lower(vectors, params).compile()
+        functions[side] = functools.partial(compiled, vectors, params)
+        outputs.append(np.float64(functions[side]()))
     layers.attend = OURS
-    difference = jnp.abs(outputs[0] - outputs[1]).max()
-    return measure(functions, repeats) | {"difference": float(difference)}
+    difference = float(np.abs(outputs[0] - outputs[1]).max())
+    return measure(functions, repeats) | {"difference": difference}
 
 
 def main() -> None:
@@ -198,14 +216,15 @@ def main() -> None:
     for dtype, gradient in itertools.product(
         ("float32", "bfloat16"), (False, True)
     ):
-        shared = {"gradient": gradient, "repeats": chosen.repeats}
-        for where, measured in [
-            *((case, functools.partial(alone, case)) for case in CASES),
-            ("in T5, 8 x 128", functools.partial(in_model, 8, 128)),
-            ("in T5, 2 x 400", functools.partial(in_model, 2, 400)),
-        ]:
+        rows = [(case, alone) for case in CASES]
+        rows += [(case, in_model) for case in MODELS]
+        for where, measured in rows:
+            if gradient and "decoding" in where:
+                continue
             row = {"where": where, "dtype": dtype, "gradient": gradient}
-            row |= measured(dtype, **shared)
+            row |= measured(
+                where, dtype, gradient=gradient, repeats=chosen.repeats
+            )
             report["results"].append(row)
             print(json.dumps(row), flush=True)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
