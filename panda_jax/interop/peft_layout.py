@@ -166,8 +166,9 @@ def from_config(config: Mapping[str, Any]) -> Layout:
 def base_model(config: Mapping[str, Any]) -> str | None:
     """The backbone that an `adapter_config.json` names, for people to read."""
     name = config.get("base_model_name_or_path")
-    readable = isinstance(name, str) and name.isprintable()
-    return name[:_MOST_NAME] or None if readable else None
+    if not isinstance(name, str) or not name.isprintable():
+        return None
+    return name[:_MOST_NAME] or None
 
 
 def _submodules(kind: str, task: str) -> int:
