@@ -160,7 +160,7 @@ def _folder(name: str) -> pathlib.Path:
     if name in models.CONFIGS:
         raise UserError(
             f"Backbone {name!r} has no weights on this machine, and none are "
-            "downloaded. Give the path of its Hugging Face folder "
+            "downloaded. Give the path of its Hugging Face or T5X folder "
             f"(--backbone=DIR), or 'random:{name}' for random weights."
         )
     raise unknown_name(
@@ -171,10 +171,15 @@ def _folder(name: str) -> pathlib.Path:
 
 
 def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
-    if (folder / hf.CONFIG).exists() or t5x_files.find(folder) is None:
+    if (folder / hf.CONFIG).exists():
         params, config = hf.load(folder)
-    else:
+    elif t5x_files.find(folder) is not None:
         params, config = t5x.load_t5x(folder)
+    else:
+        raise UserError(
+            f"{str(folder)!r} is no backbone: expected {hf.CONFIG} (a Hugging "
+            "Face folder) or a T5X checkpoint in it."
+        )
     tokenizer: Tokenizer | TextTokenizer
     if models.is_text_to_text(config):
         tokenizer = _text_tokenizer(folder)
