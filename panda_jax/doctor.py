@@ -6,6 +6,7 @@ Nothing here is needed to train.  What may hang, crash or take seconds
 
 import concurrent.futures
 import dataclasses
+import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -201,12 +202,30 @@ def _tensorflow() -> list[Check]:
 
 
 def _tokenizers() -> list[Check]:
+    checks = []
+    for name in ("tokenizers", "sentencepiece"):
+        try:
+            version = importlib.import_module(name).__version__
+        except ImportError as error:
+            fix = f"pip install --force-reinstall {name}"
+            checks.append(Check(name, False, str(error), fix))
+        else:
+            checks.append(Check(name, True, version))
+    return checks + _text_vocabulary(os.environ.get("PANDA_TEXT_VOCABULARY"))
+
+
+def _text_vocabulary(path: str | None) -> list[Check]:
+    """T5's vocabulary, where one is named."""
+    if not path:
+        return []
+    from panda_jax.text_tokenizer import TextTokenizer
+
+    name = "PANDA_TEXT_VOCABULARY"
     try:
-        import tokenizers
-    except ImportError as error:
-        fix = "pip install --force-reinstall tokenizers"
-        return [Check("tokenizers", False, str(error), fix)]
-    return [Check("tokenizers", True, tokenizers.__version__)]
+        pieces = TextTokenizer.from_file(path).vocab_size
+    except UserError as error:
+        return [Check(name, False, str(error), f"mend or unset {name}")]
+    return [Check(name, True, f"{path}: {pieces} pieces")]
 
 
 def _minilm() -> list[Check]:

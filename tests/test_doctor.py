@@ -221,3 +221,13 @@ def test_imports_nothing_heavy():
         "assert not bad & {'tensorflow', 'seqio', 'jax'}, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_named_text_vocabulary_is_looked_at(monkeypatch, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"no model")
+    monkeypatch.setenv("PANDA_TEXT_VOCABULARY", str(tmp_path))
+    checks = {check.name: check for check in doctor._tokenizers()}
+    assert checks["sentencepiece"].ok
+    broken = checks["PANDA_TEXT_VOCABULARY"]
+    assert broken.ok is False
+    assert "spiece.model" in broken.found
