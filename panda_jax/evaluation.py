@@ -15,7 +15,12 @@ from panda_jax.files import PathLike
 from panda_jax.models import Config, decode
 from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt
-from panda_jax.store import StoredPrompt, check_backbone, load_prompt
+from panda_jax.store import (
+    StoredPrompt,
+    bound_backbone,
+    check_backbone,
+    load_prompt,
+)
 from panda_jax.tasks import specs, views
 from panda_jax.tasks.spec import TaskSpec
 from panda_jax.text_tokenizer import TextTokenizer
@@ -231,15 +236,10 @@ def evaluate(
     stored = prompt if isinstance(prompt, StoredPrompt) else load_prompt(prompt)
     spec = specs.get(task or stored.info.task)
     if backbone is None:
-        backbone = stored.info.backbone
+        backbone = bound_backbone(stored.info)
         if stored.info.method == "model" and stored.path is not None:
             # A model-tuned run keeps its backbone beside its head.
             backbone = str(stored.path.parent / "model")
-    if backbone is None:
-        raise UserError(
-            f"The prompt of task {stored.info.task!r} is bound to no backbone: "
-            "import it again with --backbone=DIR."
-        )
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)

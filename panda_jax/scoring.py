@@ -15,6 +15,7 @@ from panda_jax.scores import Scores
 from panda_jax.store import (
     PromptBank,
     StoredPrompt,
+    bound_backbone,
     check_backbone,
     content_hash,
     load_prompt,
@@ -234,13 +235,7 @@ def _model(
                 )
         return None
     if backbone is None:
-        backbone = first.info.backbone
-    if backbone is None:
-        raise UserError(
-            f"{first_name} is bound to no backbone, and metric "
-            f"{', '.join(m for m in metrics if m in RUN)} runs one: import it "
-            "again with --backbone=DIR, or ask for --metrics=e_avg."
-        )
+        backbone = bound_backbone(first.info)
     model = load_backbone(backbone) if isinstance(backbone, str) else backbone
     for name, stored in named.items():
         check_prompt(model, name, stored)
