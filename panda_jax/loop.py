@@ -84,11 +84,13 @@ class Tracking:
     seconds: float = 0.0
 
 
-def _with_dropout(config: models.Config, rate: float) -> models.Config:
-    """The same sizes with another dropout rate everywhere."""
-    if models.is_text_to_text(config):
-        return dataclasses.replace(config, dropout=rate)
-    changes: dict[str, Any] = {"dropout": rate, "attention_dropout": rate}
+def _training_config(run: Run, config: models.Config) -> models.Config:
+    """The same sizes with the run's dropout and rematerialisation."""
+    changes: dict[str, Any] = {"remat": run.remat}
+    if run.dropout is not None:
+        changes["dropout"] = run.dropout
+        if not models.is_text_to_text(config):
+            changes["attention_dropout"] = run.dropout
     return dataclasses.replace(config, **changes)
 
 
@@ -109,9 +111,8 @@ class Session:
     def __post_init__(self) -> None:
         run, config = self.run, self.backbone.config
         self.spec = specs.get(run.task)
-        rate = run.dropout
         self.step_spec = StepSpec(
-            config=config if rate is None else _with_dropout(config, rate),
+            config=_training_config(run, config),
             kind="text" if self.backbone.text_to_text else self.spec.kind,
             kd_form="kl" if run.recipe == "ours" else "mse",
             temperature=run.temperature,

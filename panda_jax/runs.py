@@ -78,6 +78,8 @@ class Run:
       kd_beta: strength of recipe `released`.
       kd_weight: sets the distillation weight itself; 0 is the control.
       temperature: of recipe `ours`.
+      remat: compute activations again in the backward pass rather than keep
+        them: less memory, the same numbers.
       dtype: of the backbone; None for float32 on CPU, else bfloat16.
     """
 
@@ -108,6 +110,7 @@ class Run:
     kd_beta: float = 0.1
     kd_weight: float | None = None
     temperature: float = 2.0
+    remat: bool = False
     dtype: str | None = None
 
     def __post_init__(self) -> None:

@@ -97,6 +97,15 @@ def test_a_text_run_leaves_what_other_runs_leave(small, tmp_path):
     assert found["scores"] == done.result["best"]["scores"]
 
 
+def test_rematerialised_is_the_same_run(small):
+    runs_ = [
+        pj.train(small, task="toy_review", remat=remat, **SMALL)
+        for remat in (False, True)
+    ]
+    one, other = (run.prompt.prompt.vectors for run in runs_)
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_panda_on_text_is_taught_by_the_source_s_prompt(small, tmp_path):
     source = pj.train(small, task="toy_sentiment", **SMALL).prompt
     done = pj.train(
@@ -188,9 +197,7 @@ def test_a_prompt_begins_with_what_its_initialiser_says(small):
     np.testing.assert_allclose(labelled[1], table[second].mean(0), rtol=1e-6)
     (text,) = small.tokenizer.encode(["the film"])
     begun = vectors(prompt_init="text", init_text="the film")
-    np.testing.assert_array_equal(
-        begun[: len(text)], table[np.array(text)][:6]
-    )
+    np.testing.assert_array_equal(begun[: len(text)], table[np.array(text)][:6])
     normal = vectors(prompt_init="normal", init_stddev=0.1)
     assert not {tuple(row) for row in normal} & pieces
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import losses, runs, steps, trees
+from panda_jax import losses, runs, starts, steps, trees
 from panda_jax.writers import read_metrics
 
 SMALL = {
@@ -127,10 +127,8 @@ def test_checkpoint_is_kilobytes(source):
 
 
 def test_pot_starts_from_the_source_s_vectors_and_a_fresh_head(tiny, source):
-    from panda_jax.loop import initial_prompt
-
     run = runs.make_run(task="toy_review", method="pot", prompt_length=4)
-    start = initial_prompt(run, tiny, 2, source.prompt)
+    start = starts.initial_prompt(run, tiny, source.prompt)
     np.testing.assert_array_equal(start.vectors, source.prompt.prompt.vectors)
     assert np.abs(start.head["kernel"]).max() > 0
     assert (start.head["kernel"] != source.prompt.prompt.head["kernel"]).any()
