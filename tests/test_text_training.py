@@ -8,6 +8,7 @@ import made_up_data
 import numpy as np
 import pytest
 import small_t5
+from panda_jax.tasks import specs
 
 import panda_jax as pj
 from panda_jax import cli, evaluation, runs, scoring, sharding, starts, steps
@@ -15,7 +16,6 @@ from panda_jax.errors import UserError
 from panda_jax.loop import Needs, Session
 from panda_jax.prompts import Prompt
 from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
-from panda_jax.tasks import specs
 
 SMALL = {
     "max_length": small_t5.LENGTH,
