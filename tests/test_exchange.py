@@ -29,7 +29,7 @@ from panda_jax.prompts import Prompt
 from panda_jax.tokenizer import Tokenizer
 from panda_jax.trees import content_hash
 
-RELEASED = pathlib.Path("/work/shared/data/prompts")
+RELEASED = pathlib.Path(__file__).parents[2] / "shared/data/prompts"
 RELEASED_TASKS = ("mrpc", "rte", "sst2")
 
 

@@ -29,7 +29,9 @@ from panda_jax.models import bert, t5
 from panda_jax.prompts import Prompt
 from panda_jax.trees import flatten
 
-RELEASED = pathlib.Path("/work/shared/data/t5x_tiny/checkpoint_3")
+RELEASED = (
+    pathlib.Path(__file__).parents[2] / "shared/data/t5x_tiny/checkpoint_3"
+)
 TOLERANCE = 1e-4
 SIZES = {
     "vocab_size": 40,

@@ -24,7 +24,7 @@ from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.trees import flatten, size
 
 TOLERANCE = 1e-5
-VOCABULARY = pathlib.Path("/work/shared/data/t5_vocab")
+VOCABULARY = pathlib.Path(__file__).parents[2] / "shared/data/t5_vocab"
 TEXTS = [
     "rte sentence1: The cat sat on the mat. sentence2: An animal rested.",
     "squad context: Prompts are short; passages are not, and far words matter. "

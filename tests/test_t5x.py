@@ -22,7 +22,9 @@ from panda_jax.models import t5
 from panda_jax.prompts import Prompt
 from panda_jax.trees import flatten
 
-RELEASED = pathlib.Path("/work/shared/data/t5x_tiny/checkpoint_3")
+RELEASED = (
+    pathlib.Path(__file__).parents[2] / "shared/data/t5x_tiny/checkpoint_3"
+)
 SMALL = dataclasses.replace(
     CONFIG, activation="relu", gated=False, tied=True, decoder_layers=1
 )
