@@ -50,7 +50,8 @@ class Checkpoints:
         Raises:
           UserError: this or the last one could not be written.
         """
-        arrays = _as_dict(jax.device_get(state))
+        state = _fetched(state)
+        arrays = _as_dict(state)
         needed = _OVERHEAD + sum(array.nbytes for array in arrays.values())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -62,7 +63,7 @@ class Checkpoints:
             )
         with self._explained():
             self._manager.save(
-                int(state.step),
+                int(np.ravel(state.step)[0]),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     progress=ocp.args.JsonSave(progress),
@@ -83,7 +84,7 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        like = jax.device_get(like)
+        like = _fetched(like)
         try:
             found = self._manager.restore(
                 step,
@@ -133,6 +134,18 @@ class Checkpoints:
             ) from error
 
 
+def _fetched(state: TrainState) -> TrainState:
+    """On the host; what other processes hold parts of stays where it is."""
+    return jax.tree.map(
+        lambda x: (
+            x
+            if isinstance(x, jax.Array) and not x.is_fully_addressable
+            else np.asarray(x)
+        ),
+        state,
+    )
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     """Leaves by zero-padded number: a form that no class name can break.
 
@@ -140,7 +153,7 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     refuses them.
     """
     return {
-        f"{index:04d}": np.asarray(leaf)
+        f"{index:04d}": leaf
         for index, leaf in enumerate(jax.tree.leaves(state))
         if np.size(leaf)
     }

@@ -11,28 +11,45 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from panda_jax import commands
-from panda_jax.errors import UserError, unknown_name
+from panda_jax import cluster, commands, distributed
+from panda_jax.errors import InterruptedRun, UserError, unknown_name
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 def _train(args: commands.Train) -> int:
     from panda_jax.runs import Run
+
+    distributed.initialize(args)
+    from panda_jax.sharding import Partitioner
     from panda_jax.training import train
 
     fields = {field.name for field in dataclasses.fields(Run)}
     values = dataclasses.asdict(args)
+    for field in dataclasses.fields(cluster.Settings):
+        # Who else takes part makes it no other run.
+        del values[field.name]
     model_dir = args.model_dir or _default_model_dir(values)
     settings = {k: v for k, v in values.items() if k in fields}
     paths = {k: v for k, v in values.items() if k not in fields}
     backbone = settings.pop("backbone")
-    done = train(backbone, **settings, **{**paths, "model_dir": model_dir})
+    partitioner = Partitioner.of_flags(
+        **{name: paths.pop(name) for name in Partitioner.FLAGS}
+    )
+    done = train(
+        backbone,
+        partitioner=partitioner,
+        **settings,
+        **{**paths, "model_dir": model_dir},
+    )
     result = done.result
+    if not distributed.is_main():
+        return 0
     print(
         f"{result['task']} {result['method']} seed {result['seed']}: best "
         f"{result['metric']} {done.best:.4f} at step "
@@ -386,7 +403,25 @@ def _plain_warnings() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours."""
+    """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours.
+
+    One of several processes that fails ends here, so that the others end too.
+    """
+    try:
+        status = _main(argv)
+    except Exception as error:
+        words = distributed.explain(error)
+        if words is not None:
+            traceback.print_exc()
+            print(f"panda-jax: {words}", file=sys.stderr)
+            distributed.leave(1)
+        raise
+    if status:
+        distributed.leave(status)
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _quiet_libraries()
     _plain_warnings()
     try:
@@ -398,6 +433,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; that is no mistake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except InterruptedRun as stopped:
+        print(f"panda-jax: {stopped}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(
             "panda-jax: interrupted; the same command goes on from the last "

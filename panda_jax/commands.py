@@ -8,12 +8,13 @@ import inspect
 import re
 from typing import Any
 
+from panda_jax.cluster import Settings
 from panda_jax.errors import UserError
 from panda_jax.runs import Run, check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Run):
+class Train(Settings, Run):
     """Train one prompt; started again on the same model_dir it resumes.
 
     Attributes:
@@ -27,8 +28,11 @@ class Train(Run):
         it, TFDS.
       tfds_data_dir: of TFDS.
       model_dir: the run folder; by default one below runs/.
-      num_partitions: method model on several devices: how many hold a layer
-        together.
+      num_partitions: devices that hold a layer together, as in T5X.
+      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
+        stands for what is left.
+      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
+        split over fsdp.
     """
 
     source: str | None = None
@@ -38,7 +42,9 @@ class Train(Run):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     model_dir: str | None = None
-    num_partitions: int = 1
+    num_partitions: int | None = None
+    mesh_shape: str | None = None
+    parameter_partitioning_dims: int = 1
 
 
 class _Arguments:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Something the user can mend: says what, got, expected and the fix."""
 
 
+class InterruptedRun(Exception):  # noqa: N818
+    """A run was asked to end, and has saved where it was."""
+
+
 def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with the nearest ones.
 

@@ -1,20 +1,22 @@
 """A split of examples -> logits -> the task's metrics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax import answers, steps
+from panda_jax import answers, fleet, sharding, steps
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.data import load_examples, load_text_examples
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples, Examples, TextExamples
 from panda_jax.files import PathLike
-from panda_jax.models import Config, decode
-from panda_jax.models.t5 import T5Config
+from panda_jax.fleet import Lanes
+from panda_jax.models import Config
 from panda_jax.prompts import Prompt
+from panda_jax.steps import Trainable
 from panda_jax.store import (
     StoredPrompt,
     bound_backbone,
@@ -137,70 +139,130 @@ def scores(
     Raises:
       UserError: the model's outputs hold NaN or Inf.
     """
-    weights = backbone.params if params is None else params
-    if isinstance(examples, TextExamples):
-        found = written(
-            weights, backbone, prompt, examples, spec=spec, size=batch_size
-        )
-        return answers.text_scores(spec, examples, found)
-    found = outputs(
-        weights,
-        backbone.config,
-        prompt,
+    lane = jax.tree.map(lambda x: jnp.asarray(x)[None], prompt)
+    (found,) = fleet_scores(
+        backbone,
+        Trainable(lane),
+        backbone.params if params is None else params,
         examples,
+        lanes=Lanes(),
+        count=1,
+        spec=spec,
         batch_size=batch_size,
-        # A hundred tags a token: only the best one leaves the device.
-        best=spec.kind == "tags",
     )
-    return answers.scores(spec, examples, found)
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
-def written(
-    params: Params,
+def fleet_scores(
     backbone: Backbone,
-    prompt: Prompt,
-    examples: TextExamples,
+    trained: Trainable,
+    frozen: Params | None,
+    examples: AnyExamples,
     *,
+    lanes: Lanes,
+    count: int,
     spec: TaskSpec,
-    size: int = BATCH,
-) -> list[Any]:
-    """What a text-to-text model answers to every row.
+    batch_size: int = BATCH,
+) -> list[dict[str, float] | UserError]:
+    """`scores` of every lane at once.
 
-    Tasks with label words are answered by rank classification: the class is
-    the label word that the model finds most probable. Others are written out
-    greedily, in as many pieces as the longest target has.
+    Args:
+      backbone: whose sizes and tokenizer count.
+      trained: of N lanes, padded.
+      frozen: the backbone's weights where the lanes train none.
+      examples: the split.
+      lanes: how they are computed.
+      count: how many of them are real.
+      spec: the task.
+      batch_size: rows at a time.
+
+    Returns:
+      A lane's metrics, or what is wrong with its outputs.
     """
-    config, tokenizer = backbone.config, backbone.tokenizer
-    assert isinstance(config, T5Config)
+    text = isinstance(examples, TextExamples)
+    read, options = _reader(backbone, spec, examples)
+    parts = []
+    for tokens, segments in padded_batches(examples, batch_size):
+        inputs = (tokens,) if text else (tokens, segments)
+        parts.append(
+            read(
+                trained,
+                frozen,
+                *inputs,
+                config=backbone.config,
+                lanes=lanes,
+                **options,
+            )
+        )
+    found = np.concatenate(sharding.on_host(parts), axis=1)
+    results: list[dict[str, float] | UserError] = []
+    for rows in found[:count, : len(examples.tokens)]:
+        try:
+            results.append(_judge(backbone, spec, examples, rows))
+        except UserError as error:
+            results.append(error)
+    return results
+
+
+def _reader(
+    backbone: Backbone, spec: TaskSpec, examples: AnyExamples
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What reads a batch of every lane, and its options.
+
+    Text-to-text tasks with label words are answered by rank classification:
+    the class is the label word that the model finds most probable. Others are
+    written out greedily, in as many pieces as the longest target has.
+    """
+    if not isinstance(examples, TextExamples):
+        # A hundred tags a token: only the best one leaves the device.
+        return fleet.predict, {
+            "per_token": steps.per_token(spec.kind),
+            "best": spec.kind == "tags",
+        }
+    tokenizer = backbone.tokenizer
     assert isinstance(tokenizer, TextTokenizer)
-    prompt = jax.tree.map(jnp.asarray, prompt)
-    batches = padded_batches(examples, size)
-    total = len(examples)
-    if spec.labels and spec.kind in ("classification", "choice"):
-        words = [[*x, tokenizer.eos_id] for x in tokenizer.encode(spec.labels)]
-        longest = max(map(len, words))
-        labels = np.array([x + [0] * (longest - len(x)) for x in words])
-        found = [
-            decode.rank_labels(params, config, inputs, prompt, labels)
-            for inputs, _ in batches
-        ]
-        ranks = np.concatenate(jax.device_get(found))[:total]
-        if not np.isfinite(ranks).all():
+    if not is_ranked(spec):
+        return fleet.write, {"steps": examples.targets.shape[1]}
+    words = [[*x, tokenizer.eos_id] for x in tokenizer.encode(spec.labels)]
+    longest = max(map(len, words))
+    labels = np.array([x + [0] * (longest - len(x)) for x in words])
+    return fleet.rank, {"labels": labels}
+
+
+def is_ranked(spec: TaskSpec) -> bool:
+    """Whether a text-to-text model answers by ranking label words."""
+    return bool(spec.labels) and spec.kind in ("classification", "choice")
+
+
+def _judge(
+    backbone: Backbone,
+    spec: TaskSpec,
+    examples: AnyExamples,
+    found: np.ndarray,
+) -> dict[str, float]:
+    """The metrics of one lane's outputs.
+
+    Raises:
+      UserError: they hold NaN or Inf.
+    """
+    if not isinstance(examples, TextExamples):
+        return answers.scores(spec, examples, found)
+    if is_ranked(spec):
+        if not np.isfinite(found).all():
             raise UserError(
                 f"Task {spec.name!r}: NaN or infinite logits: the run "
                 "diverged. Lower the learning rate."
             )
-        return ranks.argmax(-1).tolist()
-    steps_ = examples.targets.shape[1]
-    found = [
-        decode.greedy(params, config, inputs, prompt, steps=steps_)
-        for inputs, _ in batches
+        return answers.text_scores(spec, examples, found.argmax(-1).tolist())
+    said = [
+        views.answer_from_text(spec, backbone.tokenizer.decode(row), reference)
+        for row, reference in zip(
+            found, examples.parsed_references, strict=True
+        )
     ]
-    ids = np.concatenate(jax.device_get(found))[:total]
-    return [
-        views.answer_from_text(spec, tokenizer.decode(row), reference)
-        for row, reference in zip(ids, examples.parsed_references, strict=True)
-    ]
+    return answers.text_scores(spec, examples, said)
 
 
 def evaluate(

@@ -30,11 +30,11 @@ class Progress:
                 desc=label, total=total, initial=done, leave=False
             )
 
-    def step(self) -> None:
-        """One more step is done."""
-        self._done += 1
+    def step(self, count: int = 1) -> None:
+        """So many more steps are done."""
+        self._done += count
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
 
     def say(self, text: str) -> None:
         """A line: with the bar above it, without it after step and time."""

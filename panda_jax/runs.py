@@ -20,7 +20,7 @@ from panda_jax.tasks import specs
 METHODS = ("prompt", "pot", "panda", "model")
 RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
-SCHEDULES = ("linear", "constant")
+SCHEDULES = ("linear", "constant", "exponential")
 OPTIMIZERS = ("adamw", "adafactor")
 INITIALISERS = ("normal", "vocabulary", "labels", "text")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -67,9 +67,13 @@ class Run:
         (model); with adafactor 0.3, and 1e-3 (model).
       weight_decay: the optimizer's; None for 0 on encoders, 1e-5 on T5.
       clip: global norm of the gradient.
-      schedule: `linear` to 0, or `constant`; None for linear on encoders,
+      schedule: `linear` to 0, `constant`, or `exponential` (times 0.95 an
+        epoch); None for linear on encoders,
         constant on T5.
       dropout: of text, prompt and head; None for the backbone's own.
+      accumulate: parts of a batch computed one after another: less memory.
+      patience: evaluations without a better score after which a run ends
+        early; None for never.
       eval_every: epochs between evaluations; the first and the last epoch are
         always evaluated.
       train_examples: rows of a label-balanced subsample; None for all.
@@ -103,6 +107,8 @@ class Run:
     clip: float = 1.0
     schedule: str | None = None
     dropout: float | None = None
+    accumulate: int = 1
+    patience: int | None = None
     eval_every: int = 1
     train_examples: int | None = None
     eval_examples: int | None = None
@@ -129,6 +135,8 @@ class Run:
         for name in (
             "batch_size",
             "epochs",
+            "accumulate",
+            "patience",
             "eval_every",
             "train_examples",
             "eval_examples",
@@ -148,6 +156,11 @@ class Run:
         for name in ("learning_rate", "clip", "temperature"):
             _check_range(self, name, 1e-30, "above 0")
         _check_range(self, "dropout", 0, "of 0 or more, below 1", below=1)
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"accumulate is {self.accumulate}, expected a divisor of the "
+                f"batch_size {self.batch_size}."
+            )
         if (self.prompt_init == "text") != bool(self.init_text):
             raise UserError(
                 "--prompt_init=text and --init_text=TEXT belong together: one "

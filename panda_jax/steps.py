@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from panda_jax import losses, optim
@@ -42,11 +43,19 @@ class Trainable:
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step."""
+    """All that changes from step to step.
+
+    Attributes:
+      step: steps done; a lane that has stopped goes on counting.
+      trainable: what is trained.
+      opt_state: of the optimizer.
+      stopped: the step at which the lane stopped to learn, -1 while it does.
+    """
 
     step: Array
     trainable: Trainable
     opt_state: optax.OptState
+    stopped: Array
 
 
 class Hyper(NamedTuple):
@@ -55,9 +64,11 @@ class Hyper(NamedTuple):
     Attributes:
       learning_rate: peak of the schedule.
       weight_decay: AdamW's.
-      total_steps: length of the schedule.
+      total_steps: length of a linear schedule; infinite for the others.
       kd_weight: factor on the distillation loss, 0 for none.
       key: PRNG key of the dropout; step s uses `fold_in(key, s)`.
+      epoch_decay: factor on the rate after each epoch.
+      epoch_steps: length of an epoch.
     """
 
     learning_rate: ScalarLike
@@ -65,6 +76,8 @@ class Hyper(NamedTuple):
     total_steps: ScalarLike
     kd_weight: ScalarLike
     key: Array
+    epoch_decay: ScalarLike = np.float32(1)
+    epoch_steps: ScalarLike = np.float32(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +90,20 @@ class StepSpec:
         write their answers.
       kd_form: `"mse"` or `"kl"`.
       temperature: of `"kl"`.
-      schedule: of the learning rate.
       clip: global norm above which gradients are scaled down.
       teacher_dropout: whether an online teacher runs with dropout.
       optimizer: of `optim.OPTIMIZERS`.
-      layout: where each leaf of the state stays; None leaves it to XLA.
+      accumulate: parts of a batch whose gradients are averaged; less memory.
     """
 
     config: Config
     kind: str
     kd_form: str = "mse"
     temperature: float = 2.0
-    schedule: str = "linear"
     clip: float = 1.0
     teacher_dropout: bool = False
     optimizer: str = "adamw"
-    layout: tuple[jax.sharding.Sharding, ...] | None = None
+    accumulate: int = 1
 
     @property
     def per_token(self) -> bool:
@@ -111,7 +122,12 @@ def init_state(
     """The state before step 0."""
     tree: PyTree = trainable
     opt_state = optim.transform(optimizer, clip=clip).init(tree)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        opt_state=opt_state,
+        stopped=jnp.full((), -1, jnp.int32),
+    )
 
 
 def loss_and_metrics(
@@ -205,10 +221,7 @@ def loss_and_metrics(
     }
 
 
-@functools.partial(
-    jax.jit, static_argnames=("spec",), donate_argnames=("state",)
-)
-def train_step(
+def update(
     state: TrainState,
     frozen: Params,
     batch: Batch,
@@ -218,10 +231,13 @@ def train_step(
     *,
     spec: StepSpec,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update; arguments as `loss_and_metrics`. Donates `state`."""
+    """One step of one lane; arguments as `loss_and_metrics`.
+
+    A lane whose loss or gradient is not finite keeps what it had before, and
+    learns no more.
+    """
     key = jax.random.fold_in(hyper.key, state.step)
-    gradient_of = jax.grad(loss_and_metrics, has_aux=True)
-    gradient, metrics = gradient_of(
+    gradient, metrics = _gradient(
         state.trainable,
         frozen,
         batch,
@@ -232,13 +248,14 @@ def train_step(
         spec=spec,
     )
     transform = optim.transform(spec.optimizer, clip=spec.clip)
-    trained: PyTree = state.trainable
-    direction, opt_state = transform.update(gradient, state.opt_state, trained)
+    trees: tuple[PyTree, PyTree] = (gradient, state.trainable)
+    direction, opt_state = transform.update(trees[0], state.opt_state, trees[1])
     rate = optim.learning_rate(
         jnp.asarray(hyper.learning_rate),
         state.step,
-        jnp.asarray(hyper.total_steps),
-        schedule=spec.schedule,
+        total=jnp.asarray(hyper.total_steps),
+        epoch_decay=jnp.asarray(hyper.epoch_decay),
+        epoch_steps=jnp.asarray(hyper.epoch_steps),
     )
     trainable = optim.apply(
         state.trainable,
@@ -248,14 +265,67 @@ def train_step(
         optimizer=spec.optimizer,
     )
     metrics["learning_rate"] = rate
-    metrics["gradient_norm"] = optax.global_norm(gradient)
-    new = TrainState(state.step + 1, trainable, opt_state)
-    if spec.layout is not None:
-        # Else XLA may choose another, and the next step compiles again.
-        leaves, treedef = jax.tree.flatten(new)
-        leaves = jax.lax.with_sharding_constraint(leaves, list(spec.layout))
-        new = jax.tree.unflatten(treedef, leaves)
-    return new, metrics
+    norm = metrics["gradient_norm"] = optax.global_norm(gradient)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    learning = state.stopped < 0
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(learning & finite, new, old),
+        (trainable, opt_state),
+        (state.trainable, state.opt_state),
+    )
+    stopped = jnp.where(learning & ~finite, state.step, state.stopped)
+    return TrainState(state.step + 1, kept[0], kept[1], stopped), metrics
+
+
+def _gradient(
+    trainable: Trainable,
+    frozen: Params,
+    batch: Batch,
+    teacher_logits: ArrayLike | None,
+    teacher: Prompt | None,
+    hyper: Hyper,
+    key: Array,
+    *,
+    spec: StepSpec,
+) -> tuple[Trainable, dict[str, Array]]:
+    """The gradient and the metrics of a batch, in `spec.accumulate` parts."""
+    gradient_of = jax.grad(loss_and_metrics, has_aux=True)
+    if spec.accumulate == 1:
+        return gradient_of(
+            trainable,
+            frozen,
+            batch,
+            teacher_logits,
+            teacher,
+            hyper,
+            key,
+            spec=spec,
+        )
+
+    def part(arrays: PyTree, number: Array) -> PyTree:
+        rows, logits = arrays
+        own = jax.random.fold_in(key, number)
+        return gradient_of(
+            trainable, frozen, rows, logits, teacher, hyper, own, spec=spec
+        )
+
+    parts = spec.accumulate
+    split = jax.tree.map(
+        lambda x: jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:])),
+        (batch, teacher_logits),
+    )
+    like = jax.eval_shape(part, jax.tree.map(lambda x: x[0], split), 0)
+    total = jax.lax.scan(
+        lambda total, xs: (jax.tree.map(jnp.add, total, part(*xs)), None),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
+        (split, jnp.arange(parts)),
+    )[0]
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+train_step = functools.partial(
+    jax.jit, static_argnames=("spec",), donate_argnames=("state",)
+)(update)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "per_token", "best"))

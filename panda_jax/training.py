@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from panda_jax import losses, runs, scoring
@@ -13,9 +14,11 @@ from panda_jax.errors import UserError
 from panda_jax.evaluation import load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike, write_json, write_text
-from panda_jax.loop import Needs, Session, TrainResult
+from panda_jax.lane import Lane, Needs, TrainResult
+from panda_jax.loop import Fleet
 from panda_jax.models.bert import BertConfig
 from panda_jax.runs import Run
+from panda_jax.sharding import Partitioner
 from panda_jax.store import StoredPrompt, content_hash, load_prompt
 from panda_jax.tasks import specs
 
@@ -29,7 +32,7 @@ class Where:
     data_dir: PathLike | None = None
     tfds_data_dir: PathLike | None = None
     quiet: bool = False
-    num_partitions: int = 1
+    partitioner: Partitioner | None = None
 
 
 def train(
@@ -43,7 +46,7 @@ def train(
     tfds_data_dir: PathLike | None = None,
     model_dir: PathLike | None = None,
     quiet: bool = False,
-    num_partitions: int = 1,
+    partitioner: Partitioner | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Trains one prompt (or, with method `model`, the backbone) on a task.
@@ -66,9 +69,8 @@ def train(
       tfds_data_dir: of TFDS.
       model_dir: the run folder; None writes nothing.
       quiet: show no progress.
-      num_partitions: with method `model` on several devices: how many hold a
-        layer together (T5X's name); weights and optimizer state are split over
-        all devices, batches over the groups of so many.
+      partitioner: how devices are shared out; by default all of them are used
+        on accelerators, and one of a CPU's.
       **settings: the fields of `panda_jax.runs.Run`, `task` at least.
 
     Raises:
@@ -83,7 +85,7 @@ def train(
     else:
         run = runs.make_run(backbone=backbone.id, **settings)
     specs.get(run.task)
-    where = Where(data_dir, tfds_data_dir, quiet, num_partitions)
+    where = Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
     given = {
         "source": _prompt(source, backbone, "source"),
@@ -121,18 +123,25 @@ def train(
             ),
         )
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
-    session = Session(
+    lane = Lane(
         run=run,
-        backbone=backbone,
-        needs=needs,
-        train_data=data[0],
-        eval_data=data[1],
-        folder=folder,
-        quiet=quiet,
-        num_partitions=num_partitions,
         run_id=description["run_id"],
+        needs=needs,
+        folder=folder,
+        writes=jax.process_index() == 0,
     )
-    return session.execute()
+    fleet = Fleet(
+        backbone,
+        [lane],
+        *data,
+        folder=folder and folder / "checkpoints",
+        quiet=quiet,
+        partitioner=partitioner,
+    )
+    (result,) = fleet.execute()
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def _load(
@@ -349,6 +358,6 @@ def _nested(
         tfds_data_dir=where.tfds_data_dir,
         model_dir=folder,
         quiet=where.quiet,
-        num_partitions=where.num_partitions,
+        partitioner=where.partitioner,
         **settings,
     ).prompt

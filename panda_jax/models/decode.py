@@ -158,19 +158,20 @@ def rank_labels(
             f"Label {empty[0]} of {len(labels)} has no tokens, expected one "
             "or more. Give every class a label word that the vocabulary knows."
         )
-    return _rank(params, inputs, prompt, labels, config=config, mean=mean)
+    return rank(params, inputs, prompt, labels, config=config, mean=mean)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mean"))
-def _rank(
+def rank(
     params: Params,
     inputs: ArrayLike,
     prompt: Prompt,
     labels: ArrayLike,
     *,
     config: T5Config,
-    mean: bool,
+    mean: bool = False,
 ) -> Array:
+    """As `rank_labels`, whose checks it leaves out: labels may be traced."""
     batch, (classes, length) = inputs.shape[0], labels.shape
     encoded, mask, _ = t5.encode(params, config, inputs, prompt)
     targets = jnp.broadcast_to(labels, (batch, classes, length))

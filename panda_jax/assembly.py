@@ -1,0 +1,375 @@
+"""What a fleet's compiled step is given, and where it lies."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from panda_jax import evaluation, fleet, models, optim, sharding, steps
+from panda_jax.backbone import Backbone
+from panda_jax.data import batch_indices
+from panda_jax.errors import UserError
+from panda_jax.examples import AnyExamples, TextExamples
+from panda_jax.fleet import Feed, Lanes
+from panda_jax.lane import Lane
+from panda_jax.runs import Run
+from panda_jax.sharding import Partitioner
+from panda_jax.starts import initial_prompt
+from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
+from panda_jax.tasks import specs
+from panda_jax.types import Params, PyTree
+
+# Bytes of the teachers' logits that are kept; beyond them they run in the step.
+MOST_CACHED = 2**30
+# Bytes of training rows that are kept on the device.
+MOST_RESIDENT = 2**30
+# Steps a dispatch.
+MOST_STEPS = 10
+
+
+def step_spec(run: Run, backbone: Backbone) -> StepSpec:
+    """What of a run the compiled step depends on."""
+    changes: dict[str, Any] = {"remat": run.remat}
+    if run.dropout is not None:
+        changes["dropout"] = run.dropout
+        if not backbone.text_to_text:
+            changes["attention_dropout"] = run.dropout
+    text = backbone.text_to_text
+    return StepSpec(
+        config=dataclasses.replace(backbone.config, **changes),
+        kind="text" if text else specs.get(run.task).kind,
+        kd_form="kl" if run.recipe == "ours" else "mse",
+        temperature=run.temperature,
+        clip=run.clip,
+        optimizer=run.optimizer or "adamw",
+        accumulate=run.accumulate,
+        teacher_dropout=run.method == "panda" and run.recipe == "released",
+    )
+
+
+def check_alike(lanes: list[Lane], backbone: Backbone) -> None:
+    """Refuses lanes that cannot share a step.
+
+    Raises:
+      UserError: names the setting and the two runs.
+    """
+    first = lanes[0].run
+    for lane in lanes[1:]:
+        for name in _SHARED:
+            one, other = getattr(first, name), getattr(lane.run, name)
+            if one != other:
+                raise UserError(
+                    f"Runs of one fleet share {name}: {lanes[0].run_id} has "
+                    f"{one!r}, {lane.run_id} has {other!r}. Train them in two "
+                    "fleets."
+                )
+        if step_spec(first, backbone) != step_spec(lane.run, backbone):
+            raise UserError(
+                f"Runs of one fleet share the step: {lanes[0].run_id} and "
+                f"{lane.run_id} differ in the distillation's recipe. Train "
+                "them in two fleets."
+            )
+    if len(lanes) > 1 and first.method == "model":
+        raise UserError("Model-tuning is a fleet of one: train it by itself.")
+
+
+_SHARED = (
+    "task",
+    "backbone",
+    "prompt_kind",
+    "prompt_length",
+    "batch_size",
+    "epochs",
+    "eval_every",
+    "train_examples",
+    "eval_examples",
+    "max_length",
+    "optimizer",
+    "clip",
+    "dropout",
+    "remat",
+    "accumulate",
+    "temperature",
+)
+
+
+class Assembly:
+    """The arrays of runs that are trained together on one task.
+
+    Args:
+      backbone: shared and frozen (but for method `model`).
+      lanes: the runs.
+      train_data: of their task.
+      partitioner: how devices are shared out; None for all of them on
+        accelerators, and one of a CPU's, whose devices share its cores.
+
+    Raises:
+      UserError: the lanes cannot share a step, or the devices do not divide.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lanes: list[Lane],
+        train_data: AnyExamples,
+        *,
+        partitioner: Partitioner | None = None,
+    ) -> None:
+        check_alike(lanes, backbone)
+        self.backbone = backbone
+        self.lanes = lanes
+        self.train_data = train_data
+        run = self.run = lanes[0].run
+        self.spec = specs.get(run.task)
+        self.step_spec = step_spec(run, backbone)
+        self.steps_per_epoch = max(1, len(train_data) // run.batch_size)
+        self.epochs = run.epochs_for(self.steps_per_epoch)
+        self.total = self.epochs * self.steps_per_epoch
+        many = jax.default_backend() != "cpu" or jax.process_count() > 1
+        self.mesh = None
+        if partitioner is not None or (many and jax.device_count() > 1):
+            partitioner = partitioner or Partitioner()
+            self.mesh = partitioner.mesh(len(lanes))
+        self.partitioner = partitioner or Partitioner()
+        chunk = self.partitioner.chunk
+        if chunk is None:
+            chunk = 1 if jax.default_backend() == "cpu" else 0
+        groups = self.mesh.shape["data"] if self.mesh is not None else 1
+        self.layout = Lanes(groups, chunk)
+        self.padded = self.layout.padded(len(lanes))
+        self.state_layout: tuple[Any, ...] | None = None
+
+    # What the compiled step is given
+
+    def place(self, tree: PyTree, *axes: str | None) -> PyTree:
+        """On the device, or split over the mesh."""
+        if self.mesh is None:
+            return jax.device_put(tree)
+        return sharding.place(tree, self.mesh, *axes)
+
+    def _boxed(self) -> PyTree:
+        """Shapes of the weights, with their logical axes."""
+        config = self.backbone.config
+        init = functools.partial(models.module(config).init, config=config)
+        return jax.eval_shape(init, jax.random.key(0))
+
+    def frozen(self) -> Params | None:
+        """The backbone's weights where the step finds them."""
+        if self.run.method == "model":
+            return None
+        if self.mesh is None:
+            return self.backbone.params
+        rules = self.partitioner.rules
+        return jax.device_put(
+            self.backbone.params,
+            sharding.shardings(self._boxed(), self.mesh, rules),
+        )
+
+    def start(self) -> TrainState:
+        """The states of step 0, [N, ...]."""
+        states = []
+        for lane in self.lanes:
+            pot = lane.run.method == "pot"
+            source = lane.needs.source if pot else None
+            prompt = initial_prompt(lane.run, self.backbone, source)
+            trained = None
+            if lane.run.method == "model":
+                trained = self._trained_backbone()
+            states.append(
+                steps.init_state(
+                    Trainable(prompt, trained),
+                    clip=self.run.clip,
+                    optimizer=self.step_spec.optimizer,
+                )
+            )
+        if self.mesh is not None:
+            self.state_layout = tuple(
+                jax.sharding.NamedSharding(
+                    self.mesh, jax.sharding.PartitionSpec("data", *_axes(leaf))
+                )
+                for leaf in jax.tree.leaves(states[0])
+            )
+        return self.laid_out(fleet.stack(states, length=self.padded))
+
+    def laid_out(self, states: TrainState) -> TrainState:
+        """States where every step will leave them."""
+        if self.mesh is None:
+            return jax.device_put(states)
+        leaves, treedef = jax.tree.flatten(states)
+        leaves = jax.device_put(leaves, list(self.state_layout or ()))
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _trained_backbone(self) -> Params:
+        """An fp32 copy of the weights, none held twice on a mesh."""
+        copies = jax.tree.map(
+            lambda x: jax.numpy.array(x, np.float32, copy=True),
+            self.backbone.params,
+        )
+        if self.mesh is None:
+            return copies
+        rules = sharding.RULES_2D
+        return jax.device_put(
+            copies, sharding.shardings(self._boxed(), self.mesh, rules)
+        )
+
+    def hypers(self) -> Hyper:
+        """The lanes' scalars, [N]."""
+        hypers = []
+        for lane in self.lanes:
+            run = lane.run
+            schedule = optim.schedule_numbers(
+                run.schedule or "linear",
+                total=self.total,
+                epoch_steps=self.steps_per_epoch,
+            )
+            hypers.append(
+                Hyper(
+                    learning_rate=np.float32(run.peak_learning_rate),
+                    weight_decay=np.float32(run.weight_decay or 0.0),
+                    kd_weight=np.float32(lane.needs.kd_weight),
+                    # fold_in 0 is the initialisation's (`starts`).
+                    key=jax.random.fold_in(jax.random.key(run.seed), 1),
+                    **{k: np.float32(v) for k, v in schedule.items()},
+                )
+            )
+        return self.place(fleet.stack(hypers, length=self.padded), "data")
+
+    def teachers(self) -> tuple[np.ndarray | None, Any]:
+        """Cached logits [N, E, ...] of every training row, or online prompts.
+
+        A deterministic teacher's logits over the training set are computed
+        once: a PANDA step then costs what a prompt-tuning step costs. Online
+        are the teacher of `released`, which has dropout, and those whose
+        logits would fill the memory (roles: a hundred a token; text: the
+        vocabulary). Lanes without a teacher have zeros, and weight 0.
+        """
+        data, taught = self.train_data, [x.needs.teacher for x in self.lanes]
+        text = isinstance(data, TextExamples)
+        if text and not any(taught):
+            return None, None
+        shape = (*data.tokens.shape[1:],) if self.step_spec.per_token else ()
+        shape = (*shape, self.spec.outputs)
+        numbers = len(self.lanes) * len(data.tokens) * np.prod(shape)
+        online = text or 4 * numbers > MOST_CACHED
+        online |= self.step_spec.teacher_dropout
+        if online and any(taught):
+            given = next(teacher.prompt for teacher in taught if teacher)
+            prompts = [
+                jax.tree.map(np.asarray, teacher.prompt)
+                if teacher
+                else jax.tree.map(np.zeros_like, given)
+                for teacher in taught
+            ]
+            stacked = fleet.stack(prompts, length=self.padded)
+            return None, self.place(stacked, "data")
+        if online and numbers * 4 > MOST_CACHED:
+            return None, None
+        assert not isinstance(data, TextExamples)
+        rows = data.rows(np.arange(len(data)))
+        cached = np.zeros((self.padded, *rows.shape, *shape), np.float32)
+        for lane, teacher in enumerate(taught):
+            if teacher is not None:
+                found = evaluation.outputs(
+                    self.backbone.params,
+                    self.backbone.config,
+                    teacher.prompt,
+                    data,
+                )
+                cached[lane] = found[rows]
+        return cached, None
+
+    def order(self, epoch: int) -> np.ndarray:
+        """[S, N, B]: which examples each lane takes at each step."""
+        found = [
+            batch_indices(
+                len(self.train_data),
+                self.run.batch_size,
+                seed=lane.run.seed,
+                epoch=epoch,
+            )
+            for lane in self.lanes
+        ]
+        found += found[:1] * (self.padded - len(found))
+        return np.stack(found, axis=1)
+
+    def feeds(self, epoch: int) -> Iterator[Feed]:
+        """The epoch's data: at once where it fits, else by dispatch."""
+        first, order = epoch * self.steps_per_epoch, self.order(epoch)
+        if self._resident is not None:
+            data, taught = self._resident
+            yield self._feed(data, taught, order, first)
+            return
+        for begin in range(0, len(order), MOST_STEPS):
+            part = order[begin : begin + MOST_STEPS]
+            rows = part.ravel()
+            data = self.train_data.batch(rows)
+            taught = None if self.cached is None else self.cached[:, rows]
+            here = np.arange(rows.size, dtype=np.int32).reshape(part.shape)
+            yield self._feed(
+                self.place(data),
+                None if taught is None else self.place(taught, "data"),
+                here,
+                first + begin,
+            )
+
+    def _feed(self, data: Any, taught: Any, order: Any, first: int) -> Feed:
+        last = np.int32(first + len(order))
+        order = _lengthened(order, bucket(len(order)))
+        rows = self.run.batch_size
+        divided = self.mesh is not None and not rows % self.mesh.shape["fsdp"]
+        axes = (None, "data", "fsdp" if divided else None)
+        return Feed(
+            data,
+            taught,
+            self.place(order, *axes),
+            self.place(np.int32(first)),
+            self.place(last),
+        )
+
+    def load(self) -> Any:
+        """Puts the training rows on the device where they fit.
+
+        Returns:
+          The online teachers' prompts, or None.
+        """
+        self.cached, online = self.teachers()
+        count = len(self.train_data)
+        data = self.train_data.batch(np.arange(count))
+        held = sum(np.asarray(x).nbytes for x in data)
+        held += 0 if self.cached is None else self.cached.nbytes // self.padded
+        self._resident = None
+        if held <= MOST_RESIDENT:
+            # Sizes in steps, so that tasks of like size share a compilation.
+            length = bucket(count)
+            taught = self.cached
+            if taught is not None:
+                taught = _lengthened(taught.swapaxes(0, 1), length)
+                taught = self.place(taught.swapaxes(0, 1), "data")
+            data = jax.tree.map(lambda x: _lengthened(x, length), data)
+            self._resident = (self.place(data), taught)
+        return online
+
+
+def bucket(size: int) -> int:
+    """The least of 1, 2, 4, 8, ... and their quarters that is not below."""
+    power = 1 << max(0, (size - 1).bit_length() - 1)
+    step = max(1, power // 4)
+    return -(-size // step) * step
+
+
+def _lengthened(array: Any, length: int) -> np.ndarray:
+    """Zeros after the first axis' last entry; nobody reads them."""
+    array = np.asarray(array)
+    room = np.zeros((length - len(array), *array.shape[1:]), array.dtype)
+    return np.concatenate([array, room])
+
+
+def _axes(leaf: Any) -> tuple[str | None, ...]:
+    """The mesh axes that a leaf of one lane's state is split over."""
+    placed = leaf.sharding
+    if isinstance(placed, jax.sharding.NamedSharding):
+        return tuple(placed.spec)
+    return ()
