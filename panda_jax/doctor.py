@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
+from panda_jax import cluster
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike, cache_folder
 
@@ -303,28 +304,33 @@ def _memory() -> list[Check]:
 
 def _distributed(environment: Mapping[str, str]) -> list[Check]:
     """The variables that decide how many processes JAX believes in."""
-    prefixes = ("JAX_", "TPU_", "XLA_")
-    names = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")
+    prefixes = ("JAX_", "TPU_", "MEGASCALE_", "SLURM_STEP_", "XLA_")
+    names = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     values = {
         name: value
         for name, value in sorted(environment.items())
         if name.startswith(prefixes) or name in names
     }
+    why = cluster.several(environment)
     found = ", ".join(f"{k}={v}" for k, v in values.items())
-    checks = [Check("distributed", True, found or "nothing set: one process")]
-    address = values.get("JAX_COORDINATOR_ADDRESS")
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal()):
-            what = f"JAX_COORDINATOR_ADDRESS is {address!r}"
-            fix = "set it to HOST:PORT of process 0"
-            checks.append(Check("distributed", False, what, fix))
-        needed = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        absent = [name for name in needed if name not in values]
-        if absent and "SLURM_PROCID" not in values:
-            what = f"a coordinator but no {' and no '.join(absent)}"
-            fix = "set both, or unset JAX_COORDINATOR_ADDRESS"
-            checks.append(Check("distributed", False, what, fix))
+    found = found or "nothing set: one process"
+    if why is not None:
+        found = f"{found}: several processes, by {why}"
+    checks = [Check("distributed", True, found)]
+    try:
+        given = cluster.given(cluster.Settings(), environment)
+    except UserError as error:
+        fix = "mend or unset the JAX_ variables"
+        return [*checks, Check("distributed", False, str(error), fix)]
+    if why is None and None in given.values() and any(given.values()):
+        what = f"of {', '.join(cluster.VARIABLES.values())} only some are set"
+        fix = "set all three, or unset them all"
+        checks.append(Check("distributed", False, what, fix))
+    tasks = values.get("SLURM_NTASKS", "1")
+    if why is None and tasks != "1":
+        what = f"SLURM has {tasks} tasks, but this is none of a step's"
+        fix = "start panda-jax with srun, as launch/slurm.sbatch does"
+        checks.append(Check("distributed", None, what, fix))
     if "host_platform_device_count" in values.get("XLA_FLAGS", ""):
         what = "XLA_FLAGS splits the CPU into pretended devices"
         fix = "unset XLA_FLAGS; it is for tests and slows training down"

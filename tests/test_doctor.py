@@ -188,14 +188,24 @@ def test_disk_and_memory(monkeypatch):
     ("environment", "ok"),
     [
         ({"HOME": "/"}, [True]),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, [True]),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, [True, None]),
         (
             {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
             [True, None],
         ),
-        ({"JAX_COORDINATOR_ADDRESS": "node0"}, [True, False, False]),
+        ({"JAX_COORDINATOR_ADDRESS": "node0"}, [True, False]),
         ({"JAX_COORDINATOR_ADDRESS": "node0:12"}, [True, False]),
-        ({"JAX_COORDINATOR_ADDRESS": "n:1", "SLURM_PROCID": "0"}, [True]),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "n:1",
+                "SLURM_JOB_ID": "7",
+                "SLURM_NTASKS": "2",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_NODELIST": "n,m",
+            },
+            [True],
+        ),
         (
             {
                 "JAX_COORDINATOR_ADDRESS": "node0:1234",
