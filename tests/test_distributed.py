@@ -42,6 +42,8 @@ def loop(args):
         distributed.barrier("again")
         if number > 2 and args.task == "mistake" and here.index == 1:
             raise UserError("The data of process 1 is wrong.")
+        if number > 2 and args.task == "unread" and here.index == 1:
+            raise BrokenPipeError
         if number > 2 and args.task == "fault" and here.index == 1:
             raise ZeroDivisionError("ours")
 
@@ -148,6 +150,7 @@ def test_a_terminated_process_ends(pair):
     ("pair", "status", "said"),
     [
         ("mistake", 2, "panda-jax: The data of process 1 is wrong."),
+        ("unread", 1, ""),
         ("fault", 1, "ZeroDivisionError: ours\npanda-jax: process 1 of 2 ends"),
     ],
     indirect=["pair"],

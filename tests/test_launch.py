@@ -1,5 +1,6 @@
 """The launch scripts, run against stubs that write down their arguments."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 import panda_jax as pj
+from panda_jax import commands
 
 LAUNCH = pathlib.Path(pj.__file__).resolve().parent.parent / "launch"
 if not LAUNCH.is_dir():
@@ -314,3 +316,25 @@ def test_the_weights_are_those_of_start_py():
         r'WEIGHTS = "(.+)"', (LAUNCH / "start.py").read_text()
     )
     assert wanted in (LAUNCH / "tpu_pod.sh").read_text()
+
+
+def test_the_guide_names_what_there_is():
+    """Scripts, the variables that they read, and the flags of `train`."""
+    text = (LAUNCH.parent / "docs" / "pods.md").read_text()
+    for name in re.findall(r"launch/([\w.]+)", text):
+        assert (LAUNCH / name).is_file(), name
+    known = {field.name for field in dataclasses.fields(commands.Train)}
+    used = re.findall(
+        r"^(?:.*panda-jax|.*launch/\S+) train(.*(?:\\\n.*)*)$", text, re.M
+    )
+    assert len(used) >= 5
+    for flags_of_one in used:
+        for flag in re.findall(r"--([a-z_]+)=", flags_of_one):
+            assert flag in known, flag
+    read = "".join((LAUNCH / name).read_text() for name in SCRIPTS)
+    for name in ("TPU_NAME", "ZONE", "TYPE", "RUNTIME", "SPOT", "PROCESSES"):
+        assert f"{name}=" in text or f"`{name}`" in text
+        assert f"{{{name}" in read, name
+    for name in ("SERVICE_ACCOUNT", "VENV", "HOSTS", "CHIPS", "TOPOLOGY"):
+        assert name in text
+        assert f"{{{name}" in read, name
