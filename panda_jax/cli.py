@@ -432,6 +432,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has gone; that is no mistake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        distributed.leave(1)  # The others cannot go on without this one.
         return 0
     except InterruptedRun as stopped:
         print(f"panda-jax: {stopped}", file=sys.stderr)
