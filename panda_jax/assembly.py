@@ -83,10 +83,13 @@ _SHARED = (
     "prompt_length",
     "batch_size",
     "epochs",
+    "steps",
     "eval_every",
+    "eval_period",
     "train_examples",
     "eval_examples",
     "max_length",
+    "target_length",
     "optimizer",
     "clip",
     "dropout",
@@ -126,8 +129,8 @@ class Assembly:
         self.spec = specs.get(run.task)
         self.step_spec = step_spec(run, backbone)
         self.steps_per_epoch = max(1, len(train_data) // run.batch_size)
-        self.epochs = run.epochs_for(self.steps_per_epoch)
-        self.total = self.epochs * self.steps_per_epoch
+        self.total = run.total_steps(self.steps_per_epoch)
+        self.epochs = -(-self.total // self.steps_per_epoch)
         many = jax.default_backend() != "cpu" or jax.process_count() > 1
         self.mesh = None
         if partitioner is not None or (many and jax.device_count() > 1):
@@ -186,13 +189,21 @@ class Assembly:
                 )
             )
         if self.mesh is not None:
+            axes = [_axes(leaf) for leaf in jax.tree.leaves(states[0])]
+            self.step_spec = dataclasses.replace(
+                self.step_spec,
+                layout=tuple(self._sharding(*each) for each in axes),
+            )
             self.state_layout = tuple(
-                jax.sharding.NamedSharding(
-                    self.mesh, jax.sharding.PartitionSpec("data", *_axes(leaf))
-                )
-                for leaf in jax.tree.leaves(states[0])
+                self._sharding("data", *each) for each in axes
             )
         return self.laid_out(fleet.stack(states, length=self.padded))
+
+    def _sharding(self, *axes: str | None) -> jax.sharding.NamedSharding:
+        assert self.mesh is not None
+        return jax.sharding.NamedSharding(
+            self.mesh, jax.sharding.PartitionSpec(*axes)
+        )
 
     def laid_out(self, states: TrainState) -> TrainState:
         """States where every step will leave them."""
@@ -295,15 +306,32 @@ class Assembly:
         found += found[:1] * (self.padded - len(found))
         return np.stack(found, axis=1)
 
-    def feeds(self, epoch: int) -> Iterator[Feed]:
-        """The epoch's data: at once where it fits, else by dispatch."""
+    def next_stop(self, step: int) -> int:
+        """The step at which the loop looks up: an epoch's or a period's end."""
+        periods = self.steps_per_epoch, self.run.eval_period or self.total
+        ends = [step - step % period + period for period in periods]
+        return min(*ends, self.total)
+
+    def feeds(
+        self, epoch: int, begun: int = 0, stop: int | None = None
+    ) -> Iterator[Feed]:
+        """The epoch's data: at once where it fits, else by dispatch.
+
+        Args:
+          epoch: from 0.
+          begun: data of steps before this one may be left out.
+          stop: the step before which to end, or None for the epoch's last.
+        """
         first, order = epoch * self.steps_per_epoch, self.order(epoch)
+        stop = first + len(order) if stop is None else stop
         if self._resident is not None:
             data, taught = self._resident
-            yield self._feed(data, taught, order, first)
+            yield self._feed(data, taught, order, first, stop)
             return
         for begin in range(0, len(order), MOST_STEPS):
             part = order[begin : begin + MOST_STEPS]
+            if not begun - len(part) < first + begin < stop:
+                continue
             rows = part.ravel()
             data = self.train_data.batch(rows)
             taught = None if self.cached is None else self.cached[:, rows]
@@ -313,10 +341,14 @@ class Assembly:
                 None if taught is None else self.place(taught, "data"),
                 here,
                 first + begin,
+                stop,
             )
 
-    def _feed(self, data: Any, taught: Any, order: Any, first: int) -> Feed:
-        last = np.int32(first + len(order))
+    def _feed(
+        self, data: Any, taught: Any, order: Any, first: int, stop: int
+    ) -> Feed:
+        # The order is whole up to `stop` and beyond, so that its shape stays.
+        last = np.int32(min(first + len(order), stop))
         order = _lengthened(order, bucket(len(order)))
         rows = self.run.batch_size
         divided = self.mesh is not None and not rows % self.mesh.shape["fsdp"]

@@ -93,6 +93,7 @@ def over_lanes(
 )
 def run_steps(
     states: TrainState,
+    position: ArrayLike,
     frozen: Params,
     feed: Feed,
     teachers: Prompt | None,
@@ -102,13 +103,15 @@ def run_steps(
     lanes: Lanes,
     most: int,
     layout: tuple[jax.sharding.Sharding, ...] | None = None,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Array, dict[str, Array]]:
     """Up to `most` steps of every lane in one dispatch. Donates `states`.
 
     Args:
       states: of N lanes.
+      position: steps done. Every lane's `step` says so too, but reading one
+        lane's would send it to all devices.
       frozen: the backbone.
-      feed: their data; steps go on from `states.step` to its last.
+      feed: their data; steps go on to its last.
       teachers: of N lanes, where they run online.
       hypers: of N lanes.
       spec: static.
@@ -118,9 +121,10 @@ def run_steps(
         and the next dispatch compiles again.
 
     Returns:
-      The states, and metrics [most, N], zero beyond the last step.
+      The states, the position, and metrics [most, N], zero beyond the last
+      step.
     """
-    begin = states.step[0]
+    begin = jnp.asarray(position)
 
     def one(
         states: TrainState,
@@ -144,6 +148,10 @@ def run_steps(
     def body(number: Array, carry: Any) -> Any:
         states, metrics = carry
         states, new = step(states, number)
+        if layout is not None:
+            leaves, treedef = jax.tree.flatten(states)
+            leaves = jax.lax.with_sharding_constraint(leaves, list(layout))
+            states = jax.tree.unflatten(treedef, leaves)
         at = number - begin
         metrics = {k: x.at[at].set(new[k]) for k, x in metrics.items()}
         return states, metrics
@@ -152,11 +160,7 @@ def run_steps(
     metrics = {k: jnp.zeros((most, *x.shape), x.dtype) for k, x in like.items()}
     end = jnp.minimum(begin + most, feed.last)
     states, metrics = jax.lax.fori_loop(begin, end, body, (states, metrics))
-    if layout is not None:
-        leaves, treedef = jax.tree.flatten(states)
-        leaves = jax.lax.with_sharding_constraint(leaves, list(layout))
-        states = jax.tree.unflatten(treedef, leaves)
-    return states, metrics
+    return states, end, metrics
 
 
 @functools.partial(

@@ -163,38 +163,41 @@ class Fleet:
             while step < parts.total:
                 if not any(lane.going for lane in self.lanes):
                     break
-                epoch = step // parts.steps_per_epoch
-                states = self._epoch(
-                    states, epoch, step, checkpoints, signals, progress
+                stop = parts.next_stop(step)
+                states = self._stretch(
+                    states, step, stop, checkpoints, signals, progress
                 )
-                step = (epoch + 1) * parts.steps_per_epoch
-                if self._is_evaluated(epoch):
-                    states = self._evaluate(states, epoch, step, progress)
+                step = stop
+                if run.is_evaluated(step, parts.steps_per_epoch):
+                    states = self._evaluate(states, step, progress)
                 self._save(checkpoints, states)
                 self._check_asked(signals, checkpoints, step)
                 # Rates are of steps, not of what an epoch ends with.
                 self.mark = (step, time.monotonic())
         return states
 
-    def _epoch(
+    def _stretch(
         self,
         states: TrainState,
-        epoch: int,
         step: int,
+        stop: int,
         checkpoints: Any,
         signals: Signals,
         progress: Progress,
     ) -> TrainState:
-        """The steps of an epoch from `step` on; logs one dispatch behind."""
+        """Steps of one epoch up to `stop`; logs one dispatch behind."""
         parts, pending = self.parts, None
-        for feed in parts.feeds(epoch):
+        position = parts.place(np.int32(step))
+        epoch = step // parts.steps_per_epoch
+        for feed in parts.feeds(epoch, step, stop):
             last = int(jax.device_get(feed.last))
             while step < last:
                 faulthandler.dump_traceback_later(STALL_SECONDS, repeat=True)
                 begin = step
                 step = min(begin + MOST_STEPS, last)
-                states, metrics = fleet.run_steps(
+                states, position, metrics = fleet.run_steps(
                     states,
+                    position,
                     self.frozen,
                     feed,
                     self.teachers,
@@ -229,10 +232,6 @@ class Fleet:
             self._log(*pending)
         return states
 
-    def _is_evaluated(self, epoch: int) -> bool:
-        number, run = epoch + 1, self.run
-        return number in (1, self.parts.epochs) or not number % run.eval_every
-
     def _log(self, begin: int, end: int, metrics: dict[str, Any]) -> None:
         """Takes a dispatch's metrics in; ends lanes that diverged.
 
@@ -254,6 +253,7 @@ class Fleet:
                 error = lane.trouble(step, values)
                 logged = step % LOG_EVERY == 0
                 logged |= step % parts.steps_per_epoch == 0
+                logged |= step == parts.total
                 if logged or error:
                     if rows:
                         rate = rows / max(seconds, 1e-9)
@@ -268,7 +268,6 @@ class Fleet:
     def _evaluate(
         self,
         states: TrainState,
-        epoch: int,
         step: int,
         progress: Progress,
     ) -> TrainState:
@@ -285,13 +284,14 @@ class Fleet:
         prompts = sharding.on_host(states.trainable.prompt)
         tuned = states.trainable.backbone
         ended = np.zeros(self.parts.padded, bool)
+        first = min(self.parts.steps_per_epoch, self.parts.total)
         for number, lane in enumerate(self.lanes):
             if not lane.going:
                 continue
             scored = found[number]
             if isinstance(scored, UserError):
                 lane.fail(step, str(scored))
-            elif lane.scored(step, epoch, scored):
+            elif lane.scored(step, scored, first=step == first):
                 lane.keep(
                     jax.tree.map(lambda x, n=number: x[n], prompts),
                     tuned
@@ -302,9 +302,13 @@ class Fleet:
             ended[number] = not lane.going
         bests = [lane.tracking.best for lane in self.lanes]
         finals = [lane.tracking.final for lane in self.lanes]
+        when = f"epoch {-(-step // self.parts.steps_per_epoch)}"
+        when += f"/{self.parts.epochs}"
+        if self.run.eval_period:
+            when = f"step {step}/{self.parts.total}"
         progress.say(
-            f"epoch {epoch + 1}/{self.parts.epochs} {self.lanes[0].metric} "
-            f"{_many(finals)} (best {_many(bests)})"
+            f"{when} {self.lanes[0].metric} {_many(finals)} "
+            f"(best {_many(bests)})"
         )
         errors = [lane.tracking.error for lane in self.lanes]
         if all(errors):

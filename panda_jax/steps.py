@@ -94,6 +94,8 @@ class StepSpec:
       teacher_dropout: whether an online teacher runs with dropout.
       optimizer: of `optim.OPTIMIZERS`.
       accumulate: parts of a batch whose gradients are averaged; less memory.
+      layout: on a mesh, where each leaf of a lane's state lies, and what is
+        computed from it: else XLA may split an update and gather the state.
     """
 
     config: Config
@@ -104,6 +106,7 @@ class StepSpec:
     teacher_dropout: bool = False
     optimizer: str = "adamw"
     accumulate: int = 1
+    layout: tuple[jax.sharding.Sharding, ...] | None = None
 
     @property
     def per_token(self) -> bool:
@@ -236,6 +239,10 @@ def update(
     A lane whose loss or gradient is not finite keeps what it had before, and
     learns no more.
     """
+    layout = None
+    if spec.layout is not None:
+        layout = jax.tree.unflatten(jax.tree.structure(state), spec.layout)
+        state = jax.lax.with_sharding_constraint(state, layout)
     key = jax.random.fold_in(hyper.key, state.step)
     gradient, metrics = _gradient(
         state.trainable,
@@ -247,6 +254,8 @@ def update(
         key,
         spec=spec,
     )
+    if layout is not None:
+        gradient = jax.lax.with_sharding_constraint(gradient, layout.trainable)
     transform = optim.transform(spec.optimizer, clip=spec.clip)
     trees: tuple[PyTree, PyTree] = (gradient, state.trainable)
     direction, opt_state = transform.update(trees[0], state.opt_state, trees[1])
@@ -274,7 +283,10 @@ def update(
         (state.trainable, state.opt_state),
     )
     stopped = jnp.where(learning & ~finite, state.step, state.stopped)
-    return TrainState(state.step + 1, kept[0], kept[1], stopped), metrics
+    new = TrainState(state.step + 1, kept[0], kept[1], stopped)
+    if layout is not None:
+        new = jax.lax.with_sharding_constraint(new, layout)
+    return new, metrics
 
 
 def _gradient(

@@ -69,8 +69,8 @@ def write(folder: pathlib.Path) -> Backbone:
     params = jax.tree.map(lambda box: box.value, params, is_leaf=_boxed)
     none = Prompt(jnp.zeros((0, CONFIG.width)), {})
     state = steps.init_state(steps.Trainable(none, params))
-    hyper = steps.Hyper(3e-3, 0.0, 1.0, 0.0, jax.random.key(0))
-    spec = steps.StepSpec(CONFIG, "text", schedule="constant")
+    hyper = steps.Hyper(3e-3, 0.0, np.inf, 0.0, jax.random.key(0))
+    spec = steps.StepSpec(CONFIG, "text")
     for step in range(STEPS):
         chosen = np.random.default_rng(step).permutation(len(rows))[:32]
         state, _ = steps.train_step(

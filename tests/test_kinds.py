@@ -6,7 +6,7 @@ import pytest
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import evaluation, loop
+from panda_jax import assembly, evaluation
 from panda_jax.writers import read_metrics
 
 COMMON = {
@@ -86,7 +86,7 @@ def test_a_teacher_too_large_to_cache_says_the_same_online(
         return [line["kd_loss"] for line in kd_metrics(tmp_path / name)]
 
     cached = kd_losses("cached")
-    monkeypatch.setattr(loop, "MOST_CACHED", 0)
+    monkeypatch.setattr(assembly, "MOST_CACHED", 0)
     online = kd_losses("online")
     np.testing.assert_allclose(online, cached, rtol=1e-4)
 

@@ -69,7 +69,7 @@ def test_steps_lower_the_loss_and_leave_the_backbone(tiny, kind):
     config = dataclasses.replace(
         tiny.config, dropout=0.0, attention_dropout=0.0
     )
-    spec = steps.StepSpec(config, "classification", schedule="constant")
+    spec = steps.StepSpec(config, "classification")
     state = steps.init_state(steps.Trainable(make_prompt(tiny, 0, kind)))
     start = jax.device_get(state.trainable.prompt.vectors)
     losses: list[float] = []

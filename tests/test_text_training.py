@@ -11,10 +11,13 @@ import small_t5
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli, evaluation, runs, scoring, sharding, starts, steps
+from panda_jax import cli, evaluation, fleet, runs, scoring, sharding, starts
+from panda_jax.assembly import Assembly
 from panda_jax.errors import UserError
-from panda_jax.loop import Needs, Session
+from panda_jax.lane import Lane, Needs
+from panda_jax.loop import Fleet
 from panda_jax.prompts import Prompt
+from panda_jax.sharding import Partitioner
 from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
 
 SMALL = {
@@ -63,18 +66,9 @@ def test_both_ways_overfit_32_rows_to_a_perfect_score(small, method, options):
         max_length=small_t5.LENGTH,
         **options,
     ).for_family(text_to_text=True)
-    session = Session(
-        run=run,
-        run_id="overfit",
-        backbone=small,
-        needs=Needs(),
-        train_data=rows,
-        eval_data=rows,
-        quiet=True,
-    )
-    if method == "model":  # a small backbone is trained fastest on one device
-        session.mesh = None
-    result = session.execute().result
+    lane = Lane(run, "overfit", Needs())
+    (done,) = Fleet(small, [lane], rows, rows, quiet=True).execute()
+    result = done.result
     assert result["first_epoch"]["value"] < 0.8, "nothing was to be learnt"
     assert result["best"]["value"] == 1.0
 
@@ -284,13 +278,10 @@ def losses(backbone, folder, **options):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("num_partitions", [1, 4])
-def test_model_tuning_over_devices_is_model_tuning(
-    small, tmp_path, monkeypatch, num_partitions
-):
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4)])
+def test_model_tuning_over_devices_is_model_tuning(small, tmp_path, shape):
     assert jax.device_count() == 8
-    many = losses(small, tmp_path / "8", num_partitions=num_partitions)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    many = losses(small, tmp_path / "8", partitioner=Partitioner(1, shape))
     alone = losses(small, tmp_path / "1")
     np.testing.assert_allclose(many, alone, rtol=2e-4)
     # A tuned backbone is a folder that loads, with its vocabulary.
@@ -308,8 +299,13 @@ def test_optimizer_state_is_split_over_all_devices(request, family):
     run = runs.make_run(
         task="toy_review", backbone=backbone.id, method="model", epochs=1
     ).for_family(text_to_text=backbone.text_to_text)
-    session = Session(run, "split", backbone, Needs(), rows, rows)
-    state = session.start()
+    parts = Assembly(
+        backbone,
+        [Lane(run, "split", Needs())],
+        rows,
+        partitioner=Partitioner(num_partitions=2),
+    )
+    state = parts.start()
 
     def split(tree):
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -318,27 +314,32 @@ def test_optimizer_state_is_split_over_all_devices(request, family):
     assert split(state.trainable.backbone) < 1.1 / 8
     assert split(state.opt_state) < 1.1 / 8
     before = [leaf.sharding for leaf in jax.tree.leaves(state)]
-    state, _ = steps.train_step(
+    teachers = parts.load()
+    state, _, _ = fleet.run_steps(
         state,
-        backbone.params,
-        session._batch(np.arange(16)),
-        session.no_teacher(),
-        None,
-        session.hyper(),
-        spec=session.step_spec,
+        parts.place(np.int32(0)),
+        parts.frozen(),
+        next(parts.feeds(0)),
+        teachers,
+        parts.hypers(),
+        spec=parts.step_spec,
+        lanes=parts.layout,
+        most=10,
+        layout=parts.state_layout,
     )
-    after = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    leaves = jax.tree.leaves(state)
+    after = [leaf.sharding for leaf in leaves]
     assert all(
         a.is_equivalent_to(b, leaf.ndim)
-        for a, b, leaf in zip(
-            before, after, jax.tree.leaves(state), strict=True
-        )
+        for a, b, leaf in zip(before, after, leaves, strict=True)
     )
 
 
 def test_partitions_that_do_not_divide_the_devices_are_refused(small):
     with pytest.raises(UserError, match=r"num_partitions is 3.*8 devices"):
-        losses(small, None, num_partitions=3)
+        losses(small, None, partitioner=Partitioner(num_partitions=3))
+    with pytest.raises(UserError, match=r"mesh_shape is \(3, 1, 1\)"):
+        losses(small, None, partitioner=Partitioner(mesh_shape=(3, 1, 1)))
 
 
 # The verbs

@@ -1,0 +1,342 @@
+"""Lanes trained together are what each is alone, on any mesh."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import panda_jax as pj
+from panda_jax import evaluation, fleet, loop, runs
+from panda_jax.assembly import Assembly, bucket
+from panda_jax.errors import UserError
+from panda_jax.lane import Lane, Needs
+from panda_jax.loop import Fleet
+from panda_jax.sharding import Partitioner
+from panda_jax.writers import read_metrics
+
+TASK = "toy_review"
+# Sums in another order: what eight devices may differ by from one. Adam divides
+# by the root of what may be nearly nothing, so a step is at most 0.3% off.
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+
+
+@pytest.fixture(scope="module")
+def rows(tiny):
+    options = {"backbone": tiny, "max_length": 16}
+    return (
+        evaluation.load_view(TASK, "train", limit=40, **options),
+        evaluation.load_view(TASK, "validation", limit=16, **options),
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tiny):
+    return pj.train(
+        tiny,
+        task=TASK,
+        prompt_length=4,
+        max_length=16,
+        train_examples=16,
+        eval_examples=8,
+        epochs=1,
+        quiet=True,
+    ).prompt
+
+
+def lane(number, source, **changes):
+    """Of each a little: methods, rates, weights, schedules, seeds."""
+    method = ("prompt", "pot", "panda")[number % 3]
+    settings = {
+        "task": TASK,
+        "backbone": "random:bert-tiny",
+        "method": method,
+        "prompt_length": 4,
+        "max_length": 16,
+        "batch_size": 8,
+        "epochs": 2,
+        "learning_rate": 0.01 * (1 + number),
+        "schedule": runs.SCHEDULES[number % 2],
+        "seed": number,
+        **changes,
+    }
+    run = runs.make_run(**settings).for_family(text_to_text=False)
+    needs = {
+        "prompt": Needs(),
+        "pot": Needs(source=source),
+        "panda": Needs(source, source, 0.5, 0.5),
+    }[method]
+    return Lane(run, f"run-{number}", needs)
+
+
+def final(fleet_):
+    """The lanes' states at the end and the loss of each step."""
+    losses = []
+    log = fleet_._log
+
+    def spy(begin, end, metrics):
+        losses.append(np.asarray(metrics["loss"])[: end - begin])
+        log(begin, end, metrics)
+
+    fleet_._log = spy
+    states = fleet_._train(fleet_.parts.start(), None, 0)
+    count = len(fleet_.lanes)
+    prompts = jax.device_get(states.trainable.prompt)
+    return (
+        np.concatenate(losses)[:, :count],
+        jax.tree.map(lambda x: x[:count], prompts),
+        jax.device_get(states.stopped)[:count],
+    )
+
+
+@pytest.fixture(scope="module")
+def solo(tiny, rows, source):
+    """Losses [S, 8] and prompts [8, ...] of eight runs, each alone."""
+    found = [
+        final(Fleet(tiny, [lane(n, source)], *rows, quiet=True))
+        for n in range(8)
+    ]
+    losses = np.concatenate([x[0] for x in found], axis=1)
+    prompts = jax.tree.map(lambda *x: np.concatenate(x), *[x[1] for x in found])
+    return losses, prompts
+
+
+def close(found, wanted, **tolerance):
+    np.testing.assert_allclose(found[0], wanted[0], **tolerance)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance),
+        found[1],
+        wanted[1],
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 1), (4, 1, 2), (2, 1, 4), (1, 1, 8), (2, 2, 2)]
+)
+def test_a_fleet_on_a_mesh_is_its_runs_alone(tiny, rows, source, solo, shape):
+    lanes = [lane(n, source) for n in range(8)]
+    partitioner = Partitioner(mesh_shape=shape)
+    together = final(
+        Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+    )
+    close(together, solo, **TOLERANCE)
+
+
+def test_a_fleet_of_one_device_is_its_runs_alone_bit_for_bit(
+    tiny, rows, source, solo
+):
+    lanes = [lane(n, source) for n in range(8)]
+    together = final(Fleet(tiny, lanes, *rows, quiet=True))
+    close(together, solo, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_chunks_change_nothing(tiny, rows, source, solo, chunk):
+    lanes = [lane(n, source) for n in range(8)]
+    partitioner = Partitioner(mesh_shape=(1, 1, 8), chunk=chunk)
+    together = Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+    assert together.parts.layout.chunk == chunk
+    close(final(together), solo, **TOLERANCE)
+
+
+def test_five_lanes_on_four_devices(tiny, rows, source, solo):
+    lanes = [lane(n, source) for n in range(5)]
+    partitioner = Partitioner(mesh_shape=(4, 1, 2))
+    together = Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+    assert together.parts.padded == 8
+    found = final(together)
+    losses, prompts = solo
+    wanted = losses[:, :5], jax.tree.map(lambda x: x[:5], prompts)
+    close(found, wanted, **TOLERANCE)
+
+
+def test_one_lane_takes_the_devices_for_its_batch(tiny, rows, source, solo):
+    partitioner = Partitioner()
+    alone = Fleet(
+        tiny, [lane(3, source)], *rows, quiet=True, partitioner=partitioner
+    )
+    assert dict(alone.parts.mesh.shape) == {"data": 1, "fsdp": 8, "model": 1}
+    losses, prompts = solo
+    wanted = losses[:, 3:4], jax.tree.map(lambda x: x[3:4], prompts)
+    close(final(alone), wanted, **TOLERANCE)
+
+
+# What diverges, ends early, or does not fit
+
+
+def test_a_lane_that_diverges_ends_alone(tiny, rows, source, solo, tmp_path):
+    lanes = [lane(n, source) for n in range(4)]
+    wild = lane(2, source, learning_rate=1e30, clip=1.0)
+    lanes[2] = Lane(wild.run, "wild", wild.needs)
+    for one in lanes:
+        one.folder = tmp_path / one.run_id
+        one.folder.mkdir()
+    together = Fleet(tiny, lanes, *rows, quiet=True)
+    found = final(together)
+    assert found[2].tolist()[2] >= 0
+    assert [n for n in found[2].tolist() if n >= 0] == [found[2][2]]
+    losses, prompts = solo
+    for n in (0, 1, 3):
+        np.testing.assert_array_equal(found[0][:, n], losses[:, n])
+        jax.tree.map(
+            lambda a, b, n=n: np.testing.assert_array_equal(a[n], b[n]),
+            found[1],
+            prompts,
+        )
+    error = lanes[2].tracking.error
+    assert re.search(r"Run wild: \w+ is (nan|inf) at step \d+", error)
+    assert all(np.isfinite(x[2]).all() for x in jax.tree.leaves(found[1]))
+    assert [one.tracking.error is None for one in lanes] == [1, 1, 0, 1]
+    results = together._finish(together.parts.start())
+    assert isinstance(results[2], UserError)
+    assert not (tmp_path / "wild" / "result.json").exists()
+    assert (tmp_path / "run-3" / "result.json").exists()
+    last = read_metrics(tmp_path / "wild" / "metrics.jsonl")[-1]
+    assert last["step"] == lanes[2].tracking.ended
+
+
+def test_patience_ends_a_lane_and_not_the_others(tiny, rows, source):
+    settings = {"epochs": 6, "learning_rate": 1e-9}
+    lanes = [
+        lane(0, source, patience=2, **settings),
+        lane(0, source, seed=9, **settings),
+    ]
+    lanes[1].run_id = "other"
+    results = Fleet(tiny, lanes, *rows, quiet=True).execute()
+    assert [x.result["steps"] for x in results] == [15, 30]
+    assert results[0].result["best"]["step"] == 5
+    alone = lane(0, source, patience=2, **settings)
+    (done,) = Fleet(tiny, [alone], *rows, quiet=True).execute()
+    assert done.result["steps"] == 15
+    assert done.result["best"] == results[0].result["best"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 4}, "share batch_size"),
+        ({"prompt_length": 5}, "share prompt_length"),
+        ({"recipe": "ours", "method": "panda"}, "the distillation's recipe"),
+        ({"method": "model"}, "fleet of one"),
+    ],
+)
+def test_lanes_that_share_no_step_are_refused(
+    tiny, rows, source, changes, words
+):
+    first, other = lane(0, source), lane(0, source)
+    run = runs.make_run(**({**_fields(other.run)} | changes))
+    if changes.get("method") == "model":
+        first = Lane(run, "first", Needs())
+    with pytest.raises(UserError, match=words):
+        Fleet(tiny, [first, Lane(run, "other", Needs())], *rows)
+
+
+def _fields(run):
+    return {name: getattr(run, name) for name in run.__dataclass_fields__}
+
+
+# What a step costs beside its arithmetic
+
+
+def compiled(tiny, rows, source, shape):
+    lanes = [lane(n, source) for n in range(8)]
+    parts = Assembly(
+        tiny, lanes, rows[0], partitioner=Partitioner(mesh_shape=shape)
+    )
+    teachers = parts.load()
+    lowered = fleet.run_steps.lower(
+        parts.start(),
+        parts.place(np.int32(0)),
+        parts.frozen(),
+        next(parts.feeds(0)),
+        teachers,
+        parts.hypers(),
+        spec=parts.step_spec,
+        lanes=parts.layout,
+        most=10,
+        layout=parts.state_layout,
+    )
+    return parts, lowered.compile().as_text()
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|"
+    r"collective-permute)(?:-start)?\("
+)
+
+
+def test_lanes_over_data_move_nothing(tiny, rows, source):
+    _, text = compiled(tiny, rows, source, (8, 1, 1))
+    assert COLLECTIVE.findall(text) == []
+
+
+def test_model_parallelism_moves_activations_only(tiny, rows, source):
+    parts, text = compiled(tiny, rows, source, (2, 1, 4))
+    moved = [
+        (kind, math.prod(int(n) for n in dims.split(",") if n))
+        for shapes, kind in COLLECTIVE.findall(text)
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
+    c = tiny.config
+    activation = 8 * (16 + 4) * max(c.ffn, c.width)  # rows x positions x F
+    assert {kind for kind, _ in moved} <= {"all-reduce", "all-gather"}
+    assert max(size for _, size in moved) <= activation
+    weights = {x.size for x in jax.tree.leaves(tiny.params)}
+    assert not weights & {n for _, n in moved if n > c.width * c.layers}
+    # What is gathered is a gradient, once a trained leaf; the optimizer's
+    # moments, twice as many numbers of the same shapes, stay.
+    trained = jax.tree.leaves(parts.start().trainable)
+    gathered = [n for kind, n in moved if kind == "all-gather"]
+    assert len(gathered) <= len(trained)
+
+
+def test_a_run_traces_once_and_moves_nothing_to_the_device(
+    tiny, rows, source, monkeypatch
+):
+    lanes = [lane(n, source, epochs=3) for n in range(3)]
+    together = Fleet(tiny, lanes, *rows, quiet=True)
+    calls = []
+    real = fleet.run_steps
+
+    def guarded(*args, **options):
+        calls.append(1)
+        with jax.transfer_guard_host_to_device("disallow_explicit"):
+            return real(*args, **options)
+
+    monkeypatch.setattr(loop.fleet, "run_steps", guarded)
+    before = real._cache_size()
+    together.execute()
+    assert len(calls) == 3, "one dispatch an epoch of five steps"
+    assert real._cache_size() - before <= 1
+
+
+def test_tasks_of_like_size_share_a_compilation():
+    assert [bucket(n) for n in (1, 2, 3, 5, 9, 33, 250, 3668)] == [
+        1, 2, 3, 5, 10, 40, 256, 4096,
+    ]  # fmt: skip
+    for n in range(1, 3000):
+        assert n <= bucket(n) <= max(n + 1, 1.25 * n)
+
+
+def test_accumulated_gradients_are_those_of_the_batch(tiny, rows, source):
+    whole = lane(0, source, dropout=0.0)
+    parts = lane(0, source, dropout=0.0, accumulate=4)
+    found = [
+        final(Fleet(tiny, [one], *rows, quiet=True)) for one in (whole, parts)
+    ]
+    close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="divisor of the batch_size"):
+        lane(0, source, accumulate=3)
+
+
+def test_rows_that_do_not_fit_the_device_are_fed_by_dispatch(
+    tiny, rows, source, monkeypatch
+):
+    lanes = [lane(n, source) for n in range(3)]
+    wanted = final(Fleet(tiny, lanes, *rows, quiet=True))
+    monkeypatch.setattr("panda_jax.assembly.MOST_RESIDENT", 0)
+    lanes = [lane(n, source) for n in range(3)]
+    streamed = Fleet(tiny, lanes, *rows, quiet=True)
+    close(final(streamed), wanted, rtol=0, atol=0)
+    assert streamed.parts._resident is None
