@@ -151,7 +151,10 @@ class Partitioner:
                 inner, (len(slices), 1, 1), devices
             )
         elif devices[0].platform == "tpu":
-            grid = mesh_utils.create_device_mesh(shape, devices)
+            # A 4x4 slice also makes 8x1x2: an axis may be half a torus'.
+            grid = mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=True
+            )
         else:
             grid = np.asarray(devices).reshape(shape)
         # Explicit axes, make_mesh's default, are not for Linen's modules.
