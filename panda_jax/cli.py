@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from panda_jax import cluster, commands, distributed
+from panda_jax import cluster, commands, distributed, t5x_names
 from panda_jax.errors import InterruptedRun, UserError, unknown_name
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -36,6 +36,7 @@ def _train(args: commands.Train) -> int:
         del values[field.name]
     model_dir = args.model_dir or _default_model_dir(values)
     settings = {k: v for k, v in values.items() if k in fields}
+    t5x_names.warn_of_pretraining(args.backbone, args.steps)
     paths = {k: v for k, v in values.items() if k not in fields}
     backbone = settings.pop("backbone")
     partitioner = Partitioner.of_flags(
@@ -313,6 +314,9 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         for name, cls in ((_gin_name(v), cls) for v, (cls, _) in VERBS.items())
     }
     _REGISTERED.update({f"panda_jax.{n}": c for n, c in configurables.items()})
+    for name, function in t5x_names.CONFIGURABLES.items():
+        if name not in _REGISTERED:
+            _REGISTERED[name] = gin.external_configurable(function, name=name)
     bound = _gin_name(verb)
     for folder in (
         *filter(None, flags.gin_search_paths.split(",")),
@@ -326,6 +330,10 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
             gin.parse_config_file(path)
         for binding in bindings:
             gin.parse_config(binding)
+        if verb == "train":
+            gin.parse_config(t5x_names.adopted(gin.config_str(), bindings))
+    except UserError:
+        raise
     except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         message = " ".join(str(error).split())
         raise UserError(

@@ -61,6 +61,7 @@ def load_view(
     *,
     backbone: Backbone,
     max_length: int,
+    target_length: int | None = None,
     **options: Any,
 ) -> AnyExamples:
     """A split in the view of the backbone's family.
@@ -70,6 +71,7 @@ def load_view(
       split: `train` or `validation`.
       backbone: whose tokenizer and family count.
       max_length: of the text, in pieces.
+      target_length: of the text that answers; encoders have none.
       **options: of `load_examples`.
     """
     tokenizer = backbone.tokenizer
@@ -79,6 +81,7 @@ def load_view(
             split,
             tokenizer=tokenizer,
             input_length=max_length,
+            target_length=target_length,
             **options,
         )
     return load_examples(

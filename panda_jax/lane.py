@@ -63,7 +63,8 @@ class Tracking:
 
     Attributes:
       best, best_step, best_scores: of the best evaluation so far.
-      first_epoch, final: the main metric after the first and the last epoch.
+      first_epoch, final: the main metric after the first epoch (or all of a
+        shorter run) and at the end.
       seconds: spent on it (with its fleet).
       waited: evaluations since the best one.
       ended: the step at which it ended before the others, or None.
@@ -156,11 +157,19 @@ class Lane:
         """Ends the lane for a reason; its best prompt stays."""
         self.tracking.ended, self.tracking.error = step, error
 
-    def scored(self, step: int, epoch: int, found: dict[str, float]) -> bool:
-        """Takes an evaluation in; whether it is the best so far."""
+    def scored(
+        self, step: int, found: dict[str, float], *, first: bool
+    ) -> bool:
+        """Takes an evaluation in; whether it is the best so far.
+
+        Args:
+          step: done.
+          found: the metrics.
+          first: whether they are the first epoch's.
+        """
         value, track = found[self.metric], self.tracking
         track.final = value
-        if epoch == 0:
+        if first:
             track.first_epoch = value
         if self._writer is not None:
             self._writer.write(

@@ -59,8 +59,13 @@ class Run:
       resize_source: of `pot`: crop a source of another length, or pad it with
         fresh vectors; without it, another length is refused.
       max_length: longest text in word pieces, special ones included.
+      target_length: longest target text to learn from, in pieces, the end
+        included; None for 256 where it names every tag, else 62. Encoders
+        write none.
       batch_size: B.
       epochs: None for max(3, as many as make 300 updates).
+      steps: ends the run after exactly so many updates, counted from 0, in
+        place of epochs.
       optimizer: `adamw` or `adafactor`; None for adamw on encoders, adafactor
         on T5.
       learning_rate: peak; None for 1e-2 (prompt, pot), 7e-3 (panda), 5e-5
@@ -76,6 +81,8 @@ class Run:
         early; None for never.
       eval_every: epochs between evaluations; the first and the last epoch are
         always evaluated.
+      eval_period: updates between evaluations, in place of eval_every; the
+        end of the first epoch and of the run are always evaluated.
       train_examples: rows of a label-balanced subsample; None for all.
       eval_examples: likewise of the development split.
       kd_lambda: strength of recipes `paper` and `ours`.
@@ -99,8 +106,10 @@ class Run:
     init_stddev: float = 0.02
     resize_source: bool = False
     max_length: int = 128
+    target_length: int | None = None
     batch_size: int = 16
     epochs: int | None = None
+    steps: int | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -110,6 +119,7 @@ class Run:
     accumulate: int = 1
     patience: int | None = None
     eval_every: int = 1
+    eval_period: int | None = None
     train_examples: int | None = None
     eval_examples: int | None = None
     kd_lambda: float = 1.0
@@ -135,6 +145,8 @@ class Run:
         for name in (
             "batch_size",
             "epochs",
+            "steps",
+            "eval_period",
             "accumulate",
             "patience",
             "eval_every",
@@ -144,6 +156,7 @@ class Run:
         ):
             _check_range(self, name, 1, "of 1 or more")
         _check_range(self, "max_length", 3, "of 3 or more")
+        _check_range(self, "target_length", 2, "of 2 or more")
         _check_range(self, "seed", 0, "from 0 to 4294967295", below=2**32)
         for name in (
             "weight_decay",
@@ -161,6 +174,17 @@ class Run:
                 f"accumulate is {self.accumulate}, expected a divisor of the "
                 f"batch_size {self.batch_size}."
             )
+        for one, other, default in (
+            ("steps", "epochs", None),
+            ("eval_period", "eval_every", 1),
+        ):
+            values = getattr(self, one), getattr(self, other)
+            if values[0] is not None and values[1] != default:
+                raise UserError(
+                    f"{one} is {values[0]} and {other} is {values[1]}, "
+                    f"expected one of them: give --{one}=None or "
+                    f"--{other}={default}."
+                )
         if (self.prompt_init == "text") != bool(self.init_text):
             raise UserError(
                 "--prompt_init=text and --init_text=TEXT belong together: one "
@@ -221,12 +245,21 @@ class Run:
             return 1e-3 if self.method == "model" else 0.3
         return {"panda": 7e-3, "model": 5e-5}.get(self.method, 1e-2)
 
-    def epochs_for(self, steps_per_epoch: int) -> int:
-        """`epochs`, or enough of them for the size of the task."""
-        if self.epochs is not None:
-            return self.epochs
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """`steps`, those of `epochs`, or enough for the size of the task."""
+        if self.steps is not None:
+            return self.steps
         enough = -(-_LEAST_STEPS // steps_per_epoch)
-        return max(_LEAST_EPOCHS, enough)
+        epochs = self.epochs or max(_LEAST_EPOCHS, enough)
+        return epochs * steps_per_epoch
+
+    def is_evaluated(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether the split is scored after so many updates."""
+        total = self.total_steps(steps_per_epoch)
+        if step in (min(steps_per_epoch, total), total):
+            return True
+        period = self.eval_period or self.eval_every * steps_per_epoch
+        return step % period == 0
 
 
 def check_types(settings: Any) -> None:

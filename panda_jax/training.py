@@ -77,14 +77,18 @@ def train(
       UserError: anything of the above that is wrong, missing or does not fit,
         or a loss that becomes NaN or Inf.
     """
+    named = backbone if isinstance(backbone, str) else backbone.id
+    run = runs.make_run(backbone=named, **settings)
+    task, text = specs.of_registry(run.task)
     if isinstance(backbone, str):
-        run = runs.make_run(backbone=backbone, **settings)
-        specs.get(run.task)
         dtype = "float32" if run.method == "model" else run.dtype
         backbone = load_backbone(backbone, dtype=dtype)
-    else:
-        run = runs.make_run(backbone=backbone.id, **settings)
-    specs.get(run.task)
+    if text and not backbone.text_to_text:
+        raise UserError(
+            f"Task {run.task!r} is {task!r} from text to text, which the "
+            f"encoder {named!r} does not write. Give --task={task}, or a T5."
+        )
+    run = dataclasses.replace(run, task=task)
     where = Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
     given = {
@@ -158,13 +162,15 @@ def _load(
             split,
             backbone=backbone,
             max_length=run.max_length,
+            target_length=target_length,
             data_dir=where.data_dir,
             tfds_data_dir=where.tfds_data_dir,
             limit=limit,
         )
-        for split, limit in (
-            ("train", run.train_examples),
-            ("validation", run.eval_examples),
+        for split, target_length, limit in (
+            ("train", run.target_length, run.train_examples),
+            # Answers are read whole, whatever was learnt of them.
+            ("validation", None, run.eval_examples),
         )
     )
     longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])

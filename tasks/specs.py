@@ -66,6 +66,23 @@ def get(name: str) -> TaskSpec:
     return _SPECS[name]
 
 
+def of_registry(name: str) -> tuple[str, bool]:
+    """The task of a SeqIO entry, and whether that is its text-to-text view.
+
+    Raises:
+      UserError: a mixture, which no run trains on, or no task at all.
+    """
+    if name in MIXTURES:
+        raise UserError(
+            f"{name!r} is a mixture of {len(MIXTURES[name])} tasks; a run "
+            f"trains on one of them. Choose from: {', '.join(MIXTURES[name])}."
+        )
+    base = name.removesuffix("_text")
+    if name not in _SPECS and base in _SPECS:
+        return base, True
+    return get(name).name, False
+
+
 def names() -> list[str]:
     """All task ids, in the order of registration."""
     return list(_SPECS)
