@@ -166,7 +166,7 @@ class Assembly:
         if self.mesh is None:
             return self.backbone.params
         rules = self.partitioner.rules
-        return jax.device_put(
+        return sharding.put(
             self.backbone.params,
             sharding.shardings(self._boxed(), self.mesh, rules),
         )
@@ -210,7 +210,7 @@ class Assembly:
         if self.mesh is None:
             return jax.device_put(states)
         leaves, treedef = jax.tree.flatten(states)
-        leaves = jax.device_put(leaves, list(self.state_layout or ()))
+        leaves = sharding.put(leaves, list(self.state_layout or ()))
         return jax.tree.unflatten(treedef, leaves)
 
     def _trained_backbone(self) -> Params:
@@ -222,7 +222,7 @@ class Assembly:
         if self.mesh is None:
             return copies
         rules = sharding.RULES_2D
-        return jax.device_put(
+        return sharding.put(
             copies, sharding.shardings(self._boxed(), self.mesh, rules)
         )
 

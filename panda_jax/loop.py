@@ -8,6 +8,7 @@ import dataclasses
 import faulthandler
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -171,7 +172,8 @@ class Fleet:
                 if run.is_evaluated(step, parts.steps_per_epoch):
                     states = self._evaluate(states, step, progress)
                 self._save(checkpoints, states)
-                self._check_asked(signals, checkpoints, step)
+                if signals.asked and step < parts.total:
+                    self._end(checkpoints, step)
                 # Rates are of steps, not of what an epoch ends with.
                 self.mark = (step, time.monotonic())
         return states
@@ -192,7 +194,10 @@ class Fleet:
         for feed in parts.feeds(epoch, step, stop):
             last = int(jax.device_get(feed.last))
             while step < last:
-                faulthandler.dump_traceback_later(STALL_SECONDS, repeat=True)
+                # Not sys.stderr: a notebook's is no file.
+                faulthandler.dump_traceback_later(
+                    STALL_SECONDS, repeat=True, file=sys.__stderr__
+                )
                 begin = step
                 step = min(begin + MOST_STEPS, last)
                 states, position, metrics = fleet.run_steps(
@@ -219,15 +224,16 @@ class Fleet:
                     self._log(*pending)
                 pending = (begin, step, metrics)
                 progress.step(step - begin)
-                if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+                late = signals.agree(
+                    time.monotonic() - self.saved > CHECKPOINT_SECONDS
+                )
+                # A stretch's end is saved after its evaluation.
+                if step < stop and (late or signals.asked):
                     self._log(*pending)
                     pending = None
                     self._save(checkpoints, states)
-                if signals.asked(step):
-                    if pending is not None:
-                        self._log(*pending)
-                    self._save(checkpoints, states)
-                    self._end(checkpoints, step)
+                    if signals.asked:
+                        self._end(checkpoints, step)
         if pending is not None:
             self._log(*pending)
         return states
@@ -335,12 +341,6 @@ class Fleet:
         }
         checkpoints.save(self._unpadded(states), progress)
         self.saved = now
-
-    def _check_asked(
-        self, signals: Signals, checkpoints: Any, step: int
-    ) -> None:
-        if step < self.parts.total and signals.asked(step):
-            self._end(checkpoints, step)
 
     def _end(self, checkpoints: Any, step: int) -> None:
         """Ends as asked, when the checkpoint is on disk."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -192,12 +193,31 @@ def shardings(boxed: PyTree, mesh: Mesh, rules: Rules = RULES_2D) -> PyTree:
     )
 
 
-def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
-    """Arrays on the mesh, their first dimensions split over these axes.
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays where their shardings say.
 
     With several processes each hands in the same arrays and keeps its share.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+    return jax.tree.map(_put, tree, shardings)
+
+
+def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
+    """Arrays on the mesh, their first dimensions split over these axes."""
+    wanted = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(lambda x: _put(x, wanted), tree)
+
+
+def _put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda index: host[index]
+    )
 
 
 def on_host(tree: PyTree) -> PyTree:

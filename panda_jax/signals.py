@@ -1,4 +1,4 @@
-"""Being asked to end: SIGTERM, and a pod's notice of preemption."""
+"""Being asked to end, by SIGTERM: what schedulers send before they preempt."""
 
 import signal
 import threading
@@ -9,20 +9,21 @@ from typing import Any
 class Signals:
     """Notes SIGTERM while it is entered; the loop asks between dispatches.
 
-    With several processes JAX's own notice is asked, on which all agree: one
-    that stopped alone would leave the others waiting.
+    Of several processes one that stopped alone would leave the others waiting:
+    `agree` tells all of them whether any was asked.
+
+    Attributes:
+      asked: whether to save and end now.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._noted = False
+        self.asked = False
         self._before: Any = None
         self._entered = False
 
     def __enter__(self) -> "Signals":
-        import jax
-
-        main = threading.current_thread() is threading.main_thread()
-        if main and jax.process_count() == 1:
+        if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
             self._entered = True
         return self
@@ -33,14 +34,25 @@ class Signals:
             self._entered = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._noted = True
 
-    def asked(self, step: int) -> bool:
-        """Whether to save and end now, after `step`."""
+    def agree(self, late: bool) -> bool:
+        """Shares what was noted; every process calls it at the same step.
+
+        Args:
+          late: whether this process finds it time for a checkpoint.
+
+        Returns:
+          Whether process 0 does; clocks differ.
+        """
         import jax
 
         if jax.process_count() == 1:
-            return self._asked
+            self.asked = self._noted
+            return late
+        import numpy as np
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        noted = multihost_utils.process_allgather(np.array([self._noted, late]))
+        self.asked = bool(noted[:, 0].any())
+        return bool(noted[0, 1])

@@ -274,20 +274,21 @@ def test_lanes_over_data_move_nothing(tiny, rows, source):
 def test_model_parallelism_moves_activations_only(tiny, rows, source):
     parts, text = compiled(tiny, rows, source, (2, 1, 4))
     moved = [
-        (kind, math.prod(int(n) for n in dims.split(",") if n))
+        (kind, tuple(int(n) for n in dims.split(",") if n not in ("", "1")))
         for shapes, kind in COLLECTIVE.findall(text)
         for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
     ]
     c = tiny.config
     activation = 8 * (16 + 4) * max(c.ffn, c.width)  # rows x positions x F
     assert {kind for kind, _ in moved} <= {"all-reduce", "all-gather"}
-    assert max(size for _, size in moved) <= activation
-    weights = {x.size for x in jax.tree.leaves(tiny.params)}
-    assert not weights & {n for _, n in moved if n > c.width * c.layers}
+    assert max(math.prod(shape) for _, shape in moved) <= activation
+    weights = {x.shape for x in jax.tree.leaves(tiny.params) if x.ndim > 1}
+    weights |= {shape[1:] for shape in weights if len(shape) > 2}
+    assert not weights & {shape for _, shape in moved}
     # What is gathered is a gradient, once a trained leaf; the optimizer's
-    # moments, twice as many numbers of the same shapes, stay.
+    # moments, twice as many arrays of the same shapes, stay.
     trained = jax.tree.leaves(parts.start().trainable)
-    gathered = [n for kind, n in moved if kind == "all-gather"]
+    gathered = [shape for kind, shape in moved if kind == "all-gather"]
     assert len(gathered) <= len(trained)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import losses, runs, starts, steps, trees
+from panda_jax import fleet, losses, runs, starts, trees
 from panda_jax.writers import read_metrics
 
 SMALL = {
@@ -191,13 +191,13 @@ def test_released_recipe_uses_its_weight_and_an_online_teacher(
     tiny, source, monkeypatch
 ):
     seen = []
-    real = steps.train_step
+    real = fleet.run_steps
 
-    def spy(state, frozen, batch, logits, teacher, hyper, *, spec):
-        seen.append((logits, teacher))
-        return real(state, frozen, batch, logits, teacher, hyper, spec=spec)
+    def spy(states, position, frozen, feed, teachers, hypers, **options):
+        seen.append((feed.taught, teachers))
+        return real(states, position, frozen, feed, teachers, hypers, **options)
 
-    monkeypatch.setattr(steps, "train_step", spy)
+    monkeypatch.setattr(fleet, "run_steps", spy)
     done = pj.train(
         tiny,
         task="toy_review",
@@ -251,7 +251,7 @@ def test_model_tuning_trains_every_weight_and_stores_a_backbone(tiny, tmp_path):
 
 
 def test_one_compilation_serves_all_methods(tiny, source):
-    before = steps.train_step._cache_size()
+    before = fleet.run_steps._cache_size()
     for method in ("prompt", "pot", "panda"):
         pj.train(
             tiny,
@@ -261,7 +261,7 @@ def test_one_compilation_serves_all_methods(tiny, source):
             similarity=0.5 if method == "panda" else None,
             **{**SMALL, "batch_size": 6},
         )
-    assert steps.train_step._cache_size() == before + 1
+    assert fleet.run_steps._cache_size() == before + 1
 
 
 def test_divergence_names_step_and_metric_and_keeps_the_best(tiny, tmp_path):
