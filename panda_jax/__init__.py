@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from panda_jax.backbone import load_backbone as load_backbone
     from panda_jax.errors import UserError as UserError
     from panda_jax.evaluation import evaluate as evaluate
-    from panda_jax.loop import TrainResult as TrainResult
+    from panda_jax.lane import TrainResult as TrainResult
     from panda_jax.prompts import Prompt as Prompt
     from panda_jax.scores import Scores as Scores
     from panda_jax.scoring import rank as rank
     from panda_jax.scoring import score as score
+    from panda_jax.sharding import Partitioner as Partitioner
     from panda_jax.store import PromptBank as PromptBank
     from panda_jax.store import StoredPrompt as StoredPrompt
     from panda_jax.store import load_prompt as load_prompt
     from panda_jax.store import save_prompt as save_prompt
     from panda_jax.training import train as train
+    from panda_jax.training import train_fleet as train_fleet
 
 _here = pathlib.Path(__file__).resolve().parent
 if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
@@ -36,11 +38,12 @@ if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
 # Public name -> where it is defined.
 _HOME = {
     "Backbone": "backbone.Backbone",
+    "Partitioner": "sharding.Partitioner",
     "Prompt": "prompts.Prompt",
     "PromptBank": "store.PromptBank",
     "Scores": "scores.Scores",
     "StoredPrompt": "store.StoredPrompt",
-    "TrainResult": "loop.TrainResult",
+    "TrainResult": "lane.TrainResult",
     "UserError": "errors.UserError",
     "evaluate": "evaluation.evaluate",
     "load_backbone": "backbone.load_backbone",
@@ -49,6 +52,7 @@ _HOME = {
     "save_prompt": "store.save_prompt",
     "score": "scoring.score",
     "train": "training.train",
+    "train_fleet": "training.train_fleet",
 }
 
 __all__ = sorted(_HOME)

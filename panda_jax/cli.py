@@ -200,6 +200,37 @@ def _lines(value: Any, indent: str = "") -> list[str]:
     return lines
 
 
+def _plan(args: commands.Plan) -> int:
+    import jax
+
+    # Nothing is run, and TPUs that are compiled for need not be here.
+    jax.config.update("jax_platforms", "cpu")
+    from panda_jax.files import write_json
+    from panda_jax.plan import plan, text
+    from panda_jax.runs import Run
+    from panda_jax.sharding import Partitioner
+
+    partitioner = Partitioner.of_flags(
+        args.num_partitions, args.mesh_shape, args.parameter_partitioning_dims
+    )
+    partitioner = dataclasses.replace(
+        partitioner or Partitioner(), chunk=args.chunk
+    )
+    fields = [field.name for field in dataclasses.fields(Run)]
+    report = plan(
+        Run(**{name: getattr(args, name) for name in fields}),
+        topology=args.topology,
+        fleet=args.fleet,
+        partitioner=partitioner,
+        search=not args.no_search,
+        say=lambda words: print(words, file=sys.stderr),
+    )
+    print(text(report))
+    if args.json is not None:
+        write_json(pathlib.Path(args.json), report)
+    return 0
+
+
 def _doctor(args: commands.Doctor) -> int:
     from panda_jax import doctor
 
@@ -217,6 +248,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "import": (commands.Import, _import),
     "export": (commands.Export, _export),
     "tasks": (commands.Tasks, _tasks),
+    "plan": (commands.Plan, _plan),
     "doctor": (commands.Doctor, _doctor),
 }
 
@@ -325,22 +357,12 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         _PACKAGE.parent,
     ):
         gin.add_config_file_search_path(str(folder))
-    try:
-        for path in flags.gin_file:
-            gin.parse_config_file(path)
-        for binding in bindings:
-            gin.parse_config(binding)
-        if verb == "train":
-            gin.parse_config(t5x_names.adopted(gin.config_str(), bindings))
-    except UserError:
-        raise
-    except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(
-            f"The gin configuration is wrong: {message} (Strings need "
-            "quotes: --gin.train.task=\"'cb'\".)"
-        ) from None
+    _parse(gin, flags.gin_file, bindings)
+    if verb in ("train", "plan"):
+        _parse(gin, [], t5x_names.adopted(gin.config_str(), bindings))
     cls, _ = VERBS[verb]
+    if verb == "plan":
+        _adopt_train(gin, cls)
     for field in dataclasses.fields(cls):
         text = getattr(flags, field.name)
         if text is not None:
@@ -359,6 +381,33 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
 
 
 _REGISTERED: dict[str, Any] = {}
+
+
+def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
+    try:
+        for path in files:
+            gin.parse_config_file(path)
+        for binding in bindings:
+            gin.parse_config(binding)
+    except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(
+            f"The gin configuration is wrong: {message} (Strings need "
+            "quotes: --gin.train.task=\"'cb'\".)"
+        ) from None
+
+
+def _adopt_train(gin: Any, cls: type) -> None:
+    """A gin file of `train` is one of `plan`, where it says nothing else."""
+    for field in dataclasses.fields(cls):
+        for verb in ("plan", "train"):
+            try:
+                value = gin.query_parameter(f"{verb}.{field.name}")
+            except ValueError:
+                continue
+            if "gin.REQUIRED" not in str(value):
+                gin.bind_parameter(f"plan.{field.name}", value)
+            break
 
 
 def _require(gin: Any, verb: str, name: str) -> None:
@@ -398,6 +447,14 @@ def _quiet_libraries() -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
+def _keep_compiled() -> None:
+    """What one run compiled, the next one finds on disk."""
+    from panda_jax.files import cache_folder
+
+    folder = str(cache_folder() / "compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+
+
 def _plain_warnings() -> None:
     """Warnings as one line for people, without our source line."""
     usual = warnings.formatwarning
@@ -432,6 +489,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     _quiet_libraries()
     _plain_warnings()
+    _keep_compiled()
     try:
         return _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -8,7 +8,6 @@ import dataclasses
 import faulthandler
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,7 @@ from panda_jax.examples import AnyExamples
 from panda_jax.lane import Lane, Tracking, TrainResult
 from panda_jax.progress import Progress
 from panda_jax.sharding import Partitioner
-from panda_jax.signals import Signals
+from panda_jax.signals import Signals, watch
 from panda_jax.steps import TrainState
 from panda_jax.trees import size
 
@@ -194,10 +193,7 @@ class Fleet:
         for feed in parts.feeds(epoch, step, stop):
             last = int(jax.device_get(feed.last))
             while step < last:
-                # Not sys.stderr: a notebook's is no file.
-                faulthandler.dump_traceback_later(
-                    STALL_SECONDS, repeat=True, file=sys.__stderr__
-                )
+                watch(STALL_SECONDS)
                 begin = step
                 step = min(begin + MOST_STEPS, last)
                 states, position, metrics = fleet.run_steps(

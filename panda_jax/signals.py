@@ -1,9 +1,22 @@
-"""Being asked to end, by SIGTERM: what schedulers send before they preempt."""
+"""Being asked to end by SIGTERM, as before a preemption; and a watchdog."""
 
+import contextlib
+import faulthandler
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
+
+
+def watch(seconds: float) -> None:
+    """Writes every thread's stack to stderr, unless called again in time."""
+    # Notebooks have no file behind stderr.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        assert sys.__stderr__ is not None
+        faulthandler.dump_traceback_later(
+            seconds, repeat=True, file=sys.__stderr__
+        )
 
 
 class Signals:

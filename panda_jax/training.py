@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -79,61 +80,18 @@ def train(
     """
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
-    task, text = specs.of_registry(run.task)
-    if isinstance(backbone, str):
-        dtype = "float32" if run.method == "model" else run.dtype
-        backbone = load_backbone(backbone, dtype=dtype)
-    if text and not backbone.text_to_text:
-        raise UserError(
-            f"Task {run.task!r} is {task!r} from text to text, which the "
-            f"encoder {named!r} does not write. Give --task={task}, or a T5."
-        )
-    run = dataclasses.replace(run, task=task)
+    backbone = _loaded(backbone, run)
     where = Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
-    given = {
-        "source": _prompt(source, backbone, "source"),
-        "teacher": _prompt(teacher, backbone, "teacher"),
-        "target_prompt": _prompt(target_prompt, backbone, "target prompt"),
+    prompts = {
+        "source": source,
+        "teacher": teacher,
+        "target_prompt": target_prompt,
     }
-    if given["source"] is not None and run.needs_source:
-        shape = given["source"].prompt
-        run = run.shaped_as(shape.kind, shape.length)
-    run = run.for_family(text_to_text=backbone.text_to_text)
-    _check_needs(run, given, similarity)
-    data = _load(run, backbone, where)
-    description = _describe(run, backbone, given, similarity, data)
-    if folder is not None:
-        runs.check_same_run(folder, description)
-        done = runs.read_result(folder)
-        if done is not None:
-            return TrainResult(load_prompt(folder / "prompt"), done, folder)
-        # Only now: a start that fails above leaves nothing behind.
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {
-            "source": source,
-            "teacher": teacher,
-            "target_prompt": target_prompt,
-            "data_dir": data_dir,
-            "tfds_data_dir": tfds_data_dir,
-        }
-        write_json(folder / "run.json", description)
-        write_text(
-            folder / "config.gin",
-            runs.as_gin(
-                run,
-                {name: _as_path(value) for name, value in paths.items()}
-                | {"similarity": similarity},
-            ),
-        )
-    needs = _fill_needs(run, backbone, given, similarity, where, folder)
-    lane = Lane(
-        run=run,
-        run_id=description["run_id"],
-        needs=needs,
-        folder=folder,
-        writes=jax.process_index() == 0,
-    )
+    begun = _begin(run, backbone, prompts, similarity, where, folder)
+    if isinstance(begun, TrainResult):
+        return begun
+    lane, data = begun
     fleet = Fleet(
         backbone,
         [lane],
@@ -146,6 +104,146 @@ def train(
     if isinstance(result, UserError):
         raise result
     return result
+
+
+def train_fleet(
+    backbone: Backbone | str,
+    lanes: Mapping[str, Mapping[str, Any]],
+    *,
+    out_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    tfds_data_dir: PathLike | None = None,
+    quiet: bool = False,
+    partitioner: Partitioner | None = None,
+) -> dict[str, TrainResult | UserError]:
+    """Trains runs of one task together: each is what it would be alone.
+
+    They share the backbone, the task and the settings that shape a step; they
+    differ in method (prompt, pot, panda), source, teacher, learning rate,
+    schedule, KD weight and seed. Started again on the same `out_dir` they
+    resume, and those with a result are left alone.
+
+    Args:
+      backbone: loaded, or an id.
+      lanes: name -> the arguments of `train` that are this run's own: settings,
+        source, teacher, target_prompt, similarity.
+      out_dir: each run's folder is `out_dir/NAME`; the checkpoints of all are
+        in `out_dir/checkpoints`. None writes nothing.
+      data_dir: as in `train`, as are `tfds_data_dir`, `quiet` and
+        `partitioner`.
+      tfds_data_dir: of TFDS.
+      quiet: show no progress.
+      partitioner: how devices are shared out.
+
+    Returns:
+      By name, in the order given, a result, or why a lane failed: one that
+      diverges ends alone.
+
+    Raises:
+      UserError: a wrong argument, or runs that cannot share a step.
+    """
+    where = Where(data_dir, tfds_data_dir, quiet, partitioner)
+    root = None if out_dir is None else pathlib.Path(out_dir)
+    found: dict[str, TrainResult | UserError | None] = {}
+    going: dict[str, Lane] = {}
+    data = None
+    for name, given in lanes.items():
+        settings = dict(given)
+        prompts = {
+            role: settings.pop(role, None)
+            for role in ("source", "teacher", "target_prompt")
+        }
+        similarity = settings.pop("similarity", None)
+        named = backbone if isinstance(backbone, str) else backbone.id
+        run = runs.make_run(backbone=named, **settings)
+        backbone = _loaded(backbone, run)
+        folder = root and root / name
+        begun = _begin(run, backbone, prompts, similarity, where, folder)
+        if isinstance(begun, TrainResult):
+            found[name] = begun
+            continue
+        found[name] = None
+        going[name], data = begun
+    if data is not None:
+        assert not isinstance(backbone, str)
+        fleet = Fleet(
+            backbone,
+            list(going.values()),
+            *data,
+            folder=root and root / "checkpoints",
+            quiet=quiet,
+            partitioner=partitioner,
+        )
+        found |= dict(zip(going, fleet.execute(), strict=True))
+    return {name: done for name, done in found.items() if done is not None}
+
+
+def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
+    if isinstance(backbone, Backbone):
+        return backbone
+    specs.of_registry(run.task)  # before the weights: a typo is told at once
+    dtype = "float32" if run.method == "model" else run.dtype
+    return load_backbone(backbone, dtype=dtype)
+
+
+def _begin(
+    run: Run,
+    backbone: Backbone,
+    prompts: dict[str, PromptLike | None],
+    similarity: float | None,
+    where: Where,
+    folder: pathlib.Path | None,
+) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
+    """A run that is ready to train, with its data; or the result it has.
+
+    Raises:
+      UserError: anything that is wrong, missing or does not fit.
+    """
+    task, text = specs.of_registry(run.task)
+    if text and not backbone.text_to_text:
+        raise UserError(
+            f"Task {run.task!r} is {task!r} from text to text, which the "
+            f"encoder {run.backbone!r} does not write. Give --task={task}, or "
+            "a T5."
+        )
+    run = dataclasses.replace(run, task=task)
+    given = {
+        role: _prompt(value, backbone, role.replace("_", " "))
+        for role, value in prompts.items()
+    }
+    if given["source"] is not None and run.needs_source:
+        shape = given["source"].prompt
+        run = run.shaped_as(shape.kind, shape.length)
+    run = run.for_family(text_to_text=backbone.text_to_text)
+    _check_needs(run, given, similarity)
+    data = _load(run, backbone, where)
+    description = _describe(run, backbone, given, similarity, data)
+    main = jax.process_index() == 0
+    if folder is not None:
+        runs.check_same_run(folder, description)
+        done = runs.read_result(folder)
+        if done is not None:
+            return TrainResult(load_prompt(folder / "prompt"), done, folder)
+        # Only now: a start that fails above leaves nothing behind.
+        folder.mkdir(parents=True, exist_ok=True)
+        if main:
+            paths = {
+                **prompts,
+                "data_dir": where.data_dir,
+                "tfds_data_dir": where.tfds_data_dir,
+            }
+            write_json(folder / "run.json", description)
+            write_text(
+                folder / "config.gin",
+                runs.as_gin(
+                    run,
+                    {name: _as_path(value) for name, value in paths.items()}
+                    | {"similarity": similarity},
+                ),
+            )
+    needs = _fill_needs(run, backbone, given, similarity, where, folder)
+    lane = Lane(run, description["run_id"], needs, folder, writes=main)
+    return lane, data
 
 
 def _load(

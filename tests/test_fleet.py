@@ -341,3 +341,58 @@ def test_rows_that_do_not_fit_the_device_are_fed_by_dispatch(
     streamed = Fleet(tiny, lanes, *rows, quiet=True)
     close(final(streamed), wanted, rtol=0, atol=0)
     assert streamed.parts._resident is None
+
+
+def test_a_fleet_writes_run_folders_and_resumes(
+    tiny, source, tmp_path, monkeypatch
+):
+    common = {
+        "task": TASK,
+        "prompt_length": 4,
+        "max_length": 16,
+        "batch_size": 8,
+        "train_examples": 40,
+        "eval_examples": 16,
+        "epochs": 3,
+    }
+    lanes = {
+        "prompt": {**common, "seed": 1},
+        "pot": {**common, "method": "pot", "source": source},
+        "panda": {
+            **common,
+            "method": "panda",
+            "source": source,
+            "teacher": None,
+            "similarity": 0.5,
+        },
+    }
+    options = {"quiet": True, "out_dir": tmp_path / "fleet"}
+    # Killed, as it were, after the second epoch's checkpoint.
+    real = loop.Fleet._save
+
+    def save(self, checkpoints, states):
+        real(self, checkpoints, states)
+        if len(self.lanes) == 3 and int(states.step[0]) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Fleet, "_save", save)
+    with pytest.raises(KeyboardInterrupt):
+        pj.train_fleet(tiny, lanes, **options)
+    monkeypatch.undo()
+    found = pj.train_fleet(tiny, lanes, **options)
+    assert list(found) == list(lanes)
+    for name, settings in lanes.items():
+        folder = tmp_path / "fleet" / name
+        assert {"run.json", "config.gin", "metrics.jsonl", "prompt"} <= {
+            path.name for path in folder.iterdir()
+        }
+        alone = pj.train(tiny, **settings, quiet=True)
+        np.testing.assert_array_equal(
+            found[name].prompt.prompt.vectors, alone.prompt.prompt.vectors
+        )
+        assert found[name].result["best"] == alone.result["best"]
+        assert found[name].result["run_id"] == alone.result["run_id"]
+    again = pj.train_fleet(tiny, lanes, **options)
+    assert [x.result for x in again.values()] == [
+        x.result for x in found.values()
+    ]

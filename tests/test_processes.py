@@ -1,0 +1,193 @@
+"""Training over several real processes, and processes that are killed."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import panda_jax as pj
+from panda_jax.writers import read_metrics
+
+SETTINGS = [
+    "--task=toy_review",
+    "--backbone=random:bert-tiny",
+    "--prompt_length=4",
+    "--max_length=16",
+    "--train_examples=40",
+    "--eval_examples=16",
+    "--batch_size=8",
+    "--eval_every=3",
+]
+
+
+def start(folder, *flags, devices=1):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "panda_jax",
+            "train",
+            *SETTINGS,
+            f"--model_dir={folder}",
+            *flags,
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def pair(folder, *flags):
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        port = made.getsockname()[1]
+    return [
+        start(
+            folder,
+            f"--coordinator_address=127.0.0.1:{port}",
+            "--process_count=2",
+            f"--process_index={index}",
+            *flags,
+            devices=2,
+        )
+        for index in range(2)
+    ]
+
+
+def ended(process, seconds=240):
+    out, error = process.communicate(timeout=seconds)
+    return process.returncode, out, error
+
+
+def same_result(one, other, **tolerance):
+    """Result files, prompts and metrics of two run folders."""
+    results = [
+        json.loads((x / "result.json").read_text()) for x in (one, other)
+    ]
+    for key in ("best", "first_epoch", "final", "steps", "parameters"):
+        assert results[0][key] == results[1][key], key
+    prompts = [pj.load_prompt(x).prompt for x in (one, other)]
+    np.testing.assert_allclose(
+        prompts[0].vectors, prompts[1].vectors, **tolerance
+    )
+    lines = [
+        [(x["step"], x["loss"]) for x in read_metrics(f) if "loss" in x]
+        for f in (one / "metrics.jsonl", other / "metrics.jsonl")
+    ]
+    np.testing.assert_allclose(lines[0], lines[1], **tolerance)
+
+
+def until(folder, step, processes, seconds=240):
+    """Waits until the metrics of a step are on disk."""
+    deadline = time.monotonic() + seconds
+    path = folder / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        if path.exists():
+            records = read_metrics(path)
+            if any(x["step"] >= step for x in records):
+                return
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no such step in time")
+
+
+def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
+    epochs = "--epochs=60"
+    both = pair(tmp_path / "two", epochs)
+    until(tmp_path / "two", 30, both)
+    both[1].send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    status, _, error = ended(both[0])
+    assert time.monotonic() - begun < 60
+    assert status not in (0, 2)
+    assert "process" in error.lower()
+    both[1].communicate()
+    assert not (tmp_path / "two" / "result.json").exists()
+    again = pair(tmp_path / "two", epochs)
+    for process in again:
+        status, _, error = ended(process)
+        assert status == 0, error
+        assert "resumed at step" in error
+    one = start(tmp_path / "one", epochs, "--mesh_shape=1,4,1", devices=4)
+    assert ended(one)[0] == 0
+    same_result(tmp_path / "two", tmp_path / "one", rtol=1e-3, atol=1e-3)
+
+
+def test_sigterm_saves_and_ends_and_the_same_command_goes_on(tmp_path):
+    long = "--epochs=40"
+    process = start(tmp_path / "run", long)
+    until(tmp_path / "run", 20, [process])
+    process.send_signal(signal.SIGTERM)
+    status, _, error = ended(process)
+    assert status == 143
+    assert "the same command goes on from there" in error
+    assert not (tmp_path / "run" / "result.json").exists()
+    status, _, error = ended(start(tmp_path / "run", long))
+    assert status == 0
+    assert "resumed at step" in error
+    assert ended(start(tmp_path / "whole", long))[0] == 0
+    same_result(tmp_path / "run", tmp_path / "whole", rtol=0, atol=0)
+
+
+KILLS = int(os.environ.get("PANDA_TEST_KILLS", "2"))
+
+
+def test_killed_at_random_moments_the_result_is_the_same(tmp_path):
+    """`PANDA_TEST_KILLS=20` kills as often."""
+    long = "--epochs=60"
+    status, _, error = ended(start(tmp_path / "whole", long))
+    assert status == 0, error
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(3 * KILLS):
+        process = start(tmp_path / "run", long)
+        # From the first step on: checkpoints are written all the time.
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            line = process.stderr.readline()
+            if "first " in line or "resumed" in line:
+                break
+        time.sleep(moments.uniform(0, 1.0))
+        if process.poll() is not None:
+            process.communicate()
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        if kills == KILLS:
+            break
+    assert kills, "too fast to be killed"
+    status, _, error = ended(start(tmp_path / "run", long))
+    assert status == 0, error
+    same_result(tmp_path / "run", tmp_path / "whole", rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
+def test_checkpoints_go_from_mesh_to_mesh(tmp_path, before, after):
+    long = "--epochs=30"
+
+    def on(devices):
+        shape = [] if devices == 1 else [f"--mesh_shape=1,{devices},1"]
+        return start(tmp_path / "run", long, *shape, devices=devices)
+
+    process = on(before)
+    until(tmp_path / "run", 20, [process])
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+    status, _, error = ended(on(after))
+    assert status == 0, error
+    assert "resumed at step" in error
+    assert ended(start(tmp_path / "whole", long))[0] == 0
+    same_result(tmp_path / "run", tmp_path / "whole", rtol=1e-3, atol=1e-3)
