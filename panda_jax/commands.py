@@ -47,6 +47,40 @@ class Train(Settings, Run):
     parameter_partitioning_dims: int = 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Run):
+    """Compile a run's step for chips that are not here: fits or not.
+
+    Without flags of its own a setting is that of `train` in the gin files.
+
+    Attributes:
+      topology: a TPU slice (v5e:4x4, v6e:4x4, v5p:2x2x2), which libtpu
+        compiles for (extra `plan`), or GPUs (a100:8, h100:8, h200:8) or cpu:8,
+        which the CPU's compiler stands in for.
+      task: whose rows and answers the step is for.
+      fleet: how many runs are trained together.
+      num_partitions: devices that hold a layer together, as in T5X.
+      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
+        stands for what is left.
+      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
+        split over fsdp.
+      chunk: lanes that a device computes at a time, 0 for all; None for all,
+        and one on CPU.
+      no_search: do not look for the largest fleet that fits.
+      json: file to write everything to.
+    """
+
+    topology: str
+    task: str = "rte"
+    fleet: int = 1
+    num_partitions: int | None = None
+    mesh_shape: str | None = None
+    parameter_partitioning_dims: int = 1
+    chunk: int | None = None
+    no_search: bool = False
+    json: str | None = None
+
+
 class _Arguments:
     """What the verbs' arguments share: checked types."""
 

@@ -38,6 +38,19 @@ def load(folder: pathlib.Path) -> tuple[Params, BertConfig | T5Config]:
     )
 
 
+def sizes(folder: pathlib.Path) -> BertConfig | T5Config:
+    """Of a folder's backbone, by its `config.json`; no weights are needed.
+
+    Raises:
+      UserError: as `load`.
+    """
+    raw = _raw_config(folder)
+    path = str(folder / CONFIG)
+    if raw.get("model_type") == "bert":
+        return hf_bert.bert_config(raw, path=path)
+    return hf_t5.t5_config(raw, path=path)
+
+
 def load_bert(folder: pathlib.Path) -> tuple[Params, BertConfig]:
     """`load`, of a BERT folder; `UserError` for another."""
     raw = _raw_config(folder)

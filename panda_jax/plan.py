@@ -1,0 +1,333 @@
+"""Plans: the training step compiled for devices that are not there.
+
+Memory a device, FLOPs, collectives, whether it fits, and how many lanes would.
+"""
+
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from panda_jax import chips, hlo, models, runs
+from panda_jax.abstract import Elsewhere, Outline
+from panda_jax.chips import Topology
+from panda_jax.interop import hf
+from panda_jax.models import Config
+from panda_jax.runs import Run
+from panda_jax.sharding import Partitioner
+
+# Compilations of a search, and lanes a device group beyond which it ends.
+MOST_COMPILES = 6
+MOST_LANES = 512
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+# The two ways in which XLA says so.
+_FULL = (
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+
+
+def plan(
+    run: Run,
+    *,
+    topology: str,
+    fleet: int = 1,
+    partitioner: Partitioner | None = None,
+    search: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compiles a run's step, and finds the largest fleet that fits.
+
+    Args:
+      run: the settings; of the backbone only the sizes are needed.
+      topology: as `chips.topology` reads it.
+      fleet: lanes.
+      partitioner: how devices are shared out.
+      search: for the largest fleet too; each try is a compilation.
+      say: is told what goes on.
+
+    Returns:
+      What `text` shows and `--json` writes: all bytes, FLOPs and seconds are of
+      one device and one step.
+
+    Raises:
+      UserError: unknown topology or backbone, or what the run itself would
+        refuse.
+    """
+    where = chips.topology(topology)
+    config = sizes(run.backbone)
+    dtype = run.dtype or ("float32" if where.chip is None else "bfloat16")
+    given = partitioner or Partitioner()
+    chunk = given.chunk
+    if chunk is None:
+        chunk = 1 if where.chip is None else 0
+    elsewhere = Elsewhere(
+        num_partitions=given.num_partitions,
+        mesh_shape=given.mesh_shape,
+        parameter_partitioning_dims=given.parameter_partitioning_dims,
+        chunk=chunk,
+        devices=tuple(chips.devices(where)),
+    )
+
+    def compiled(lanes: int) -> dict[str, Any]:
+        outline = Outline(
+            run, config, dtype=dtype, count=lanes, partitioner=elsewhere
+        )
+        say(f"compiling a fleet of {lanes} for {topology}")
+        return _compiled(outline, where)
+
+    found = compiled(fleet)
+    if search and where.platform == "tpu" and run.method != "model":
+        found["largest_fleet"] = _largest(found, compiled)
+    shown = ("task", "backbone", "method", "recipe", "prompt_kind")
+    shown += ("prompt_length", "batch_size", "max_length", "remat")
+    filled = run.for_family(text_to_text=models.is_text_to_text(config))
+    return {
+        "topology": topology,
+        "compiled_for": "TPU" if where.platform == "tpu" else "CPU",
+        "settings": {name: getattr(filled, name) for name in shown}
+        | {"dtype": "float32" if run.method == "model" else dtype},
+        **found,
+        "versions": runs.versions(),
+    }
+
+
+def sizes(name: str) -> Config:
+    """The sizes of a backbone: of the zoo, or of a Hugging Face folder.
+
+    Raises:
+      UserError: it is neither.
+    """
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return hf.sizes(folder)
+    return models.config(name.removeprefix("random:"))
+
+
+def _compiled(outline: Outline, where: Topology) -> dict[str, Any]:
+    """What one compilation tells."""
+    begun = time.monotonic()
+    layout = outline.parts.layout
+    about: dict[str, Any] = {
+        "mesh": dict(outline.mesh.shape),
+        "lanes": {
+            "fleet": len(outline.parts.lanes),
+            "padded": outline.lanes,
+            "per_group": outline.lanes // layout.groups,
+            "chunk": layout.chunk,
+        },
+        "data": {"rows": outline.rows, "resident": outline.resident},
+    }
+    memory: dict[str, float] = {**outline.groups()}
+    usable = where.chip.usable if where.chip else None
+    try:
+        compiled = outline.lower().compile()
+    except Exception as error:
+        full = _full(str(error))
+        if full is None:
+            raise
+        memory["needed_at_least"], memory["usable"] = full
+        about |= {
+            "memory": memory,
+            "fits": False,
+            "fits_by": "compiler",
+            "lacking": full[0] - full[1],
+            "message": str(error).splitlines()[0],
+        }
+    else:
+        stats = compiled.memory_analysis()
+        memory |= {
+            "arguments": stats.argument_size_in_bytes,
+            "temporaries": stats.temp_size_in_bytes,
+            "code": stats.generated_code_size_in_bytes,
+        }
+        fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
+        memory["total"] = fresh + sum(
+            memory[name] for name in ("arguments", "temporaries", "code")
+        )
+        about |= {"memory": memory, "fits": None, "fits_by": "not checked"}
+        if where.platform == "tpu":
+            about |= {"fits": True, "fits_by": "compiler"}
+        elif usable is not None:
+            fits = memory["total"] <= usable
+            about |= {"fits": fits, "fits_by": "estimate"}
+        if usable is not None:
+            memory["usable"] = usable
+        about |= _step(hlo.costs(compiled.as_text()), outline, where)
+    about["compile_seconds"] = round(time.monotonic() - begun, 1)
+    return about
+
+
+def _full(message: str) -> tuple[float, float] | None:
+    """Bytes needed at least, and bytes that there are; None if not of that."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    for pattern in _FULL:
+        found = pattern.search(message)
+        if found:
+            needed, unit, usable, other = found.groups()
+            return (
+                float(needed) * _UNITS[unit],
+                float(usable) * _UNITS[other],
+            )
+    return None
+
+
+def _step(
+    costs: hlo.Costs, outline: Outline, where: Topology
+) -> dict[str, Any]:
+    """FLOPs, bytes and collectives of a step; the time that they take at
+    least, at the chip's rates."""
+    sent = sum(costs.sent.values())
+    step: dict[str, Any] = {"flops": costs.flops, "bytes": costs.bytes}
+    if where.chip is not None:
+        seconds = {
+            "compute": costs.flops / where.chip.flops,
+            "memory": costs.bytes / where.chip.memory_rate,
+            "links": sent / where.chip.link_rate,
+        }
+        bound = max(seconds, key=lambda name: seconds[name])
+        rows = len(outline.parts.lanes) * outline.run.batch_size
+        step |= {
+            "seconds": seconds,
+            "roofline_seconds": seconds[bound],
+            "bound": bound,
+            "examples_per_second": rows / max(seconds[bound], 1e-12),
+        }
+    step["open_loops"] = costs.open_loops
+    return {
+        "step": step,
+        "collectives": {
+            kind: {"count": costs.counts[kind], "bytes": costs.sent[kind]}
+            for kind in sorted(costs.counts)
+        },
+    }
+
+
+def _largest(
+    first: dict[str, Any], compiled: Callable[[int], dict[str, Any]]
+) -> dict[str, Any]:
+    """The most lanes that fit, by whole rows of the data axis.
+
+    The next try follows from what a lane more has taken so far; only the
+    compiler's answers count.
+    """
+    groups = first["mesh"]["data"]
+    tried: list[dict[str, Any]] = []
+    known: dict[int, float] = {0: first["memory"]["backbone"]}
+    low, high = 0, MOST_LANES + 1
+
+    def took(found: dict[str, Any]) -> None:
+        nonlocal low, high
+        each = found["lanes"]["per_group"]
+        tried.append(
+            {
+                "fleet": each * groups,
+                "fits": found["fits"],
+                "total": found["memory"].get("total"),
+            }
+        )
+        if found["fits"]:
+            low = max(low, each)
+            known[each] = found["memory"]["total"]
+        else:
+            high = min(high, each)
+
+    took(first)
+    usable = first["memory"]["usable"]
+    while high - low > 1 and len(tried) < MOST_COMPILES:
+        if low == 0:
+            guess = high // 2
+        else:
+            below = max((each for each in known if each < low), default=0)
+            more = (known[low] - known[below]) / (low - below)
+            # What does not fit where it should: less and less of the room.
+            missed = sum(not each["fits"] for each in tried[1:])
+            room = (usable - known[low]) * (1 - 0.03 * missed**2)
+            guess = low + int(room / max(more, 1.0))
+        guess = min(max(guess, low + 1), high - 1, MOST_LANES)
+        took(compiled(guess * groups))
+    return {
+        "fleet": low * groups,
+        "exact": high - low == 1,
+        "least_too_large": high * groups if high <= MOST_LANES else None,
+        "tried": tried,
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lanes, memory, mesh = report["lanes"], report["memory"], report["mesh"]
+    settings = ", ".join(
+        f"{name} {value}" for name, value in report["settings"].items()
+    )
+    cut = " x ".join(f"{name} {size}" for name, size in mesh.items())
+    lines = [
+        f"{report['topology']}: mesh {cut}; {settings}",
+        f"fleet of {lanes['fleet']} ({lanes['padded']} with padding), "
+        f"{lanes['per_group']} a device group, "
+        f"{lanes['chunk'] or 'all'} at a time; "
+        f"{report['data']['rows']} training rows"
+        + ("" if report["data"]["resident"] else ", sent by dispatch"),
+    ]
+    if report["compiled_for"] == "CPU":
+        lines.append(
+            "Compiled for as many CPU devices: temporaries, bytes and code are "
+            "the CPU's; times are at the named chip's rates."
+        )
+    lines.append("memory a device:")
+    lines += [
+        f"  {name:16s} {_bytes(size):>10s}" for name, size in memory.items()
+    ]
+    lines.append(_fits(report))
+    if "step" in report:
+        lines += _step_lines(report)
+    largest = report.get("largest_fleet")
+    if largest is not None:
+        words = f"largest fleet that fits: {largest['fleet']}"
+        if not largest["exact"]:
+            least = largest["least_too_large"]
+            less = f", fewer than {least}" if least else ""
+            words += f" or more{less} (the search has ended)"
+        lines.append(words)
+        for each in largest["tried"]:
+            total = _bytes(each["total"]) if each["total"] else "too large"
+            lines.append(f"  {each['fleet']:5d} lanes: {total}")
+    return "\n".join(lines)
+
+
+def _fits(report: dict[str, Any]) -> str:
+    words = {True: "yes", False: "no", None: "not known"}[report["fits"]]
+    line = f"fits: {words} ({report['fits_by']})"
+    if "lacking" in report:
+        line += f", lacking at least {_bytes(report['lacking'])}"
+    return line
+
+
+def _step_lines(report: dict[str, Any]) -> list[str]:
+    step = report["step"]
+    lines = [
+        f"a step on a device: {step['flops'] / 1e12:.4g} TFLOP of matrix "
+        f"products, {_bytes(step['bytes'])} to and from memory"
+    ]
+    for kind, found in report["collectives"].items():
+        lines.append(f"  {kind}: {found['count']:g}, {_bytes(found['bytes'])}")
+    if "seconds" in step:
+        parts = ", ".join(
+            f"{name} {seconds * 1e3:.4g} ms"
+            for name, seconds in step["seconds"].items()
+        )
+        lines.append(
+            f"at least {step['roofline_seconds'] * 1e3:.4g} ms a step "
+            f"({parts}): at most {step['examples_per_second']:.4g} examples/s"
+        )
+    return [*lines, f"compiled in {report['compile_seconds']}s"]
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size:.0f} B"
