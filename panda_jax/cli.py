@@ -206,7 +206,8 @@ def _plan(args: commands.Plan) -> int:
     # Nothing is run, and TPUs that are compiled for need not be here.
     jax.config.update("jax_platforms", "cpu")
     from panda_jax.files import write_json
-    from panda_jax.plan import plan, text
+    from panda_jax.plan import plan
+    from panda_jax.plan_text import text
     from panda_jax.runs import Run
     from panda_jax.sharding import Partitioner
 

@@ -553,7 +553,7 @@ def test_what_does_not_fit_is_said_by_the_compiler(tmp_path):
         "--topology=v5e:2x2",
         "--backbone=random:bert-tiny",
         "--fleet=12",
-        "--batch_size=8192",
+        "--batch_size=4096",
         f"--json={tmp_path / 'plan.json'}",
     )
     assert done.returncode == 0, done.stderr
