@@ -18,10 +18,10 @@ def text(report: dict[str, Any]) -> str:
         f"{report['data']['rows']} training rows"
         + ("" if report["data"]["resident"] else ", sent by dispatch"),
     ]
-    if report["compiled_for"] == "CPU":
+    if report["fits_by"] == "estimate":
         lines.append(
-            "Compiled for as many CPU devices: temporaries, bytes and code are "
-            "the CPU's; times are at the named chip's rates."
+            "Compiled for as many CPU devices: temporaries, bytes and "
+            "collectives are the CPU's; times are at the named chip's rates."
         )
     lines.append("memory a device:")
     lines += [
