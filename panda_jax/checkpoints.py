@@ -127,6 +127,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax passes on its backends' own kinds
+            if jax.process_count() > 1:
+                # Rather another process that is gone than a disk.
+                raise
             reason = str(error).splitlines()[0][-200:]
             raise UserError(
                 f"A checkpoint could not be written to {str(self.folder)!r}: "
