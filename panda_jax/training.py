@@ -1,7 +1,6 @@
 """The front door of training: checks, what a run starts from, then the loop."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,39 +8,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import losses, runs, scoring
+from panda_jax import givens, losses, runs, scoring
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
-from panda_jax.evaluation import load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike, write_json, write_text
 from panda_jax.lane import Lane, Needs, TrainResult
 from panda_jax.loop import Fleet
-from panda_jax.models.bert import BertConfig
 from panda_jax.runs import Run
 from panda_jax.sharding import Partitioner
-from panda_jax.store import StoredPrompt, content_hash, load_prompt
+from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
-
-PromptLike = StoredPrompt | PathLike
-
-
-@dataclasses.dataclass(frozen=True)
-class Where:
-    """Where data is read and progress is shown; never part of a run's id."""
-
-    data_dir: PathLike | None = None
-    tfds_data_dir: PathLike | None = None
-    quiet: bool = False
-    partitioner: Partitioner | None = None
 
 
 def train(
     backbone: Backbone | str = "minilm-l6",
     *,
-    source: PromptLike | None = None,
-    teacher: PromptLike | None = None,
-    target_prompt: PromptLike | None = None,
+    source: givens.PromptLike | None = None,
+    teacher: givens.PromptLike | None = None,
+    target_prompt: givens.PromptLike | None = None,
     similarity: float | None = None,
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
@@ -81,7 +66,7 @@ def train(
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
     backbone = _loaded(backbone, run)
-    where = Where(data_dir, tfds_data_dir, quiet, partitioner)
+    where = givens.Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
     prompts = {
         "source": source,
@@ -142,7 +127,7 @@ def train_fleet(
     Raises:
       UserError: a wrong argument, or runs that cannot share a step.
     """
-    where = Where(data_dir, tfds_data_dir, quiet, partitioner)
+    where = givens.Where(data_dir, tfds_data_dir, quiet, partitioner)
     root = None if out_dir is None else pathlib.Path(out_dir)
     found: dict[str, TrainResult | UserError | None] = {}
     going: dict[str, Lane] = {}
@@ -189,9 +174,9 @@ def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
 def _begin(
     run: Run,
     backbone: Backbone,
-    prompts: dict[str, PromptLike | None],
+    prompts: dict[str, givens.PromptLike | None],
     similarity: float | None,
-    where: Where,
+    where: givens.Where,
     folder: pathlib.Path | None,
 ) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
     """A run that is ready to train, with its data; or the result it has.
@@ -208,16 +193,16 @@ def _begin(
         )
     run = dataclasses.replace(run, task=task)
     given = {
-        role: _prompt(value, backbone, role.replace("_", " "))
+        role: givens.prompt(value, backbone, role.replace("_", " "))
         for role, value in prompts.items()
     }
     if given["source"] is not None and run.needs_source:
         shape = given["source"].prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
-    _check_needs(run, given, similarity)
-    data = _load(run, backbone, where)
-    description = _describe(run, backbone, given, similarity, data)
+    givens.check_needs(run, given, similarity)
+    data = givens.load(run, backbone, where)
+    description = givens.describe(run, backbone, given, similarity, data)
     main = jax.process_index() == 0
     if folder is not None:
         runs.check_same_run(folder, description)
@@ -228,160 +213,16 @@ def _begin(
         folder.mkdir(parents=True, exist_ok=True)
         if main:
             paths = {
-                **prompts,
-                "data_dir": where.data_dir,
-                "tfds_data_dir": where.tfds_data_dir,
+                **{r: givens.as_path(value) for r, value in prompts.items()},
+                "data_dir": givens.as_path(where.data_dir),
+                "tfds_data_dir": givens.as_path(where.tfds_data_dir),
+                "similarity": similarity,
             }
             write_json(folder / "run.json", description)
-            write_text(
-                folder / "config.gin",
-                runs.as_gin(
-                    run,
-                    {name: _as_path(value) for name, value in paths.items()}
-                    | {"similarity": similarity},
-                ),
-            )
+            write_text(folder / "config.gin", runs.as_gin(run, paths))
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
     lane = Lane(run, description["run_id"], needs, folder, writes=main)
     return lane, data
-
-
-def _load(
-    run: Run, backbone: Backbone, where: Where
-) -> tuple[AnyExamples, AnyExamples]:
-    """The training and the development split.
-
-    Raises:
-      UserError: no such data, or too long for the backbone with the prompt.
-    """
-    train_data, eval_data = (
-        load_view(
-            run.task,
-            split,
-            backbone=backbone,
-            max_length=run.max_length,
-            target_length=target_length,
-            data_dir=where.data_dir,
-            tfds_data_dir=where.tfds_data_dir,
-            limit=limit,
-        )
-        for split, target_length, limit in (
-            ("train", run.target_length, run.train_examples),
-            # Answers are read whole, whatever was learnt of them.
-            ("validation", None, run.eval_examples),
-        )
-    )
-    longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])
-    prompt = 0 if run.method == "model" else run.prompt_length or 0
-    config = backbone.config
-    if isinstance(config, BertConfig) and longest + prompt > config.positions:
-        raise UserError(
-            f"{longest} tokens and a prompt of {prompt} do not fit the "
-            f"backbone's {config.positions} positions. Lower "
-            "--max_length or --prompt_length."
-        )
-    return train_data, eval_data
-
-
-def _as_path(value: PromptLike | None) -> str | None:
-    """Where a prompt or folder lies; None for one in memory."""
-    path = value.path if isinstance(value, StoredPrompt) else value
-    return None if path is None else os.path.abspath(path)
-
-
-def _prompt(
-    value: PromptLike | None, backbone: Backbone, role: str
-) -> StoredPrompt | None:
-    if value is None:
-        return None
-    stored = value if isinstance(value, StoredPrompt) else load_prompt(value)
-    scoring.check_prompt(backbone, f"{role} ({stored.info.task})", stored)
-    return stored
-
-
-def _check_needs(
-    run: Run,
-    given: dict[str, StoredPrompt | None],
-    similarity: float | None,
-) -> None:
-    """Refuses what a method has no use for, lacks, or what does not fit."""
-    source, teacher = given["source"], given["teacher"]
-    enough = source or (run.method == "panda" and teacher)
-    if run.needs_source and not enough:
-        raise UserError(
-            f"Method {run.method!r} needs a source prompt: give the folder of "
-            "one (--source=DIR). Make one with: panda-jax train "
-            "--task=SOURCE_TASK --method=prompt --model_dir=DIR"
-        )
-    useless = {
-        "prompt": list(given),
-        "model": list(given),
-        "pot": ["teacher", "target_prompt"],
-        "panda": [],
-    }[run.method]
-    for role in useless:
-        if given[role] is not None:
-            raise UserError(
-                f"Method {run.method!r} makes no use of a {role}. Leave out "
-                f"--{role}, or choose --method=panda or pot."
-            )
-    if similarity is not None and run.method != "panda":
-        raise UserError("--similarity is for --method=panda alone.")
-    if run.method == "pot" and source is not None:
-        kind, length = source.prompt.kind, source.prompt.length
-        same_length = run.resize_source or length == run.prompt_length
-        if kind != run.prompt_kind or not same_length:
-            raise UserError(
-                f"The source prompt is {kind} with length {length}, the run "
-                f"asks for {run.prompt_kind} with length {run.prompt_length}. "
-                f"Set --prompt_kind={kind} --prompt_length={length}"
-                + (
-                    ", or crop or pad it with --resize_source=true."
-                    if kind == run.prompt_kind
-                    else "."
-                )
-            )
-    for role in ("teacher", "target_prompt"):
-        stored = given[role]
-        if stored is not None and stored.info.task != run.task:
-            raise UserError(
-                f"The {role} was tuned on {stored.info.task!r}, the run is on "
-                f"{run.task!r}. A prompt of another task is a --source."
-            )
-    if source is None or teacher is None:
-        return
-    if teacher.info.source not in (None, source.info.task):
-        raise UserError(
-            f"The teacher was tuned from {teacher.info.source!r}, the source "
-            f"is of {source.info.task!r}. Give the source that it came from, "
-            "or leave out --teacher."
-        )
-
-
-def _describe(
-    run: Run,
-    backbone: Backbone,
-    given: dict[str, StoredPrompt | None],
-    similarity: float | None,
-    data: tuple[AnyExamples, AnyExamples],
-) -> dict[str, Any]:
-    """The content of `run.json`."""
-    needs: dict[str, str | float | None] = {
-        role: stored and f"{stored.info.task}@{content_hash(stored.prompt)}"
-        for role, stored in given.items()
-    }
-    needs["similarity"] = similarity
-    return {
-        "run_id": runs.run_id(run, needs),
-        "settings": dataclasses.asdict(run),
-        "needs": needs,
-        "fingerprints": {
-            "backbone weights": backbone.fingerprint,
-            "training data": data[0].fingerprint,
-            "development data": data[1].fingerprint,
-        },
-        "versions": runs.versions(),
-    }
 
 
 def _fill_needs(
@@ -389,7 +230,7 @@ def _fill_needs(
     backbone: Backbone,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
-    where: Where,
+    where: givens.Where,
     folder: pathlib.Path | None,
 ) -> Needs:
     """Trains the teacher and the target's prompt where none is given."""
@@ -440,7 +281,7 @@ def _fill_needs(
 def _nested(
     run: Run,
     backbone: Backbone,
-    where: Where,
+    where: givens.Where,
     folder: pathlib.Path | None,
     *,
     source: StoredPrompt | None = None,
