@@ -68,7 +68,9 @@ def load(
 def as_path(value: PromptLike | None) -> str | None:
     """Where a prompt or folder lies; None for one in memory."""
     path = value.path if isinstance(value, StoredPrompt) else value
-    return None if path is None else os.path.abspath(path)
+    if path is None or "://" in str(path):  # TFDS reads buckets too
+        return None if path is None else str(path)
+    return os.path.abspath(path)
 
 
 def prompt(

@@ -50,6 +50,7 @@ LAYERS = [
     {"lane"},
     {"assembly"},
     {"loop", "abstract"},
+    {"givens"},
     {"training", "plan"},
     {"demo"},
     {"cli"},
