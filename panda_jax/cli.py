@@ -205,12 +205,16 @@ def _plan(args: commands.Plan) -> int:
 
     # Nothing is run, and TPUs that are compiled for need not be here.
     jax.config.update("jax_platforms", "cpu")
+    from panda_jax import chips
     from panda_jax.files import write_json
     from panda_jax.plan import plan
     from panda_jax.plan_text import text
     from panda_jax.runs import Run
     from panda_jax.sharding import Partitioner
 
+    if chips.topology(args.topology).platform == "tpu":
+        # What is compiled for chips that are not here cannot be read back.
+        jax.config.update("jax_enable_compilation_cache", False)
     partitioner = Partitioner.of_flags(
         args.num_partitions, args.mesh_shape, args.parameter_partitioning_dims
     )
