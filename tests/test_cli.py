@@ -229,6 +229,34 @@ def test_mistakes_are_named(capsys, tmp_path, monkeypatch, argv, part):
     assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing"
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--task=cb", "--model_dir=gs://b/run"],
+        ["train", "--task=cb", "--gin.train.data_dir='gs://b/data'"],
+        ["train", "--task=cb", "--method=pot", "--source=s3://b/run"],
+        ["train", "--task=cb", "--backbone=gs://b/bert"],
+        ["evaluate", "--prompt=gs://b/run"],
+        ["score", "--sources=gs://b/bank", "--out_dir=scores"],
+        ["rank", "--sources=bank", "--target=gs://b/run"],
+        ["import", "npy", "gs://b/a.npy", "--out_dir=prompt"],
+        ["plan", "--topology=cpu:8", "--json=gs://b/plan.json"],
+    ],
+)
+def test_a_bucket_is_no_path(capsys, tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    message = mistake(capsys, *argv)
+    assert "://b/" in message
+    assert "gcsfuse" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tfds_reads_buckets_itself(capsys):
+    argv = ["train", "--task=cb", "--tfds_data_dir=gs://b/tfds", "--dry_run"]
+    assert cli.main(argv) == 0
+    assert "'gs://b/tfds'" in capsys.readouterr().out
+
+
 def test_missing_data_folder(capsys, tmp_path):
     message = mistake(
         capsys,

