@@ -251,7 +251,7 @@ def _largest(
         took(compiled(guess * groups))
     return {
         "fleet": low * groups,
-        "exact": high - low == 1,
+        "exact": high - low == 1 and high <= MOST_LANES,
         "least_too_large": high * groups if high <= MOST_LANES else None,
         "tried": tried,
     }
