@@ -30,6 +30,7 @@ from panda_jax.tokenizer import Tokenizer
 from panda_jax.types import Params
 
 BATCH = 64
+_LENGTHS = 16
 
 
 def padded_batches(
@@ -66,6 +67,9 @@ def load_view(
 ) -> AnyExamples:
     """A split in the view of the backbone's family.
 
+    Its rows are as long as its longest, and then up to a multiple of 16, so
+    that tasks of like length share a compilation.
+
     Args:
       task: task id.
       split: `train` or `validation`.
@@ -76,7 +80,7 @@ def load_view(
     """
     tokenizer = backbone.tokenizer
     if isinstance(tokenizer, TextTokenizer):
-        return load_text_examples(
+        texts = load_text_examples(
             task,
             split,
             tokenizer=tokenizer,
@@ -84,9 +88,15 @@ def load_view(
             target_length=target_length,
             **options,
         )
-    return load_examples(
+        return texts.widened(_bucket(texts.inputs.shape[1], max_length))
+    rows = load_examples(
         task, split, tokenizer=tokenizer, max_length=max_length, **options
     )
+    return rows.widened(_bucket(rows.tokens.shape[1], max_length))
+
+
+def _bucket(length: int, most: int) -> int:
+    return max(length, min(most, -(-length // _LENGTHS) * _LENGTHS))
 
 
 def outputs(

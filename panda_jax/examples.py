@@ -129,6 +129,24 @@ class Examples:
             },
         )
 
+    def widened(self, width: int) -> "Examples":
+        """The same rows, padded to `width` tokens."""
+        room = width - self.tokens.shape[1]
+        wide = {"tokens": 0, "segments": 0, "char_starts": 0, "char_ends": 0}
+        if self.kind == "tags":
+            wide["labels"] = -1
+        arrays = self.row_arrays()
+        return dataclasses.replace(
+            self,
+            **{
+                name: np.pad(
+                    arrays[name], ((0, 0), (0, room)), constant_values=value
+                )
+                for name, value in wide.items()
+                if name in arrays
+            },
+        )
+
     def row_arrays(self) -> dict[str, np.ndarray]:
         """Name -> array, of all that has one entry a row."""
         names = (
@@ -195,6 +213,12 @@ class TextExamples:
         """The batch of `chosen` [B]; there are no segments."""
         inputs = self.inputs[chosen]
         return Batch(inputs, np.zeros_like(inputs), self.targets[chosen])
+
+    def widened(self, width: int) -> "TextExamples":
+        """The same rows, their inputs padded to `width` tokens."""
+        room = width - self.inputs.shape[1]
+        inputs = np.pad(self.inputs, ((0, 0), (0, room)))
+        return dataclasses.replace(self, inputs=inputs)
 
     def subset(self, questions: Sequence[int]) -> "TextExamples":
         """These rows alone, in this order."""

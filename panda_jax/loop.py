@@ -246,23 +246,23 @@ class Fleet:
         seconds = now - self.mark[1]
         rows = (end - self.mark[0]) * self.run.batch_size
         self.mark = (end, now)
-        for number, lane in enumerate(self.lanes):
-            for at in range(end - begin):
-                if not lane.going:
-                    break
-                step = begin + at + 1
-                values = {k: float(v[at, number]) for k, v in host.items()}
-                error = lane.trouble(step, values)
-                logged = step % LOG_EVERY == 0
-                logged |= step % parts.steps_per_epoch == 0
-                logged |= step == parts.total
-                if logged or error:
-                    if rows:
-                        rate = rows / max(seconds, 1e-9)
-                        values["examples_per_second"] = rate
-                    lane.log(step, values)
-                if error:
-                    lane.fail(step, error)
+        taken = end - begin
+        finite = np.all([np.isfinite(v[:taken]) for v in host.values()], 0)
+        steps = begin + 1 + np.arange(taken)
+        logged = (steps % LOG_EVERY == 0) | (steps == parts.total)
+        logged |= steps % parts.steps_per_epoch == 0
+        for at, number in np.argwhere(logged[:, None] | ~finite).tolist():
+            # Padding of the last group is no lane.
+            if number >= len(self.lanes) or not self.lanes[number].going:
+                continue
+            lane, step = self.lanes[number], int(steps[at])
+            values = {k: float(v[at, number]) for k, v in host.items()}
+            error = lane.trouble(step, values)
+            if rows:
+                values["examples_per_second"] = rows / max(seconds, 1e-9)
+            lane.log(step, values)
+            if error:
+                lane.fail(step, error)
         errors = [lane.tracking.error for lane in self.lanes]
         if all(errors):
             raise UserError(str(errors[0]))

@@ -196,6 +196,37 @@ def test_a_lane_that_diverges_ends_alone(tiny, rows, source, solo, tmp_path):
     assert last["step"] == lanes[2].tracking.ended
 
 
+def test_a_learning_rate_of_a_million_harms_nobody_else(
+    tiny, rows, source, solo
+):
+    lanes = [lane(n, source) for n in range(4)]
+    lanes[1] = lane(1, source, learning_rate=1e6)
+    found = final(Fleet(tiny, lanes, *rows, quiet=True))
+    for n in (0, 2, 3):
+        np.testing.assert_array_equal(found[0][:, n], solo[0][:, n])
+        jax.tree.map(
+            lambda a, b, n=n: np.testing.assert_array_equal(a[n], b[n]),
+            found[1],
+            solo[1],
+        )
+    assert not np.allclose(found[0][:, 1], solo[0][:, 1])
+
+
+def test_rows_of_like_length_are_padded_alike(tiny):
+    widths = {
+        evaluation.load_view(
+            TASK, "train", backbone=tiny, max_length=most, limit=20
+        ).tokens.shape[1]
+        for most in (60, 64)
+    }
+    assert len(widths) == 1
+    assert widths.pop() % 16 == 0
+    short = evaluation.load_view(
+        TASK, "train", backbone=tiny, max_length=10, limit=20
+    )
+    assert short.tokens.shape[1] == 10, "never longer than asked for"
+
+
 def test_patience_ends_a_lane_and_not_the_others(tiny, rows, source):
     settings = {"epochs": 6, "learning_rate": 1e-9}
     lanes = [
