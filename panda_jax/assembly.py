@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import evaluation, fleet, models, optim, sharding, steps
+from panda_jax import chunks, evaluation, fleet, models, optim, sharding, steps
 from panda_jax.backbone import Backbone
 from panda_jax.data import batch_indices
 from panda_jax.errors import UserError
@@ -137,13 +137,31 @@ class Assembly:
             partitioner = partitioner or Partitioner()
             self.mesh = partitioner.mesh(len(lanes))
         self.partitioner = partitioner or Partitioner()
-        chunk = self.partitioner.chunk
-        if chunk is None:
-            chunk = 1 if jax.default_backend() == "cpu" else 0
         groups = self.mesh.shape["data"] if self.mesh is not None else 1
-        self.layout = Lanes(groups, chunk)
-        self.padded = self.layout.padded(len(lanes))
+        self.padded = Lanes(groups).padded(len(lanes))
+        self.layout = Lanes(groups, self._chunk(self.padded // groups))
         self.state_layout: tuple[Any, ...] | None = None
+
+    def _chunk(self, here: int) -> int:
+        """Lanes at a time on a device that has so many."""
+        memory = self.partitioner.memory()
+        if self.partitioner.chunk is not None:
+            return self.partitioner.chunk
+        if memory is None:
+            return 1  # on a CPU lanes one after another are fastest
+        data = self.train_data
+        text = isinstance(data, TextExamples)
+        rows = data.rows(np.zeros(self.run.batch_size, np.int64)).size
+        return chunks.choose(
+            self.step_spec.config,
+            rows=rows // self.run.accumulate,
+            positions=data.tokens.shape[-1] + (self.run.prompt_length or 0),
+            targets=data.targets.shape[1] if text else 0,
+            mesh={} if self.mesh is None else dict(self.mesh.shape),
+            dims=self.partitioner.parameter_partitioning_dims,
+            here=here,
+            memory=memory,
+        )
 
     # What the compiled step is given
 

@@ -64,6 +64,8 @@ class Train(Settings, Run):
         stands for what is left.
       parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
         split over fsdp.
+      chunk: lanes that a device computes at a time, 0 for all; None for one on
+        CPU, and on accelerators as many as should fit.
     """
 
     source: str | None = None
@@ -76,6 +78,7 @@ class Train(Settings, Run):
     num_partitions: int | None = None
     mesh_shape: str | None = None
     parameter_partitioning_dims: int = 1
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,8 +102,8 @@ class Plan(Run):
         stands for what is left.
       parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
         split over fsdp.
-      chunk: lanes that a device computes at a time, 0 for all; None for all,
-        and one on CPU.
+      chunk: lanes that a device computes at a time, 0 for all; None as in
+        train.
       no_search: do not look for the largest fleet that fits.
       json: file to write everything to.
     """

@@ -3,19 +3,20 @@
 Memory a device, FLOPs, collectives, whether it fits, and how many lanes would.
 """
 
+import dataclasses
 import pathlib
 import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from panda_jax import chips, hlo, models, runs
+from panda_jax import chips, chunks, hlo, models, runs
 from panda_jax.abstract import Elsewhere, Outline
 from panda_jax.chips import Topology
 from panda_jax.interop import hf
 from panda_jax.models import Config
 from panda_jax.runs import Run
-from panda_jax.sharding import Partitioner
+from panda_jax.sharding import AXES, Partitioner
 
 # Compilations of a search, and lanes a device group beyond which it ends.
 MOST_COMPILES = 6
@@ -60,18 +61,18 @@ def plan(
     config = sizes(run.backbone)
     dtype = run.dtype or ("float32" if where.chip is None else "bfloat16")
     given = partitioner or Partitioner()
-    chunk = given.chunk
-    if chunk is None:
-        chunk = 1 if where.chip is None else 0
-    elsewhere = Elsewhere(
-        num_partitions=given.num_partitions,
-        mesh_shape=given.mesh_shape,
-        parameter_partitioning_dims=given.parameter_partitioning_dims,
-        chunk=chunk,
-        devices=tuple(chips.devices(where)),
-    )
+    filled = run.for_family(text_to_text=models.is_text_to_text(config))
+    chosen = dataclasses.replace(config, dtype=dtype, remat=run.remat)
+    devices = tuple(chips.devices(where))
 
     def compiled(lanes: int) -> dict[str, Any]:
+        elsewhere = Elsewhere(
+            num_partitions=given.num_partitions,
+            mesh_shape=given.mesh_shape,
+            parameter_partitioning_dims=given.parameter_partitioning_dims,
+            chunk=_chunk(filled, chosen, given, where, len(devices), lanes),
+            devices=devices,
+        )
         outline = Outline(
             run, config, dtype=dtype, count=lanes, partitioner=elsewhere
         )
@@ -83,7 +84,6 @@ def plan(
         found["largest_fleet"] = _largest(found, compiled)
     shown = ("task", "backbone", "method", "recipe", "prompt_kind")
     shown += ("prompt_length", "batch_size", "max_length", "remat")
-    filled = run.for_family(text_to_text=models.is_text_to_text(config))
     return {
         "topology": topology,
         "compiled_for": "TPU" if where.platform == "tpu" else "CPU",
@@ -92,6 +92,33 @@ def plan(
         **found,
         "versions": runs.versions(),
     }
+
+
+def _chunk(
+    run: Run,
+    config: Config,
+    given: Partitioner,
+    where: Topology,
+    devices: int,
+    lanes: int,
+) -> int:
+    """Lanes at a time: as asked, or as a run there would choose."""
+    if given.chunk is not None:
+        return given.chunk
+    if where.chip is None:
+        return 1
+    sizes_ = given.shape(devices, lanes)
+    shape: dict[str, int] = dict(zip(AXES, sizes_, strict=True))
+    return chunks.choose(
+        config,
+        rows=run.batch_size // run.accumulate,
+        positions=run.max_length + (run.prompt_length or 0),
+        targets=run.target_length or 62,
+        mesh=shape,
+        dims=given.parameter_partitioning_dims,
+        here=-(-lanes // shape["data"]),
+        memory=int(where.chip.memory),
+    )
 
 
 def sizes(name: str) -> Config:

@@ -47,8 +47,8 @@ class Partitioner:
         what is left.
       parameter_partitioning_dims: 1 or 2, the rule table of the frozen
         weights; model-tuning always has 2.
-      chunk: lanes that a device computes at a time; None for one on CPU and
-        all on accelerators.
+      chunk: lanes that a device computes at a time, 0 for all; None for one
+        on CPU, and on accelerators as many as should fit (`chunks`).
     """
 
     num_partitions: int = 1
@@ -60,6 +60,7 @@ class Partitioner:
         "num_partitions",
         "mesh_shape",
         "parameter_partitioning_dims",
+        "chunk",
     )
 
     @classmethod
@@ -68,15 +69,18 @@ class Partitioner:
         num_partitions: int | None,
         mesh_shape: str | None,
         parameter_partitioning_dims: int,
+        chunk: int | None = None,
     ) -> "Partitioner | None":
         """As the command line says it; None where it says nothing.
 
         Raises:
           UserError: not three whole numbers, or both of two ways.
         """
-        said = (num_partitions, mesh_shape, parameter_partitioning_dims)
-        if said == (None, None, 1):
+        said = (num_partitions, mesh_shape, parameter_partitioning_dims, chunk)
+        if said == (None, None, 1, None):
             return None
+        if chunk is not None and chunk < 0:
+            raise UserError(f"chunk is {chunk}, expected 0 (all) or more.")
         if None not in (num_partitions, mesh_shape):
             raise UserError(
                 "num_partitions and mesh_shape say the same thing: give one."
@@ -97,12 +101,23 @@ class Partitioner:
                     f"mesh_shape is {mesh_shape!r}, expected data,fsdp,model, "
                     "e.g. 4,1,2."
                 )
-        return cls(num_partitions or 1, shape, parameter_partitioning_dims)
+        return cls(
+            num_partitions or 1, shape, parameter_partitioning_dims, chunk
+        )
 
     @property
     def rules(self) -> Rules:
         """The table of the frozen weights."""
         return RULES_2D if self.parameter_partitioning_dims == 2 else RULES_1D
+
+    def memory(self) -> int | None:
+        """Bytes of an accelerator; None for a CPU."""
+        device = jax.local_devices()[0]
+        if device.platform == "cpu":
+            return None
+        stats = device.memory_stats() or {}
+        # An accelerator that does not say has 16 GiB at least.
+        return stats.get("bytes_limit", 16 * 2**30)
 
     def shape(self, devices: int, lanes: int) -> tuple[int, int, int]:
         """(data, fsdp, model) for so many devices and lanes.

@@ -1,5 +1,6 @@
 """Lanes trained together are what each is alone, on any mesh."""
 
+import dataclasses
 import math
 import re
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import evaluation, fleet, loop, runs
+from panda_jax import chunks, evaluation, fleet, loop, models, runs
 from panda_jax.assembly import Assembly, bucket
 from panda_jax.errors import UserError
 from panda_jax.lane import Lane, Needs
@@ -138,6 +139,41 @@ def test_chunks_change_nothing(tiny, rows, source, solo, chunk):
     together = Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     assert together.parts.layout.chunk == chunk
     close(final(together), solo, **TOLERANCE)
+
+
+def test_a_chunk_is_as_many_lanes_as_should_fit():
+    large = dataclasses.replace(models.config("bert-large"), dtype="bfloat16")
+    lane_ = chunks.lane_bytes(large, rows=16, positions=148)
+    # The TPU compiler's own: (20.64 - 4.13) GiB for five lanes more.
+    assert lane_ == pytest.approx((20.64 - 4.13) / 5 * 2**30, rel=0.1)
+    again = dataclasses.replace(large, remat=True)
+    assert chunks.lane_bytes(again, rows=16, positions=148) < lane_ / 6
+    one = chunks.lane_bytes(large, rows=8, positions=148)
+    assert one == pytest.approx(lane_ / 2)
+
+    def at_once(memory):
+        return chunks.choose(
+            large,
+            rows=16,
+            positions=148,
+            targets=0,
+            mesh={"data": 4, "fsdp": 1, "model": 1},
+            dims=1,
+            here=6,
+            memory=memory,
+        )
+
+    assert [at_once(n * 10**9) for n in (1, 8, 16, 80)] == [1, 1, 3, 0]
+
+
+@pytest.mark.parametrize("chunk", ["0", "2"])
+def test_a_chunk_can_be_asked_for(chunk):
+    asked = Partitioner.of_flags(None, None, 1, int(chunk))
+    assert asked is not None
+    assert asked.chunk == int(chunk)
+    assert Partitioner.of_flags(None, None, 1, None) is None
+    with pytest.raises(UserError, match="chunk is -1"):
+        Partitioner.of_flags(None, None, 1, -1)
 
 
 def test_five_lanes_on_four_devices(tiny, rows, source, solo):

@@ -48,6 +48,7 @@ LAYERS = [
     {"doctor", "evaluation", "runs"},
     {"scoring", "checkpoints", "commands", "exchange", "starts"},
     {"lane"},
+    {"chunks"},
     {"assembly"},
     {"loop", "abstract"},
     {"givens"},
