@@ -81,7 +81,10 @@ def main() -> None:
         )
     else:
         python = set_up(folder, extra="[test]")
-        run(python, "-m", "pytest", *rest)
+        # Compiling, most of the work, takes one core; a file stays with one
+        # worker, for what its tests share.
+        workers = ("-n", "2", "--dist=loadfile")
+        run(python, "-m", "pytest", *workers, *rest)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("PANDA_DATA_DIR", None)
-# What one test compiled, the processes that other tests start need not.
-_COMPILED = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What one test compiled, other processes need not: those that tests start,
+    # and the workers, which inherit this.
+    _COMPILED = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 
 import numpy as np
 import pytest
