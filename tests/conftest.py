@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,6 +31,16 @@ from panda_jax.backbone import Backbone, load_backbone
 def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or write the user's own cache."""
     os.environ["PANDA_CACHE_DIR"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_code_is_let_go() -> Iterator[None]:
+    """A process has only so many memory maps, and XLA makes some a program.
+
+    Beyond them (after some 1,300 tests) its compiler ends the process.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
