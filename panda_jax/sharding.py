@@ -4,7 +4,6 @@ Names and rules are T5X's: every axis of a parameter has a logical name, and a
 rule table says which axis of the mesh, if any, it is split over.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ Rules = tuple[tuple[str, str | None], ...]
 
 # As T5X's standard rules with one dimension: each parameter over `model`.
 RULES_1D: Rules = (
-    ("batch", "data"),
     ("vocab", "model"),
     ("heads", "model"),
     ("joined_kv", "model"),
@@ -91,13 +89,3 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     """Rows over `data` where they divide, else whole on each device."""
     even = rows % mesh.shape["data"] == 0
     return NamedSharding(mesh, PartitionSpec("data" if even else None))
-
-
-def bytes_per_device(tree: PyTree) -> int:
-    """Bytes that the fullest device holds of placed arrays."""
-    held: dict[int, int] = {}
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            size = math.prod(shard.data.shape) * leaf.dtype.itemsize
-            held[shard.device.id] = held.get(shard.device.id, 0) + size
-    return max(held.values(), default=0)

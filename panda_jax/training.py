@@ -95,6 +95,13 @@ def train(
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
     _check_needs(run, given, similarity)
+    if run.weighs_by_similarity and similarity is None:
+        # Before the teacher is trained, not after.
+        assert run.prompt_kind is not None
+        scoring.check_readable(backbone, "The target's prompt", run.prompt_kind)
+        if given["source"] is not None:
+            kind = given["source"].prompt.kind
+            scoring.check_readable(backbone, "The source's prompt", kind)
     data = _load(run, backbone, where)
     description = _describe(run, backbone, given, similarity, data)
     if folder is not None:
