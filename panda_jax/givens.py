@@ -142,6 +142,22 @@ def check_needs(
         )
 
 
+def check_readable(
+    run: Run,
+    source: StoredPrompt | None,
+    similarity: float | None,
+    backbone: Backbone,
+) -> None:
+    """Refuses, before a teacher is trained, prompts that no metric can read."""
+    if not run.weighs_by_similarity or similarity is not None:
+        return
+    assert run.prompt_kind is not None
+    scoring.check_readable(backbone, "The target's prompt", run.prompt_kind)
+    if source is not None:
+        kind = source.prompt.kind
+        scoring.check_readable(backbone, "The source's prompt", kind)
+
+
 def describe(
     run: Run,
     backbone: Backbone,

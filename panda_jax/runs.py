@@ -197,6 +197,12 @@ class Run:
         control = self.method == "panda" and self.kd_weight == 0
         return self.method in ("pot", "panda") and not control
 
+    @property
+    def weighs_by_similarity(self) -> bool:
+        """Whether the distillation's weight is that of source and target."""
+        own = self.kd_weight is None and self.recipe != "released"
+        return self.method == "panda" and own
+
     def shaped_as(self, kind: str, length: int) -> "Run":
         """With a source's kind and length where none are set."""
         if self.prompt_kind not in (None, kind):

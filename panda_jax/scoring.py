@@ -135,6 +135,21 @@ def check_prompt(backbone: Backbone, name: str, stored: StoredPrompt) -> None:
         )
 
 
+def check_readable(backbone: Backbone, name: str, kind: str) -> None:
+    """Refuses prompts that the metrics which run the backbone cannot see.
+
+    Raises:
+      UserError: a deep prompt of a text-to-text backbone; says what is left.
+    """
+    if backbone.text_to_text and kind == "deep":
+        raise UserError(
+            f"{name} is a deep prompt of a text-to-text backbone, which only "
+            "the decoder sees; metrics panda and on read the encoder. Ask for "
+            "--metrics=e_avg (and for training with PANDA give "
+            "--similarity=NUMBER)."
+        )
+
+
 def score(
     *,
     sources: BankLike,
@@ -239,14 +254,8 @@ def _model(
     model = load_backbone(backbone) if isinstance(backbone, str) else backbone
     for name, stored in named.items():
         check_prompt(model, name, stored)
-        deep = stored.prompt.kind == "deep"
-        if model.text_to_text and deep and set(metrics) & set(RUN):
-            raise UserError(
-                f"{name} is a deep prompt of a text-to-text backbone, which "
-                "only the decoder sees; metrics panda and on read the "
-                "encoder. Ask for --metrics=e_avg (and for training with "
-                "PANDA give --similarity=NUMBER)."
-            )
+        if set(metrics) & set(RUN):
+            check_readable(model, name, stored.prompt.kind)
     return model
 
 

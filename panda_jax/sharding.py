@@ -247,13 +247,3 @@ def on_host(tree: PyTree) -> PyTree:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(whole, tree)
-
-
-def bytes_per_device(tree: PyTree) -> int:
-    """Bytes that the fullest device holds of placed arrays."""
-    held: dict[int, int] = {}
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            size = math.prod(shard.data.shape) * leaf.dtype.itemsize
-            held[shard.device.id] = held.get(shard.device.id, 0) + size
-    return max(held.values(), default=0)

@@ -201,6 +201,7 @@ def _begin(
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
     givens.check_needs(run, given, similarity)
+    givens.check_readable(run, given["source"], similarity, backbone)
     data = givens.load(run, backbone, where)
     description = givens.describe(run, backbone, given, similarity, data)
     main = jax.process_index() == 0

@@ -238,7 +238,7 @@ def test_neurons_are_the_feed_forward_activations(classifier, inputs):
 
 
 def test_exported_folder_is_what_torch_reads(tiny, tmp_path):
-    hf.save_bert(tmp_path, tiny.params, tiny.config)
+    hf.save(tmp_path, tiny.params, tiny.config)
     model = BertModel.from_pretrained(tmp_path).eval()
     tokens = np.arange(1, 13).reshape(2, 6)
     with torch.no_grad():

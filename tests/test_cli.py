@@ -331,7 +331,7 @@ def test_truncated_prompt_file(bank, capsys, tmp_path):
 def test_truncated_backbone_file(tiny, capsys, tmp_path):
     from panda_jax.interop import hf
 
-    hf.save_bert(tmp_path / "model", tiny.params, tiny.config)
+    hf.save(tmp_path / "model", tiny.params, tiny.config)
     tiny.tokenizer.save(tmp_path / "model")
     assert pj.load_backbone(str(tmp_path / "model")).fingerprint == (
         tiny.fingerprint

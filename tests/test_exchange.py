@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+import torch_bert
 import transformers
+from torch_bert import HEADS, LAYERS, WIDTH
 
 from panda_jax import (
     errors,
@@ -390,7 +392,7 @@ def test_prompthub_of_bert_has_no_head(tmp_path, tiny):
 
 # --- The released PANDA code ---
 
-LAYERS, HEADS, WIDTH, P = 3, 4, 16, 5
+P = 5
 
 
 class PTuningV2(torch.nn.Module):
@@ -398,16 +400,7 @@ class PTuningV2(torch.nn.Module):
 
     def __init__(self, outputs: int, head: str):
         super().__init__()
-        config = transformers.BertConfig(
-            vocab_size=50,
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-        )
-        self.bert = transformers.BertModel(config)
+        self.bert = transformers.BertModel(torch_bert.config())
         self.prefix_encoder = torch.nn.Module()
         self.prefix_encoder.embedding = torch.nn.Embedding(
             P, LAYERS * 2 * WIDTH

@@ -191,7 +191,7 @@ def test_where_each_tensor_goes():
 def test_an_exported_folder_is_what_transformers_loads(model, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     params, config = hf.load_t5(tmp_path / "theirs")
-    hf.save_t5(tmp_path / "ours", params, config)
+    hf.save(tmp_path / "ours", params, config)
     loaded, report = T5ForConditionalGeneration.from_pretrained(
         tmp_path / "ours", output_loading_info=True
     )
@@ -293,7 +293,7 @@ def test_a_tuned_bert_is_what_transformers_loads(tmp_path, dtype):
 def test_no_form_for_an_activation_of_ours(tmp_path):
     config = dataclasses.replace(OURS, activation="gelu")
     with pytest.raises(UserError, match="activation 'gelu'"):
-        hf.save_t5(tmp_path, {}, config)
+        hf.save(tmp_path, {}, config)
 
 
 # What config.json may say.

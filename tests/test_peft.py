@@ -11,7 +11,9 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+import torch_bert
 import transformers
+from torch_bert import HEADS, LAYERS, WIDTH
 
 from panda_jax import errors, exchange, prompts, store
 from panda_jax.backbone import Backbone
@@ -21,7 +23,7 @@ from panda_jax.prompts import Prompt
 from panda_jax.tokenizer import Tokenizer
 from panda_jax.trees import content_hash
 
-P, WIDTH, HEADS, LAYERS, CLASSES = 5, 16, 4, 3, 3
+P, CLASSES = 5, 3
 D_KV = 6
 # A task of each kind that has a head of its own.
 TASKS = {"SEQ_CLS": "cb", "TOKEN_CLS": "conll04", "QUESTION_ANS": "squad"}
@@ -34,19 +36,6 @@ KINDS = {"deep": peft.PrefixTuningConfig, "shallow": peft.PromptTuningConfig}
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def _bert_config(outputs: int = CLASSES) -> transformers.BertConfig:
-    return transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        num_labels=outputs,
-    )
-
-
 def _outputs(task_type: str) -> int:
     return {"TOKEN_CLS": 9, "QUESTION_ANS": 2}.get(task_type, CLASSES)
 
@@ -54,7 +43,7 @@ def _outputs(task_type: str) -> int:
 @pytest.fixture(scope="module")
 def encoder() -> transformers.BertModel:
     torch.manual_seed(0)
-    return transformers.BertModel(_bert_config()).eval()
+    return transformers.BertModel(torch_bert.config(num_labels=CLASSES)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +67,7 @@ def _backbone(params, config) -> Backbone:
 def _torch_model(task_type: str, encoder: transformers.BertModel):
     """The encoder with a new head of PEFT's task type."""
     torch.manual_seed(1)
-    model = MODELS[task_type](_bert_config(_outputs(task_type)))
+    model = MODELS[task_type](torch_bert.config(num_labels=_outputs(task_type)))
     model.bert.load_state_dict(encoder.state_dict(), strict=False)
     return model.eval()
 
@@ -297,7 +286,7 @@ def _assert_same_features(backbone: Backbone, prompt: Prompt, model) -> None:
 
 
 def _copy(encoder: transformers.BertModel) -> transformers.BertModel:
-    model = transformers.BertModel(_bert_config())
+    model = transformers.BertModel(torch_bert.config(num_labels=CLASSES))
     model.load_state_dict(encoder.state_dict())
     return model.eval()
 

