@@ -73,13 +73,31 @@ def as_path(value: PromptLike | None) -> str | None:
     return os.path.abspath(path)
 
 
+def as_paths(sources: Any) -> str | None:
+    """Where several sources lie, as a flag says it; None for those in memory.
+
+    A bank is its folder, several folders are joined by commas.
+    """
+    if isinstance(sources, list | tuple):
+        return ",".join(os.path.abspath(path) for path in sources)
+    one = isinstance(sources, str | os.PathLike)
+    return os.path.abspath(sources) if one else None
+
+
 def prompt(
     value: PromptLike | None, backbone: Backbone, role: str
 ) -> StoredPrompt | None:
     if value is None:
         return None
     stored = value if isinstance(value, StoredPrompt) else load_prompt(value)
-    scoring.check_prompt(backbone, f"{role} ({stored.info.task})", stored)
+    return checked(stored, backbone, f"{role} ({stored.info.task})")
+
+
+def checked(
+    stored: StoredPrompt, backbone: Backbone, name: str
+) -> StoredPrompt:
+    """The prompt, if it is one of the backbone's."""
+    scoring.check_prompt(backbone, name, stored)
     return stored
 
 
@@ -164,6 +182,7 @@ def describe(
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
     data: tuple[AnyExamples, AnyExamples],
+    mixture: tuple[tuple[StoredPrompt, float], ...] = (),
 ) -> dict[str, Any]:
     """The content of `run.json`."""
     needs: dict[str, str | float | None] = {
@@ -171,6 +190,9 @@ def describe(
         for role, stored in given.items()
     }
     needs["similarity"] = similarity
+    for stored, weight in mixture:
+        name = f"teacher {content_hash(stored.prompt)}"
+        needs[f"{name} from {stored.info.source}"] = weight
     return {
         "run_id": runs.run_id(run, needs),
         "settings": dataclasses.asdict(run),

@@ -29,12 +29,28 @@ class Needs:
       teacher: of PANDA: the source's prompt tuned on the target.
       similarity: of source and target, where it was measured.
       kd_weight: factor on the distillation loss.
+      mixture: of late fusion: all teachers, each with its logits' weight;
+        `teacher` is the first.
     """
 
     source: StoredPrompt | None = None
     teacher: StoredPrompt | None = None
     similarity: float | None = None
     kd_weight: float = 0.0
+    mixture: tuple[tuple[StoredPrompt, float], ...] = ()
+
+    @property
+    def teachers(self) -> tuple[tuple[StoredPrompt, float], ...]:
+        """Each teacher with its weight."""
+        one = () if self.teacher is None else ((self.teacher, 1.0),)
+        return self.mixture or one
+
+    @property
+    def source_name(self) -> str | None:
+        """The source's task, or those of several."""
+        if self.mixture:
+            return "+".join(str(t.info.source) for t, _ in self.mixture)
+        return self.source.info.task if self.source else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +224,6 @@ class Lane:
                 model = self.folder / "model"
                 hf.save(model, tuned, backbone.config)
                 backbone.tokenizer.save(model)
-        source = self.needs.source
         names = specs.get(run.task).output_names
         info = PromptInfo(
             task=run.task,
@@ -217,7 +232,7 @@ class Lane:
             kind=prompt.kind,
             method=run.method,
             recipe=run.recipe if run.method == "panda" else None,
-            source=source.info.task if source else None,
+            source=self.needs.source_name,
             seed=run.seed,
             data_fingerprint=data_fingerprint,
             max_length=run.max_length,
@@ -253,17 +268,24 @@ class Lane:
         if prompt is None:  # a resumed run that did not improve any more
             assert self.folder is not None
             prompt = load_prompt(self.folder / "prompt")
-        source, teacher = self.needs.source, self.needs.teacher
+        teacher = self.needs.teacher
+        weighed = run.weighs_by_similarity or None
         result = {
             "run_id": self.run_id,
             "task": run.task,
             "backbone": run.backbone,
             "method": run.method,
             "recipe": run.recipe if run.method == "panda" else None,
-            "source": source.info.task if source else None,
+            "source": self.needs.source_name,
             "teacher": teacher.info.task if teacher else None,
             "similarity": self.needs.similarity,
+            "transfer_metric": weighed and run.transfer_metric,
+            "kd_transform": weighed and run.kd_transform,
             "kd_weight": self.needs.kd_weight,
+            "mixture": {
+                str(teacher.info.source): weight
+                for teacher, weight in self.needs.mixture
+            },
             "seed": run.seed,
             "metric": self.metric,
             "best": {

@@ -295,6 +295,10 @@ class PromptBank:
             self._loaded[name] = load_prompt(self._paths[name])
         return self._loaded[name]
 
+    def read(self, name: str) -> StoredPrompt:
+        """A prompt by its folder's name, read anew and not kept here."""
+        return self._loaded.get(name) or load_prompt(self._paths[name])
+
     def items(self) -> Iterator[tuple[str, StoredPrompt]]:
         """Name and prompt, sorted by name."""
         return ((name, self._load(name)) for name in self.names)

@@ -8,23 +8,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import givens, losses, runs, scoring
+from panda_jax import givens, losses, runs, scoring, several
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike, write_json, write_text
 from panda_jax.lane import Lane, Needs, TrainResult
 from panda_jax.loop import Fleet
+from panda_jax.measures import METRICS
 from panda_jax.runs import Run
 from panda_jax.sharding import Partitioner
 from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
+
+# Teachers of late fusion, each with its logits' weight.
+Mixed = tuple[tuple[StoredPrompt, float], ...]
 
 
 def train(
     backbone: Backbone | str = "minilm-l6",
     *,
     source: givens.PromptLike | None = None,
+    sources: several.SourcesLike | None = None,
     teacher: givens.PromptLike | None = None,
     target_prompt: givens.PromptLike | None = None,
     similarity: float | None = None,
@@ -44,6 +49,9 @@ def train(
       backbone: loaded, or an id (see `load_backbone`).
       source: for `pot` and `panda`: a prompt tuned on the source task, or the
         folder of one (or of its run).
+      sources: several in place of one: a bank, or folders. `transfer_metric`
+        measures each, `top_k` of them are kept and by `fusion` made one
+        prompt or one teacher each, weighed by their similarity.
       teacher: for `panda`: the source's prompt tuned on the target. Without
         it, that run is made first, in `model_dir/teacher`.
       target_prompt: for `panda` with recipe `paper` or `ours`: the target's
@@ -73,7 +81,21 @@ def train(
         "teacher": teacher,
         "target_prompt": target_prompt,
     }
-    begun = _begin(run, backbone, prompts, similarity, where, folder)
+    mixture: Mixed = ()
+    if sources is not None:
+        prompts, similarity, mixture = _of_several(
+            run, backbone, sources, prompts, similarity, where, folder
+        )
+    begun = _begin(
+        run,
+        backbone,
+        prompts,
+        similarity,
+        where,
+        folder,
+        mixture=mixture,
+        sources=givens.as_paths(sources),
+    )
     if isinstance(begun, TrainResult):
         return begun
     lane, data = begun
@@ -178,6 +200,9 @@ def _begin(
     similarity: float | None,
     where: givens.Where,
     folder: pathlib.Path | None,
+    *,
+    mixture: Mixed = (),
+    sources: str | None = None,
 ) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
     """A run that is ready to train, with its data; or the result it has.
 
@@ -196,14 +221,17 @@ def _begin(
         role: givens.prompt(value, backbone, role.replace("_", " "))
         for role, value in prompts.items()
     }
-    if given["source"] is not None and run.needs_source:
-        shape = given["source"].prompt
+    shaping = given["source"] or (mixture[0][0] if mixture else None)
+    if shaping is not None and run.needs_source:
+        shape = shaping.prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
     givens.check_needs(run, given, similarity)
     givens.check_readable(run, given["source"], similarity, backbone)
     data = givens.load(run, backbone, where)
-    description = givens.describe(run, backbone, given, similarity, data)
+    description = givens.describe(
+        run, backbone, given, similarity, data, mixture
+    )
     main = jax.process_index() == 0
     if folder is not None:
         runs.check_same_run(folder, description)
@@ -214,7 +242,13 @@ def _begin(
         folder.mkdir(parents=True, exist_ok=True)
         if main:
             paths = {
-                **{r: givens.as_path(value) for r, value in prompts.items()},
+                **{
+                    role: givens.as_path(value)
+                    for role, value in prompts.items()
+                    # Made from the sources, and so again.
+                    if sources is None or role == "target_prompt"
+                },
+                "sources": sources,
                 "data_dir": givens.as_path(where.data_dir),
                 "tfds_data_dir": givens.as_path(where.tfds_data_dir),
                 "similarity": similarity,
@@ -222,6 +256,7 @@ def _begin(
             write_json(folder / "run.json", description)
             write_text(folder / "config.gin", runs.as_gin(run, paths))
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
+    needs = dataclasses.replace(needs, mixture=mixture)
     lane = Lane(run, description["run_id"], needs, folder, writes=main)
     return lane, data
 
@@ -260,23 +295,124 @@ def _fill_needs(
                     "similarity of source and target: give --source=DIR, or "
                     "--similarity=NUMBER, or --kd_weight=NUMBER."
                 )
-            own = given["target_prompt"] or _nested(
+            (similarity,) = _similarities(
                 run,
                 backbone,
+                {source.info.task: source},
+                given["target_prompt"],
                 where,
-                folder and folder / "target_prompt",
-                method="prompt",
-            )
-            similarity = scoring.pair_similarity(
-                backbone,
-                source,
-                own,
-                data_dir=where.data_dir,
-                tfds_data_dir=where.tfds_data_dir,
-                max_length=run.max_length,
-            )
-        weight = run.kd_lambda * float(np.clip(similarity, 0.0, 1.0))
+                folder,
+            ).values()
+        weight = run.kd_lambda * several.factor(similarity, run.kd_transform)
     return Needs(source, teacher, similarity, float(weight))
+
+
+def _similarities(
+    run: Run,
+    backbone: Backbone,
+    sources: dict[str, StoredPrompt],
+    own: StoredPrompt | None,
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> dict[str, float]:
+    """Each source's score for the target by the run's metric.
+
+    The target's own prompt is trained where the metric compares with it and
+    none is given.
+    """
+    targets: Any = [run.task]
+    if METRICS[run.transfer_metric].needs_target_prompt:
+        own = own or _nested(
+            run,
+            backbone,
+            where,
+            folder and folder / "target_prompt",
+            method="prompt",
+        )
+        targets = {run.task: own}
+    scores = scoring.score(
+        sources=sources,
+        targets=targets,
+        metrics=(run.transfer_metric,),
+        backbone=backbone,
+        data_dir=where.data_dir,
+        tfds_data_dir=where.tfds_data_dir,
+        max_length=run.max_length,
+        partitioner=where.partitioner,
+    )
+    column = scores.values[run.transfer_metric][:, 0]
+    return dict(zip(scores.sources, column.tolist(), strict=True))
+
+
+def _of_several(
+    run: Run,
+    backbone: Backbone,
+    sources: several.SourcesLike,
+    prompts: dict[str, givens.PromptLike | None],
+    similarity: float | None,
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> tuple[dict[str, givens.PromptLike | None], float | None, Mixed]:
+    """Several sources as what one run is given: a prompt, or teachers.
+
+    Raises:
+      UserError: a single source or a teacher beside them, a method without
+        any use for them, or nothing left to choose from.
+    """
+    for role in ("source", "teacher"):
+        if prompts[role] is not None:
+            raise UserError(
+                f"sources and {role} were both given: give --sources alone, "
+                "or one --source."
+            )
+    if not run.needs_source:
+        raise UserError(
+            f"Method {run.method!r} makes no use of sources. Leave out "
+            "--sources, or choose --method=panda or pot."
+        )
+    if run.fusion == "late" and run.method != "panda":
+        raise UserError(
+            "--fusion=late mixes the logits of teachers, which method "
+            f"{run.method!r} has none of: give --method=panda or "
+            "--fusion=early."
+        )
+    task, _ = specs.of_registry(run.task)
+    run = dataclasses.replace(run, task=task)
+    found = {
+        name: givens.checked(stored, backbone, f"source {name}")
+        for name, stored in several.as_sources(sources, task=task).items()
+    }
+    shape = next(iter(found.values())).prompt
+    run = run.shaped_as(shape.kind, shape.length)
+    run = run.for_family(text_to_text=backbone.text_to_text)
+    own = givens.prompt(prompts["target_prompt"], backbone, "target prompt")
+    scores = several.top(
+        _similarities(run, backbone, found, own, where, folder), run.top_k
+    )
+    weights = several.shares(scores, run.kd_transform)
+    chosen = [found[name] for name in scores]
+    mean = float(weights @ np.array(list(scores.values())))
+    if run.method == "panda" and similarity is None:
+        similarity = mean
+    if run.fusion == "early" or len(chosen) == 1:
+        one = chosen[0] if len(chosen) == 1 else several.fused(chosen, weights)
+        return {**prompts, "source": one, "target_prompt": None}, similarity, ()
+    teachers = [
+        _nested(
+            run,
+            backbone,
+            where,
+            folder and folder / f"teacher_{stored.info.task}",
+            method="pot",
+            source=stored,
+            prompt_kind=stored.prompt.kind,
+            prompt_length=stored.prompt.length,
+        )
+        for stored in chosen
+    ]
+    mixture = tuple(zip(teachers, map(float, weights), strict=True))
+    given = {**prompts, "teacher": teachers[0], "target_prompt": None}
+    return given, similarity, mixture
 
 
 def _nested(
@@ -293,7 +429,8 @@ def _nested(
         field.name: field.default
         for field in dataclasses.fields(Run)
         if field.name.startswith("kd_")
-        or field.name in ("recipe", "temperature")
+        or field.name
+        in ("recipe", "temperature", "transfer_metric", "top_k", "fusion")
     }
     settings = {**dataclasses.asdict(run), **defaults, **changes}
     del settings["backbone"]

@@ -100,6 +100,23 @@ def test_malformed_csv_names_file_and_line(tmp_path, text, message):
         scores.Scores.from_csv(tmp_path / "s.csv")
 
 
+def test_csv_of_several_backbones(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text(
+        "source,target,metric,score,backbone\n"
+        "a,t,on,1,small\nb,t,on,2,small\na,t,on,3,large\n"
+    )
+    found = scores.Scores.by_backbone(path)
+    assert list(found) == ["small", "large"]
+    assert found["small"].values["on"].tolist() == [[1.0], [2.0]]
+    assert found["large"].sources == ("a",)
+    path.write_text("source,target,metric,score,backbone\na,t,on,1,\n")
+    with pytest.raises(errors.UserError, match=r"s\.csv:2: .*backbone"):
+        scores.Scores.by_backbone(path)
+    path.write_text("source,target,metric,score\na,t,on,1\n")
+    assert list(scores.Scores.by_backbone(path)) == [""]
+
+
 def test_unreadable_csv(tmp_path):
     with pytest.raises(errors.UserError, match=r"none\.csv' cannot be read"):
         scores.Scores.from_csv(tmp_path / "none.csv")
@@ -150,6 +167,23 @@ def test_heatmap_of_nothing_but_missing_scores(tmp_path):
         tmp_path / "h.png"
     )
     assert (tmp_path / "h.png").stat().st_size > 1000
+
+
+def test_heatmap_leaves_the_scores_beside_it(tmp_path, small):
+    small.to_csv(tmp_path / "scores.csv")
+    before = (tmp_path / "scores.csv").read_text()
+    small.heatmap(tmp_path / "scores.png")
+    assert (tmp_path / "scores.csv").read_text() == before
+
+
+def test_clustermap(tmp_path, small):
+    small.clustermap(tmp_path / "c.png", "flip", title="flipped")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0] == "source,a,b"
+    assert "c,nan,-0.9" in lines
+    with pytest.raises(errors.UserError, match="Did you mean 'on'"):
+        small.clustermap(tmp_path / "c.png", "onn")
 
 
 def test_write(tmp_path):

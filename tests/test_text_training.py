@@ -124,7 +124,7 @@ def test_text_prompts_are_scored_and_ranked(small):
         for task in small_t5.TASKS
     }
     scores = pj.score(sources=bank, targets=bank, backbone=small)
-    for metric in scoring.METRICS:
+    for metric in scoring.DEFAULT_METRICS:
         values = scores.values[metric]
         assert np.diag(values) == pytest.approx(1, abs=1e-5), metric
         assert np.all(np.abs(values) <= 1 + 1e-5)
