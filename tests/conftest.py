@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
@@ -14,11 +13,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("PANDA_DATA_DIR", None)
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    # What one test compiled, other processes need not: those that tests start,
-    # and the workers, which inherit this.
-    _COMPILED = tempfile.TemporaryDirectory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+# What one test compiled, the others need not: not its workers (which inherit
+# this), not the processes that tests start, and not the next run of the tests.
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "compiled")
+)
+# Most programs here are small; all are kept.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import numpy as np
