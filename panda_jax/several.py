@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -56,17 +57,18 @@ def as_sources(value: SourcesLike, *, task: str) -> dict[str, StoredPrompt]:
     Raises:
       UserError: nothing is left.
     """
-    if isinstance(value, list | tuple):
+    if isinstance(value, str | os.PathLike):
+        value = PromptBank(value)
+    if isinstance(value, Mapping):
+        found = dict(value)
+    elif isinstance(value, PromptBank):
+        found = {name: value.read(name) for name in value.names}
+    else:
         found = {}
         for path in value:
             stored = load_prompt(path)
             name = stored.info.task
             found[name if name not in found else str(path)] = stored
-    elif isinstance(value, Mapping):
-        found = dict(value)
-    else:
-        bank = value if isinstance(value, PromptBank) else PromptBank(value)
-        found = {name: bank.read(name) for name in bank.names}
     left = {
         n: stored for n, stored in found.items() if stored.info.task != task
     }

@@ -9,8 +9,8 @@ cosine 0 with every other.  What each one promises, P being the positions:
   e_avg                   [-1, 1]  1        PSD   scale, order of P
   token_pairs             [-1, 1]  <= 1     PSD   scale (a token's), order of P
   e_concat                [-1, 1]  1        PSD   scale
-  distance_concat         [0, 1]   1              shift of both
-  distance_average        [0, 1]   <= 1           shift of both, order of P
+  distance_concat         [0, 1]   1        PSD   shift of both
+  distance_average        [0, 1]   <= 1     PSD   shift of both, order of P
   neuron_overlap          [0, 1]   1        PSD   scale
   gradient_alignment      [-1, 1]  -              scale of the gradient
 

@@ -395,7 +395,11 @@ def _of_several(
     if run.method == "panda" and similarity is None:
         similarity = mean
     if run.fusion == "early" or len(chosen) == 1:
-        one = chosen[0] if len(chosen) == 1 else several.fused(chosen, weights)
+        one = (
+            chosen[0]
+            if len(chosen) == 1
+            else several.fused(chosen, weights.tolist())
+        )
         return {**prompts, "source": one, "target_prompt": None}, similarity, ()
     teachers = [
         _nested(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import threadpoolctl
 
 from panda_jax import readouts
 from panda_jax.errors import UserError
@@ -140,7 +141,13 @@ def _on_host(function: Callable[..., Array], *arrays, **static) -> np.ndarray:
     except RuntimeError:
         # JAX_PLATFORMS=cuda hides it; GPUs have float64 too.
         host = None
-    with jax.enable_x64(True), jax.default_device(host):
+    # A BLAS thread a core waits in a loop for each small product: beside other
+    # work that made these a hundred times slower.
+    with (
+        jax.enable_x64(True),
+        jax.default_device(host),
+        threadpoolctl.threadpool_limits(1, user_api="blas"),
+    ):
         return np.asarray(function(*arrays, **static))
 
 

@@ -1,6 +1,7 @@
 """The metrics against float64 references, and their promised properties."""
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -135,11 +136,12 @@ def test_neuron_overlap_of_torchs_neurons(minilm_folder, rng):
     shape = (3, c.layers, 2, 7, c.heads, c.head_dim)
     prompts = rng.normal(size=shape).astype(np.float32)
     tokens = np.array([backbone.tokenizer.empty_ids], np.int32)
+    probe = jax.jit(steps.probe, static_argnames="config")
     ours = np.stack(
         [
-            steps.probe_step(
-                backbone.params, tokens, 0 * tokens, vectors, 0, config=c
-            )["neurons"][:, 0]
+            probe(backbone.params, tokens, 0 * tokens, vectors, config=c)[
+                "neurons"
+            ][:, 0]
             for vectors in prompts
         ]
     )
