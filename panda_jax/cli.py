@@ -276,6 +276,34 @@ def _plan(args: commands.Plan) -> int:
     return 0
 
 
+def _grid(args: commands.Grid) -> int:
+    distributed.initialize(args)
+    from panda_jax.experiments.runner import run_grid
+    from panda_jax.sharding import Partitioner
+
+    partitioner = Partitioner.of_flags(
+        **{name: getattr(args, name) for name in Partitioner.FLAGS}
+    )
+    found = run_grid(
+        args,
+        args.out_dir,
+        shard=args.shard,
+        retry_failed=args.retry_failed,
+        stale_seconds=args.stale_seconds,
+        data_dir=args.data_dir,
+        tfds_data_dir=args.tfds_data_dir,
+        partitioner=partitioner,
+    )
+    if distributed.is_main():
+        for name, reason in found.failed.items():
+            print(f"panda-jax: failed: {name}: {reason}", file=sys.stderr)
+        print(
+            f"{found.done} of {found.total} runs are done, "
+            f"{len(found.failed)} failed: {args.out_dir}"
+        )
+    return 0
+
+
 def _doctor(args: commands.Doctor) -> int:
     from panda_jax import doctor
 
@@ -295,6 +323,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "export": (commands.Export, _export),
     "tasks": (commands.Tasks, _tasks),
     "plan": (commands.Plan, _plan),
+    "grid": (commands.Grid, _grid),
     "doctor": (commands.Doctor, _doctor),
 }
 
@@ -479,6 +508,10 @@ def _execute(argv: Sequence[str]) -> int:
     args, config, dry_run = resolve(verb, rest)
     if dry_run:
         print(config.strip())
+        if verb == "grid":
+            from panda_jax.experiments.grid_text import listing
+
+            print(listing(args))
         return 0
     return VERBS[verb][1](args)
 

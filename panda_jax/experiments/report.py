@@ -1,0 +1,173 @@
+"""The report of an experiment: a pure function of its result files."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from panda_jax import csv_rows, pictures
+from panda_jax.errors import UserError
+from panda_jax.experiments import (
+    html_page,
+    report_sections,
+    report_text,
+)
+from panda_jax.experiments.boards import Board, Gain, make_boards
+from panda_jax.experiments.comparisons import compare
+from panda_jax.experiments.layout import Picture, Section
+from panda_jax.experiments.results import Results, read_results
+from panda_jax.files import PathLike, write_text
+from panda_jax.scores import Scores, file_names
+
+TITLE = "Prompt transfer: results"
+
+
+def write_report(
+    runs_dir: PathLike,
+    out_dir: PathLike,
+    *,
+    scores: str | None = None,
+    value: str = "best",
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[pathlib.Path]:
+    """Writes everything that the runs below a folder show.
+
+    The same result files give the same bytes.
+
+    Args:
+      runs_dir: a folder with run folders at any depth.
+      out_dir: gets report.html, report.md, report.tex, a `.csv` of each table
+        and of all runs, and heat maps with their figures beside them.
+      scores: score files with commas between them, as `panda-jax score` writes
+        them, for the source that each metric would have chosen.
+      value: the score of a run that counts: `best`, `final` or `first_epoch`.
+      resamples: of the bootstrap; 0 for no intervals.
+      confidence: of the intervals.
+      seed: of everything drawn.
+
+    Returns:
+      The files, without the `.csv` beside each heat map.
+
+    Raises:
+      UserError: no run is found or none is done, or a score file is bad.
+    """
+    _check(resamples, confidence)
+    results = read_results(runs_dir, value=value)
+    if not results.runs:
+        first = results.left_out[0]
+        raise UserError(
+            f"None of the {len(results.left_out)} runs below "
+            f"{str(runs_dir)!r} has a result: {first.folder} is "
+            f"{first.status} ({first.reason})."
+        )
+    boards = make_boards(results)
+    folder = pathlib.Path(out_dir)
+    gains = [
+        (board, board.gain(first, second))
+        for board in boards
+        for first in board.labels("panda")
+        for second in board.labels("pot")
+    ]
+    comparisons = compare(
+        boards, resamples=resamples, confidence=confidence, seed=seed
+    )
+    drawn, paths = _draw(boards, gains, folder)
+    sections = [
+        report_sections.summary(results, boards, comparisons),
+        *(
+            report_sections.of_backbone(
+                board, gains, _scores_of(scores, board), drawn
+            )
+            for board in boards
+        ),
+        report_sections.statistics(
+            boards, gains, comparisons, resamples, confidence
+        ),
+        report_sections.published(boards),
+        *report_sections.rest(results, boards),
+    ]
+    return paths + _write(folder, sections, results)
+
+
+def _check(resamples: int, confidence: float) -> None:
+    if resamples < 0:
+        raise UserError(f"resamples is {resamples}, expected 0 or more.")
+    if not 0 < confidence < 1:
+        raise UserError(
+            f"confidence is {confidence}, expected a number between 0 and 1."
+        )
+
+
+def _scores_of(files: str | None, board: Board) -> Scores | None:
+    """What the score files say of a backbone: of its name, or of none."""
+    tables: dict[str, Scores] = {}
+    for path in filter(None, map(str.strip, (files or "").split(","))):
+        tables |= Scores.by_backbone(path)
+    return tables.get(board.backbone, tables.get(""))
+
+
+def _draw(
+    boards: Sequence[Board],
+    gains: Sequence[tuple[Board, Gain]],
+    folder: pathlib.Path,
+) -> tuple[dict[str, list[Picture]], list[pathlib.Path]]:
+    """Heat maps of PoT and of the gains: by backbone, and their files."""
+    maps: dict[str, tuple[Board, Sequence[str], np.ndarray]] = {}
+    for board in boards:
+        for label in board.labels("pot"):
+            rows = board.of(label)
+            matrix = [
+                [board.cell(r, t).mean for t in board.targets] for r in rows
+            ]
+            title = f"{label} on {board.backbone}, points of 100"
+            maps[title] = board, [row.source for row in rows], np.array(matrix)
+    for board, gain in gains:
+        if gain.sources:
+            title = (
+                f"{gain.first} minus {gain.second} on {board.backbone}, points"
+            )
+            maps[title] = board, gain.sources, gain.matrix
+    drawn: dict[str, list[Picture]] = {}
+    paths = []
+    stems = file_names(title.partition(",")[0] for title in maps)
+    for title, (board, sources, matrix) in maps.items():
+        name = f"heatmap_{stems[title.partition(',')[0]]}.png"
+        pictures.heatmap(
+            folder / name,
+            matrix,
+            rows=sources,
+            columns=board.targets,
+            title=title,
+        )
+        paths.append(folder / name)
+        drawn.setdefault(board.backbone, []).append(Picture(name, title))
+    return drawn, paths
+
+
+def _write(
+    folder: pathlib.Path, sections: Sequence[Section], results: Results
+) -> list[pathlib.Path]:
+    """The files of all sections, and the runs that count."""
+    tables = [table for section in sections for table in section.tables]
+    paths = [folder / "runs.csv"]
+    columns = "run_id,folder,backbone,label,source,target,seed,metric,value"
+    names = columns.split(",")
+    csv_rows.write_rows(
+        paths[0],
+        [names, *([getattr(r, n) for n in names] for r in results.runs)],
+    )
+    stems = file_names(table.stem for table in tables if table.data)
+    for table in tables:
+        if table.data:
+            paths.append(folder / f"{stems[table.stem]}.csv")
+            csv_rows.write_rows(paths[-1], table.data)
+    for name, text in (
+        ("report.md", report_text.markdown(TITLE, sections)),
+        ("report.tex", report_text.latex(TITLE, sections)),
+        ("report.html", html_page.page(TITLE, sections, folder)),
+    ):
+        paths.append(folder / name)
+        write_text(paths[-1], text)
+    return paths

@@ -1,0 +1,169 @@
+"""The tables of one backbone: the paper's wide form, gains, what was lost."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from panda_jax.experiments import paper
+from panda_jax.experiments.boards import Board, Row, Summary, summary
+from panda_jax.experiments.layout import (
+    LOST,
+    Table,
+    cell,
+    mean_of,
+)
+from panda_jax.experiments.results import LeftOut
+
+
+class _Line(NamedTuple):
+    """A row of the wide table: its cells, its averages, what it lost."""
+
+    row: Row
+    cells: list[Summary]
+    averages: list[Summary]
+    lost: list[bool]
+
+
+def wide(board: Board, stem: str) -> Table:
+    """All rows by target, with averages: the paper's own form.
+
+    Tasks that are none of the paper's targets get a second average without
+    them.
+    """
+    own = tuple(t for t in board.targets if t in paper.read().targets)
+    groups = [board.targets]
+    ends = ["average"]
+    if own and len(own) < len(board.targets):
+        groups.append(own)
+        ends.append(f"average of the paper's {len(own)}")
+    counts = {len(seeds) for seeds in board.cells.values()}
+    lines = list(_lines(board, groups))
+    rows = [
+        [
+            line.row.name,
+            *(
+                cell(found, lost=gone, count=len(counts) > 1)
+                for found, gone in zip(line.cells, line.lost, strict=True)
+            ),
+            *(
+                mean_of(found, len(group))
+                for found, group in zip(line.averages, groups, strict=True)
+            ),
+        ]
+        for line in lines
+    ]
+    data = [
+        [
+            line.row.label,
+            line.row.source,
+            *(found.mean for found in line.cells),
+            *(part for a in line.averages for part in (a.mean, a.of)),
+        ]
+        for line in lines
+    ]
+    columns = [part for end in ends for part in (end, f"{end}: targets")]
+    return Table(
+        stem,
+        f"Results on {board.backbone}",
+        ["", *board.targets, *ends],
+        rows,
+        [["label", "source", *board.targets, *columns], *data],
+        _wide_notes(board, counts),
+    )
+
+
+def _lines(board: Board, groups: Sequence[tuple[str, ...]]) -> Iterable[_Line]:
+    """Each label's rows, and behind several sources their mean."""
+    for label in board.labels():
+        members = board.of(label)
+        for row in members:
+            yield _Line(
+                row,
+                [board.cell(row, target) for target in board.targets],
+                [board.average(row, group) for group in groups],
+                [board.is_lost(row, target) for target in board.targets],
+            )
+        if len(members) > 1:
+            means = [board.over_sources(label, t) for t in board.targets]
+            source = f"mean of {len(members)} sources"
+            yield _Line(
+                Row(members[0].kind, label, source),
+                # What they differ by is no noise.
+                [found._replace(sd=math.nan) for found in means],
+                [board.mean_source(label, group) for group in groups],
+                [False] * len(board.targets),
+            )
+
+
+def _wide_notes(board: Board, counts: set[int]) -> list[str]:
+    many = f"{min(counts)} seed{'s' * (counts != {1})}"
+    if len(counts) > 1:
+        many = (
+            f"{min(counts)} to {max(counts)} seeds (in brackets; in a mean of "
+            "sources, how many sources)"
+        )
+    notes = [
+        "Points of 100, higher is better; mean ± standard deviation (n - 1) "
+        f"over {many}. That of an average is over the averages of the seeds "
+        "that have all of the row's targets. An average over fewer targets "
+        "than there are says so, and compares with no other."
+    ]
+    if board.lost:
+        notes.append(f"{LOST}: a run of the cell failed or is unfinished.")
+    return notes
+
+
+def made_table(boards: Sequence[Board]) -> Table | None:
+    """What the source prompts score on their own tasks."""
+    lines = [
+        (board.backbone, task, summary(seeds.values()))
+        for board in boards
+        for task, seeds in sorted(board.made.items())
+    ]
+    if not lines:
+        return None
+    return Table(
+        "source_prompts",
+        "Prompts of the source tasks",
+        ["backbone", "task", "score", "seeds"],
+        [[b, t, cell(found), str(found.n)] for b, t, found in lines],
+        [
+            ["backbone", "task", "mean", "sd", "n"],
+            *([b, t, f.mean, f.sd, f.n] for b, t, f in lines),
+        ],
+        words=2,
+    )
+
+
+def left_out_table(left_out: Sequence[LeftOut]) -> Table:
+    """Every run that no average holds, but for mere doubles."""
+    shown = [out for out in left_out if not _is_plain_double(out)]
+    doubles = len(left_out) - len(shown)
+    notes = [
+        f"{doubles} more folders hold a run that another folder holds too; it "
+        "is counted once."
+    ]
+    return Table(
+        "left_out",
+        "Runs that are in no average",
+        ["what", "run", "row", "source", "target", "seed", "reason"],
+        [
+            [
+                out.status,
+                out.run_id,
+                out.label,
+                out.source,
+                out.target,
+                out.seed,
+                " ".join(out.reason.split()),
+            ]
+            for out in shown
+        ],
+        [LeftOut._fields, *left_out],
+        notes * bool(doubles),
+        words=7,
+    )
+
+
+def _is_plain_double(out: LeftOut) -> bool:
+    return out.status == "double" and "another value" not in out.reason

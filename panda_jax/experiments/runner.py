@@ -1,0 +1,317 @@
+"""Runs a grid: what has no result yet, by need, fleet by fleet.
+
+Any number of processes may do so at once, on any machines that share the
+folder: each takes the next fleet that nobody has claimed.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from panda_jax import distributed
+from panda_jax.errors import UserError
+from panda_jax.experiments.attempts import Attempts, programs
+from panda_jax.experiments.claims import (
+    STALE_SECONDS,
+    Claim,
+    Claims,
+    parse_shard,
+)
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.planned import Group, Planned
+from panda_jax.files import PathLike
+from panda_jax.sharding import Partitioner
+
+# Between looks at what others are at work on.
+POLL_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of a grid.
+
+    Attributes:
+      total: how many runs it has.
+      done: how many of them have a result.
+      failed: name -> reason, of the others.
+    """
+
+    total: int
+    done: int
+    failed: dict[str, str]
+
+
+def run_grid(
+    grid: Grid,
+    out_dir: PathLike,
+    *,
+    shard: str | None = None,
+    retry_failed: bool = False,
+    data_dir: PathLike | None = None,
+    tfds_data_dir: PathLike | None = None,
+    quiet: bool = False,
+    partitioner: Partitioner | None = None,
+    stale_seconds: float = STALE_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> Summary:
+    """Makes every run of the grid that has no result yet.
+
+    Returns when each has a result or a recorded failure, those that other
+    processes work on included. Killed at any moment and started again it goes
+    on from the last checkpoint.
+
+    Args:
+      grid: what to run.
+      out_dir: where: `runs/FLEET/RUN/`, `grid.json`, `progress.json`,
+        `claims/`, `log/`, and links to prompts in `sources/` and `targets/`.
+      shard: `i/n`: begin with the i-th of n parts, which keeps n processes out
+        of each other's way. Each goes on with what the others leave.
+      retry_failed: try again what has failed before.
+      data_dir: as in `train`, as are `tfds_data_dir` and `partitioner`.
+      tfds_data_dir: of TFDS.
+      quiet: show no progress.
+      partitioner: how devices are shared out.
+      stale_seconds: after which a silent process's work is taken over.
+      poll_seconds: between looks at what others are at work on.
+
+    Raises:
+      UserError: settings that no run can have, or a shard that is none.
+      InterruptedRun: asked to end by SIGTERM, and saved.
+    """
+    plan = expand(grid)
+    index, count = parse_shard(shard)
+    out = pathlib.Path(out_dir)
+    runner = _Runner(
+        Ledger(plan, out, retry_failed=retry_failed),
+        Claims(out / "claims", stale=stale_seconds),
+        order=plan.dealt(index, count),
+        poll=poll_seconds,
+        quiet=quiet,
+        options={
+            "data_dir": data_dir,
+            "tfds_data_dir": tfds_data_dir,
+            "partitioner": partitioner,
+            "quiet": quiet,
+        },
+    )
+    return runner.run()
+
+
+class _Runner:
+    """One process's work on a grid.
+
+    Of several processes that train each fleet together, process 0 decides,
+    claims and records; the others do as it says.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        claims: Claims,
+        *,
+        order: list[int],
+        poll: float,
+        quiet: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.ledger = ledger
+        self.claims = claims
+        self.groups = ledger.plan.groups
+        self.order = order
+        self.poll = poll
+        self.main = distributed.is_main()
+        self.quiet = quiet or not self.main
+        self.attempts = Attempts(ledger, options, self._say)
+        self.claim: Claim | None = None
+        self.waited_for: list[str] = []
+
+    def run(self) -> Summary:
+        """Works until nothing is left to do."""
+        ledger = self.ledger
+        if self.main:
+            ledger.write_plan()
+        while True:
+            step = _from_main(self._next() if self.main else None)
+            if step is None:
+                break
+            if step["group"] is None:
+                time.sleep(self.poll)
+                continue
+            group, claim = self.groups[step["group"]], self.claim
+            todo = [ledger.plan.by_id[id_] for id_ in step["runs"]]
+            try:
+                try:
+                    self._work(group, todo)
+                finally:
+                    self._release()
+            except KeyboardInterrupt:
+                if claim is None or not claim.lost:
+                    raise
+                self._say(f"silent for too long: another does {group.about}")
+        ledger.look(ledger.plan.runs)
+        if self.main:
+            self._report("nothing is left to do")
+        counts = ledger.counts()
+        failed = {
+            run.name: ledger.failures[run.id]
+            for run in ledger.plan.runs
+            if run.id in ledger.failures
+        }
+        return Summary(counts["total"], counts["done"], failed)
+
+    def _release(self) -> None:
+        if self.claim is not None:
+            self.claim.release()
+            self.claim = None
+
+    def _next(self) -> dict[str, Any] | None:
+        """Claims a fleet that can begin.
+
+        Returns:
+          Its number and the runs to make; no number where others are at work
+          on all that is left; None where nothing is left.
+        """
+        ledger = self.ledger
+        ledger.look(ledger.plan.runs)
+        for number in self.order:
+            group = self.groups[number]
+            left = ledger.left(group)
+            needs = [need for run in left for need in ledger.needed(run)]
+            if not left or any(ledger.state(need) == "todo" for need in needs):
+                continue
+            self.claim = self.claims.take(
+                group.name, doing=group.about, on_lost=_interruption()
+            )
+            if self.claim is None:
+                continue
+            # Another may have made them before the claim was ours.
+            ledger.look(group.runs)
+            left = self._without_doomed(group)
+            if left:
+                return {"group": number, "runs": [run.id for run in left]}
+            self._release()
+        if not any(ledger.left(group) for group in self.groups):
+            return None
+        self._wait()
+        return {"group": None}
+
+    def _without_doomed(self, group: Group) -> list[Planned]:
+        """What is left of a fleet; records runs whose needs have failed."""
+        ledger, left = self.ledger, []
+        for run in ledger.left(group):
+            failed = [
+                need.name
+                for need in ledger.needed(run)
+                if ledger.state(need) == "failed"
+            ]
+            if failed:
+                ledger.begin_again([run])
+                error = UserError(f"needs {' and '.join(failed)}, which failed")
+                ledger.fail(run, error)
+            else:
+                left.append(run)
+        return left
+
+    def _wait(self) -> None:
+        """Says, once, whom it waits for."""
+        holders = self.claims.all().values()
+        self.ledger.write_progress(holders)
+        names = sorted(
+            f"{said.get('host')}:{said.get('pid')}" for said in holders
+        )
+        if names and names != self.waited_for:
+            self._say(f"waiting for {', '.join(names)}")
+        self.waited_for = names
+
+    def _work(self, group: Group, todo: list[Planned]) -> None:
+        """Makes what is left of a fleet, and records how it went."""
+        ledger, owner = self.ledger, self.claims.owner
+        if self.main:
+            self._report(group.about)
+            names = [run.name for run in todo]
+            ledger.log(owner, "begin", fleet=group.name, runs=names)
+        began, compiled = time.monotonic(), programs()
+        found = self.attempts.make(group, todo)
+        if not self.main:
+            return
+        for run in todo:
+            error = found[run.lane]
+            if isinstance(error, Exception):
+                ledger.fail(run, error)
+                self._say(f"failed: {run.name}: {error}")
+        ledger.look(todo)
+        if not ledger.left(group):
+            folder = ledger.out / "runs" / group.name
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        ledger.log(
+            owner,
+            "end",
+            fleet=group.name,
+            done=[r.name for r in todo if ledger.state(r) == "done"],
+            failed=[r.name for r in todo if ledger.state(r) == "failed"],
+            seconds=round(time.monotonic() - began, 1),
+            compiled=programs() - compiled,
+        )
+
+    def _report(self, doing: str) -> None:
+        """Progress, as a line and as a file."""
+        holders = list(self.claims.all().values())
+        self.ledger.write_progress(holders)
+        seconds = self.ledger.seconds_left(len(holders))
+        self._say(
+            f"about {_spoken(seconds)} left; {doing}" if seconds else doing
+        )
+
+    def _say(self, words: str) -> None:
+        if self.quiet:
+            return
+        counts = self.ledger.counts()
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        print(
+            f"{time.strftime('%H:%M:%S')} grid "
+            f"[{counts['done']}/{counts['total']}{failed}] {words}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _interruption() -> Callable[[], object] | None:
+    """What ends this process's work on a fleet that is now another's."""
+    main = threading.main_thread()
+    if threading.current_thread() is not main or jax.process_count() > 1:
+        return None
+    # A signal ends what it waits for, too; it becomes a KeyboardInterrupt.
+    return lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _from_main(value: Any) -> Any:
+    """Process 0's value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    # All processes give arrays of one size; only process 0's counts.
+    room = np.zeros(size, np.uint8)
+    room[: min(size, text.size)] = text[:size]
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(room)))

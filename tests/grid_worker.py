@@ -1,0 +1,132 @@
+"""A small grid, and processes that run it and may be killed at any moment.
+
+Run as a program it forks a process for each line that it reads, which costs a
+fraction of starting Python and importing JAX anew.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+from panda_jax.experiments.grid import Grid
+
+SMALL = {
+    "backbones": "random:bert-tiny",
+    "sources": "toy_sentiment,toy_acceptability",
+    "targets": "toy_review",
+    "methods": "prompt,pot,panda,control",
+    "settings": {
+        "prompt_length": 4,
+        "max_length": 16,
+        "train_examples": 40,
+        "eval_examples": 16,
+        "batch_size": 8,
+        "epochs": 10,
+        "eval_every": 4,
+    },
+}
+ENDED = "all is done"
+
+
+class Workers:
+    """Starts processes that run `SMALL`; a context manager."""
+
+    def __enter__(self) -> "Workers":
+        self._parent = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._parent.stdout is not None
+        assert self._parent.stdout.readline() == "ready\n"
+        return self
+
+    def start(self, out_dir: pathlib.Path, **options: object) -> "Worker":
+        """Begins to run the grid.
+
+        Args:
+          out_dir: of the grid; what is printed goes to `out_dir/NUMBER.txt`.
+          **options: of `run_grid`; and `grid`, in place of `SMALL`, and
+            `mesh`, the settings of `distributed.initialize` for processes that
+            train each fleet together, with a device each.
+        """
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        out_dir.mkdir(exist_ok=True)
+        number = len(list(out_dir.glob("*.txt")))
+        output = out_dir / f"{number}.txt"
+        output.touch()
+        line = {"out_dir": str(out_dir), "output": str(output), **options}
+        self._parent.stdin.write(json.dumps(line) + "\n")
+        self._parent.stdin.flush()
+        return Worker(int(self._parent.stdout.readline()), output)
+
+    def __exit__(self, *unused: object) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(60)
+
+
+class Worker:
+    """A process.
+
+    Attributes:
+      pid: its number.
+      output: the file that it prints to.
+    """
+
+    def __init__(self, pid: int, output: pathlib.Path) -> None:
+        self.pid = pid
+        self.output = output
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Ends it without a chance to say anything."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Forks a process for every line of standard input."""
+    # What takes long to import, and starts no thread yet.
+    from panda_jax import checkpoints, cluster, distributed  # noqa: F401
+    from panda_jax.experiments.runner import run_grid
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no dead behind
+    print("ready", flush=True)
+    for line in sys.stdin:
+        options = json.loads(line)
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+            continue
+        file = os.open(options.pop("output"), os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        mesh = options.pop("mesh", None)
+        if mesh is not None:
+            os.environ["XLA_FLAGS"] = ""
+            distributed.initialize(cluster.Settings(**mesh))
+        run_grid(Grid(**options.pop("grid", SMALL)), **options)
+        print(ENDED, flush=True)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""What of a folder of runs counts, and what is left out by name."""
+
+import json
+
+import pytest
+from made_up_runs import describe, fail, write_run
+
+from panda_jax.errors import UserError
+from panda_jax.experiments.boards import make_boards
+from panda_jax.experiments.results import read_results
+
+
+def statuses(found):
+    return {out.folder: out.status for out in found.left_out}
+
+
+def test_runs_at_any_depth(tmp_path):
+    write_run(tmp_path, "a", value=0.5, task="cb")
+    write_run(tmp_path, "b/c/d", value=0.75, task="rte", method="model")
+    (tmp_path / "a" / "prompt").mkdir()
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    found = read_results(tmp_path)
+    assert [(run.folder, run.value) for run in found.runs] == [
+        ("a", 50.0),
+        ("b/c/d", 75.0),
+    ]
+    assert found.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "score"), [("best", 50.0), ("final", 25.0), ("first_epoch", 12.5)]
+)
+def test_which_score_counts(tmp_path, value, score):
+    write_run(tmp_path, "a", value=0.5)
+    assert read_results(tmp_path, value=value).runs[0].value == score
+
+
+def test_a_failed_run_is_named_with_its_reason(tmp_path):
+    write_run(tmp_path, "good", value=0.5)
+    describe(
+        tmp_path,
+        "bad",
+        settings={
+            "task": "rte",
+            "method": "panda",
+            "recipe": "paper",
+            "backbone": "bert-tiny",
+            "seed": 4,
+        },
+        needs={"source": "mnli@0123456789"},
+    )
+    fail(tmp_path, "bad", "kd_loss is nan at step 40", kd_weight=None)
+    (out,) = read_results(tmp_path).left_out
+    assert out.status == "failed"
+    assert out.reason == "kd_loss is nan at step 40"
+    assert out.run_id == "failed-bad"
+    assert (out.label, out.source, out.target, out.seed) == (
+        "PANDA paper",
+        "mnli",
+        "rte",
+        "4",
+    )
+
+
+def test_a_run_that_failed_before_it_began(tmp_path):
+    write_run(tmp_path, "good", value=0.5)
+    fail(tmp_path, "bad", "no data", task="cb", method="pot", source="/x/mnli")
+    (out,) = read_results(tmp_path).left_out
+    assert (out.label, out.source, out.target) == ("PoT", "mnli", "cb")
+
+
+def test_a_run_that_failed_once_and_was_done_later_counts(tmp_path):
+    write_run(tmp_path, "a", value=0.5)
+    fail(tmp_path, "a", "the disk was full")
+    found = read_results(tmp_path)
+    assert len(found.runs) == 1
+    assert found.left_out == ()
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    write_run(tmp_path, "good", value=0.5)
+    describe(tmp_path, "half", settings={"task": "cb", "kd_weight": 0})
+    assert statuses(read_results(tmp_path)) == {"half": "unfinished"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"best": {"value": float("nan")}}, "best.value is nan"),
+        ({"best": {"value": float("inf")}}, "best.value is inf"),
+        ({"best": {"value": "0.5"}}, "best.value is '0.5'"),
+        ({"best": {"value": True}}, "best.value is True"),
+        ({"best": None}, "best.value is None"),
+        ({"best": 0.5}, "best.value is None"),
+        ({"task": None}, "task is None"),
+        ({"seed": "0"}, "seed is '0'"),
+        ({"method": "lora"}, "method is 'lora'"),
+        ({"backbone": 3}, "backbone is 3"),
+    ],
+)
+def test_a_result_that_is_none_is_left_out(tmp_path, changes, words):
+    write_run(tmp_path, "good", value=0.5)
+    write_run(tmp_path, "odd", value=0.5, **changes)
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["good"]
+    (out,) = found.left_out
+    assert out.status == "unreadable"
+    assert words in out.reason
+    assert "odd/result.json" in out.reason
+    assert str(tmp_path) not in out.reason
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "\xff"])
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_broken_files_are_left_out_by_name(tmp_path, text, name):
+    write_run(tmp_path, "good", value=0.5)
+    write_run(tmp_path, "odd", value=0.5)
+    (tmp_path / "odd" / name).write_bytes(text.encode("latin-1"))
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["good"]
+    assert f"odd/{name}" in found.left_out[0].reason
+    assert str(tmp_path) not in found.left_out[0].reason
+
+
+def test_a_run_in_two_folders_counts_once(tmp_path):
+    write_run(tmp_path, "p/target_prompt", value=0.5, run_id="x")
+    write_run(tmp_path, "a/deep/x", value=0.5, run_id="x")
+    write_run(tmp_path, "z", value=0.25, run_id="x")
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["z"]
+    assert statuses(found) == {
+        "p/target_prompt": "double",
+        "a/deep/x": "double",
+    }
+    assert all("0.5 here, 0.25 there" in out.reason for out in found.left_out)
+
+
+def test_what_a_run_made_for_itself_counts_where_nothing_else_is(tmp_path):
+    write_run(
+        tmp_path, "p", value=0.5, method="panda", source="mnli", kd_weight=0.5
+    )
+    write_run(tmp_path, "p/teacher", value=0.25, method="pot", source="mnli")
+    found = read_results(tmp_path)
+    assert [(run.folder, run.label) for run in found.runs] == [
+        ("p", "PANDA paper"),
+        ("p/teacher", "PoT"),
+    ]
+
+
+def test_what_a_run_made_for_itself_gives_way_to_the_grids_own(tmp_path):
+    lots = {"settings": {"epochs": 9}}
+    write_run(
+        tmp_path, "p", value=0.5, method="panda", source="mnli", kd_weight=0.5
+    )
+    write_run(tmp_path, "p/teacher", value=0.2, method="pot", source="mnli")
+    write_run(tmp_path, "q", value=0.3, method="pot", source="mnli", **lots)
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["p", "q"]
+    assert found.runs[1].label == "PoT"
+    assert statuses(found) == {"p/teacher": "other"}
+    assert "q, counts" in found.left_out[0].reason
+
+
+def test_the_control_has_a_weight_of_0_that_was_set(tmp_path):
+    panda = {"method": "panda", "value": 0.5}
+    write_run(tmp_path, "control", **panda)
+    write_run(
+        tmp_path, "unlike", source="sst2", transfer_metric="panda", **panda
+    )
+    write_run(
+        tmp_path, "ours", source="sst2", kd_weight=0.3, recipe="ours", **panda
+    )
+    labels = {run.folder: run.label for run in read_results(tmp_path).runs}
+    assert labels == {
+        "control": "PANDA weight 0",
+        "unlike": "PANDA paper",
+        "ours": "PANDA ours",
+    }
+
+
+def test_runs_of_a_cell_that_differ_in_settings_are_rows_apart(tmp_path):
+    for seed, weight in ((0, 1.0), (0, 3.0), (1, 1.0), (1, 3.0)):
+        write_run(
+            tmp_path,
+            f"{seed}-{weight}",
+            value=0.5,
+            method="panda",
+            source="mnli",
+            kd_weight=weight,
+            seed=seed,
+            settings={"kd_lambda": weight, "seed": seed, "epochs": 2},
+        )
+    found = read_results(tmp_path)
+    assert {run.label for run in found.runs} == {
+        "PANDA paper [kd_lambda=1.0]",
+        "PANDA paper [kd_lambda=3.0]",
+    }
+    assert found.left_out == ()
+
+
+def test_settings_of_different_targets_make_no_variants(tmp_path):
+    for task, epochs in (("cb", 20), ("rte", 3)):
+        write_run(
+            tmp_path, task, value=0.5, task=task, settings={"epochs": epochs}
+        )
+    labels = {run.label for run in read_results(tmp_path).runs}
+    assert labels == {"prompt-tuning"}
+
+
+def test_runs_of_a_cell_that_rest_on_different_prompts(tmp_path):
+    for digest in ("aaaaaaaaaa", "bbbbbbbbbb"):
+        write_run(
+            tmp_path,
+            digest,
+            value=0.5,
+            method="pot",
+            source="mnli",
+            needs={"source": f"mnli@{digest}"},
+        )
+    labels = {run.label for run in read_results(tmp_path).runs}
+    assert labels == {"PoT [source=mnli@aaaaaa]", "PoT [source=mnli@bbbbbb]"}
+
+
+def test_a_second_run_that_nothing_tells_apart_is_named(tmp_path):
+    write_run(tmp_path, "a", value=0.5)
+    write_run(tmp_path, "b", value=0.6)
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["a"]
+    assert statuses(found) == {"b": "other"}
+    assert "a counts" in found.left_out[0].reason
+
+
+def test_source_prompts_are_no_row(tmp_path):
+    write_run(tmp_path, "runs/sources/mnli", value=0.8, task="mnli")
+    write_run(tmp_path, "runs/sources/cb", value=0.7, task="cb")
+    write_run(tmp_path, "runs/cb", value=0.6, task="cb")
+    write_run(
+        tmp_path, "pot", value=0.5, task="cb", method="pot", source="mnli"
+    )
+    (board,) = make_boards(read_results(tmp_path))
+    assert board.targets == ("cb",)
+    assert [row.name for row in board.rows] == ["prompt-tuning", "PoT: mnli"]
+    assert board.cell(board.rows[0], "cb").mean == 60
+    assert board.made == {"mnli": {0: 80}, "cb": {0: 70}}
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_results(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="No run below"):
+        read_results(tmp_path)
+    with pytest.raises(UserError, match="value is 'mean'"):
+        read_results(tmp_path, value="mean")
+
+
+def test_a_folder_is_a_backbones_name_without_what_it_lies_in(tmp_path):
+    write_run(tmp_path, "a", value=0.5, backbone="/x/models/mine")
+    write_run(tmp_path, "b", value=0.5, backbone="/y/models/mine")
+    names = [board.backbone for board in make_boards(read_results(tmp_path))]
+    assert names == ["mine", "mine (2)"]
+
+
+def test_links_are_not_followed(tmp_path):
+    write_run(tmp_path, "a", value=0.5)
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert len(read_results(tmp_path).runs) == 1
+
+
+def test_results_stand_alone_without_run_json(tmp_path):
+    path = write_run(tmp_path, "a", value=0.5)
+    (path.parent / "run.json").unlink()
+    assert json.loads(path.read_text())["best"]["value"] == 0.5
+    assert read_results(tmp_path).runs[0].value == 50

@@ -1,0 +1,484 @@
+"""Running grids: by need, once each, past failures, and past any kill."""
+
+import json
+import pathlib
+import random
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+from grid_worker import ENDED, SMALL, Workers
+
+import panda_jax as pj
+from panda_jax import UserError, loop
+from panda_jax.errors import InterruptedRun
+from panda_jax.experiments import attempts, runner
+from panda_jax.experiments.claims import Claims
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.runner import run_grid
+from panda_jax.store import PromptBank, content_hash, load_prompt
+from panda_jax.writers import read_metrics
+
+PLAN = expand(Grid(**SMALL))
+QUICK = {"quiet": True, "poll_seconds": 0.05}
+
+
+def table(out, plan=PLAN):
+    """What each run ends with, and what it logged on the way."""
+    rows = {}
+    for run in plan.runs:
+        folder = out / run.folder
+        result = json.loads((folder / "result.json").read_text())
+        rows[run.name] = json.dumps(
+            [
+                [result[k] for k in ("best", "first_epoch", "final", "steps")],
+                result["kd_weight"],
+                content_hash(load_prompt(folder).prompt),
+                [
+                    {k: v for k, v in line.items() if "second" not in k}
+                    for line in read_metrics(folder / "metrics.jsonl")
+                ],
+            ]
+        )
+    return rows
+
+
+def events(out, event):
+    return [
+        line
+        for path in sorted((out / "log").glob("*.jsonl"))
+        for line in map(json.loads, path.read_text().splitlines())
+        if line["event"] == event
+    ]
+
+
+def begun(out):
+    return sorted(name for e in events(out, "begin") for name in e["runs"])
+
+
+def failed(out):
+    paths = (out / "runs").rglob("failed.json")
+    found = [json.loads(path.read_text()) for path in paths]
+    return {each["run_id"]: each["error"] for each in found}
+
+
+def named(part, plan=PLAN):
+    """The run whose name, less backbone and id, is this."""
+    (found,) = (
+        run
+        for run in plan.runs
+        if run.name.removeprefix("random-bert-tiny-").rpartition("-")[0] == part
+    )
+    return found
+
+
+@pytest.fixture(autouse=True)
+def backbone(tiny, monkeypatch):
+    """Loaded once. The processes of `Workers` load their own."""
+    monkeypatch.setattr(attempts, "load_backbone", lambda name, dtype: tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The grid, run without an interruption."""
+    out = tmp_path_factory.mktemp("whole")
+    found = run_grid(Grid(**SMALL), out, **QUICK)
+    assert (found.total, found.done, found.failed) == (8, 8, {})
+    return out
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy with the source prompts alone; claims and logs begin anew."""
+    out = tmp_path / "copied"
+    shutil.copytree(whole / "runs", out / "runs", symlinks=True)
+    for run in PLAN.runs:
+        if run.roles != ("source",):
+            shutil.rmtree(out / run.folder)
+    return out
+
+
+def test_every_run_is_made_once_by_need(whole):
+    assert begun(whole) == sorted(run.name for run in PLAN.runs)
+    order = [e["fleet"] for e in events(whole, "begin")]
+    assert order == [group.name for group in PLAN.groups]
+    compiled = sum(e["compiled"] for e in events(whole, "end"))
+    assert compiled <= PLAN.programs < len(PLAN.groups)
+    for run in PLAN.runs:
+        about = json.loads((whole / run.folder / "run.json").read_text())
+        result = json.loads((whole / run.folder / "result.json").read_text())
+        assert about["settings"]["seed"] == run.run.seed
+        assert result["source"] == run.source
+        for role, id_ in run.needs.items():
+            need = PLAN.by_id[id_]
+            prompt = load_prompt(whole / need.folder).prompt
+            made_from = f"{need.run.task}@{content_hash(prompt)}"
+            assert about["needs"][role] == made_from
+        for role in ("source", "teacher", "target_prompt"):
+            assert (about["needs"][role] is None) == (role not in run.needs)
+    assert not list(whole.rglob("checkpoints"))
+    progress = json.loads((whole / "progress.json").read_text())
+    assert (progress["done"], progress["total"]) == (8, 8)
+    assert (progress["seconds_left"], progress["doing"]) == (0, [])
+    plan = json.loads((whole / "grid.json").read_text())["runs"]
+    assert [run["id"] for run in plan] == [run.id for run in PLAN.runs]
+    assert all((whole / run["folder"] / "result.json").exists() for run in plan)
+
+
+def test_prompts_lie_in_banks_by_task(whole):
+    sources = PromptBank(whole / "sources" / "random-bert-tiny" / "s0")
+    targets = PromptBank(whole / "targets" / "random-bert-tiny" / "s0")
+    assert sources.names == ["toy_acceptability", "toy_sentiment"]
+    assert [stored.info.task for stored in sources] == sources.names
+    assert targets.names == ["toy_review"]
+    assert targets["toy_review"].info.method == "prompt"
+    scores = pj.score(sources=sources, targets=targets, metrics=("e_avg",))
+    assert scores.values["e_avg"].shape == (2, 1)
+
+
+def test_what_is_done_is_left_alone(whole):
+    before = table(whole)
+    again = run_grid(Grid(**SMALL), whole, retry_failed=True, **QUICK)
+    assert again.done == 8
+    assert len(begun(whole)) == 8
+    assert table(whole) == before
+
+
+def test_killed_at_random_moments_it_ends_alike(whole, tmp_path):
+    chance, kills, resumed = random.Random(11), 0, False
+    with Workers() as workers:
+        while kills < 20:
+            worker = workers.start(tmp_path, poll_seconds=0.1)
+            # Much of a start is no training: most kills wait for the first.
+            words = chance.choice(["grid [", "compilation", "epoch 1/"])
+            enough = kills >= 5 and resumed
+            while worker.alive and (enough or words not in worker.said):
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0.0, 0.4))
+            if worker.alive:
+                worker.kill()
+                kills += 1
+            while worker.alive:
+                time.sleep(0.01)
+            resumed |= "resumed at step" in worker.said
+            if ENDED in worker.said:
+                break
+    assert kills >= 5, "the grid was too quick for its murderer"
+    assert resumed, "never killed in the middle of a training"
+    assert table(tmp_path) == table(whole)
+    assert not failed(tmp_path)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_two_at_once_make_each_run_once(whole, tmp_path):
+    with Workers() as workers:
+        pair = [
+            workers.start(tmp_path, shard=f"{index}/2", poll_seconds=0.05)
+            for index in range(2)
+        ]
+        end = time.monotonic() + 200
+        while any(worker.alive for worker in pair) and time.monotonic() < end:
+            time.sleep(0.05)
+    for worker in pair:
+        assert ENDED in worker.said, worker.said
+    assert begun(tmp_path) == sorted(run.name for run in PLAN.runs)
+    assert len(list((tmp_path / "log").iterdir())) == 2, "one did it all"
+    assert table(tmp_path) == table(whole)
+
+
+def test_what_another_makes_is_waited_for(whole, tmp_path):
+    source = named("toy_sentiment-prompt-s0")
+    other = Claims(tmp_path / "claims").take(source.fleet)
+    seen = []
+
+    def makes_it():
+        while len(events(tmp_path, "end")) < 2:
+            time.sleep(0.02)
+        time.sleep(0.3)  # to look for more to do
+        seen.extend(begun(tmp_path))
+        shutil.copytree(whole / source.folder, tmp_path / source.folder)
+        other.release()
+
+    thread = threading.Thread(target=makes_it)
+    thread.start()
+    found = run_grid(Grid(**SMALL), tmp_path, **QUICK)
+    thread.join()
+    assert (found.done, found.failed) == (8, {})
+    assert seen == sorted(
+        named(part).name
+        for part in (
+            "toy_acceptability-prompt-s0",
+            "toy_review-prompt-s0",
+            "toy_review-control-s0",
+        )
+    )
+    assert len(begun(tmp_path)) == 7
+
+
+def test_what_is_done_as_it_is_claimed_is_not_done_again(
+    whole, copied, monkeypatch
+):
+    real = Claims.take
+
+    def late(self, name, **options):
+        folder = copied / "runs" / name
+        shutil.copytree(whole / "runs" / name, folder, dirs_exist_ok=True)
+        return real(self, name, **options)
+
+    monkeypatch.setattr(Claims, "take", late)
+    assert run_grid(Grid(**SMALL), copied, **QUICK).done == 8
+    assert begun(copied) == []
+
+
+def test_two_processes_train_each_fleet_together(whole, tmp_path):
+    """One decides and claims, the other does as it says."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{made.getsockname()[1]}"
+    bad = {"source toy_acceptability": {"learning_rate": 1e30}}
+    grid = {**SMALL, "methods": "prompt,pot", "overrides": bad}
+    plan = expand(Grid(**grid))
+    with Workers() as workers:
+        pair = [
+            workers.start(
+                tmp_path,
+                grid=grid,
+                poll_seconds=0.05,
+                mesh={
+                    "coordinator_address": address,
+                    "process_count": 2,
+                    "process_index": index,
+                },
+            )
+            for index in range(2)
+        ]
+        end = time.monotonic() + 200
+        while any(worker.alive for worker in pair) and time.monotonic() < end:
+            time.sleep(0.05)
+    for worker in pair:
+        assert ENDED in worker.said, worker.said
+    assert len(list((tmp_path / "log").iterdir())) == 1
+    lost = named("toy_review-pot-toy_acceptability-s0", plan).name
+    assert begun(tmp_path) == sorted(
+        run.name for run in plan.runs if run.name != lost
+    )
+    culprit = named("toy_acceptability-prompt-s0", plan).name
+    assert set(failed(tmp_path)) == {lost, culprit}
+    for part in ("toy_review-prompt-s0", "toy_review-pot-toy_sentiment-s0"):
+        results = [
+            json.loads((out / named(part).folder / "result.json").read_text())
+            for out in (whole, tmp_path)
+        ]
+        assert results[0]["final"] == results[1]["final"]
+
+
+def test_a_failure_is_recorded_and_the_others_go_on(whole, tmp_path, capsys):
+    bad = {
+        **SMALL,
+        "sources": "toy_sentiment,toy_acceptability,cb",
+        "overrides": {"source toy_acceptability": {"learning_rate": 1e30}},
+    }
+    plan = expand(Grid(**bad))
+    options = {**QUICK, "quiet": False, "data_dir": tmp_path / "nothing"}
+    found = run_grid(Grid(**bad), tmp_path, **options)
+    culprits = {
+        named(f"{task}-prompt-s0", plan).name: words
+        for task, words in (
+            ("toy_acceptability", "Lower --learning_rate"),
+            ("cb", "nothing"),
+        )
+    }
+    for name, words in culprits.items():
+        assert words in found.failed[name]
+    for task in ("toy_acceptability", "cb"):
+        source = named(f"{task}-prompt-s0", plan).name
+        pot = named(f"toy_review-pot-{task}-s0", plan).name
+        panda = named(f"toy_review-panda-{task}-s0", plan).name
+        assert found.failed[pot] == f"needs {source}, which failed"
+        assert found.failed[panda] == f"needs {source} and {pot}, which failed"
+    assert len(found.failed) == 6
+    assert failed(tmp_path) == found.failed
+    assert found.done == found.total - 6 == 5
+    # The others are what they are without it.
+    for part in ("toy_review-pot-toy_sentiment-s0", "toy_review-prompt-s0"):
+        folder = named(part, plan).folder
+        assert (tmp_path / folder / "result.json").exists()
+    record = json.loads(
+        (
+            tmp_path / named("cb-prompt-s0", plan).folder / "failed.json"
+        ).read_text()
+    )
+    assert record["settings"]["task"] == "cb"
+    assert record["when"].endswith("Z")
+    assert "6 failed" in capsys.readouterr().err
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["done"], progress["failed"]) == (5, 6)
+    # Left alone, then tried again: the culprits and what rests on them.
+    before = len(begun(tmp_path))
+    assert run_grid(Grid(**bad), tmp_path, **options).failed == found.failed
+    assert len(begun(tmp_path)) == before
+    again = run_grid(Grid(**bad), tmp_path, retry_failed=True, **options)
+    assert again.failed == found.failed
+    assert begun(tmp_path)[-0:] != []
+    assert len(begun(tmp_path)) == before + len(culprits)
+
+
+def test_a_lane_that_fails_costs_its_fleet_nothing(tmp_path):
+    grid = {
+        **SMALL,
+        "methods": "prompt,control",
+        "sources": (),
+        "overrides": {"control": {"learning_rate": 1e30}},
+    }
+    plan = expand(Grid(**grid))
+    found = run_grid(Grid(**grid), tmp_path, **QUICK)
+    assert list(found.failed) == [named("toy_review-control-s0", plan).name]
+    assert found.done == 1
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_damaged_prompt_fails_the_runs_that_start_from_it(copied):
+    source = named("toy_sentiment-prompt-s0")
+    weights = copied / source.folder / "prompt" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    found = run_grid(Grid(**SMALL), copied, **QUICK)
+    pot = named("toy_review-pot-toy_sentiment-s0").name
+    assert "adapter_model.safetensors" in found.failed[pot]
+    assert len(found.failed) == 2
+    assert found.done == 6
+
+
+def refusing(monkeypatch, error, *, when):
+    """Lets `train_fleet` raise for some lanes; returns what it was given."""
+    real, calls = attempts.train_fleet, []
+
+    def fails(backbone, lanes, **options):
+        calls.append(list(lanes))
+        if when(lanes):
+            raise error
+        return real(backbone, lanes, **options)
+
+    monkeypatch.setattr(attempts, "train_fleet", fails)
+    return calls
+
+
+def test_a_fleet_that_fails_as_one_is_made_run_by_run(copied, monkeypatch):
+    error = RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    calls = refusing(monkeypatch, error, when=lambda lanes: len(lanes) > 1)
+    found = run_grid(Grid(**SMALL), copied, **QUICK)
+    assert (found.done, found.failed) == (8, {})
+    assert [len(lanes) for lanes in calls] == [2, 1, 1] * 3
+
+
+def test_any_error_of_a_run_is_its_reason_and_can_be_tried_again(
+    copied, monkeypatch
+):
+    pot = named("toy_review-pot-toy_sentiment-s0")
+    panda = named("toy_review-panda-toy_sentiment-s0")
+    with monkeypatch.context() as patch:
+        refusing(patch, RuntimeError("broken"), when=lambda x: pot.lane in x)
+        found = run_grid(Grid(**SMALL), copied, **QUICK)
+    assert found.failed == {
+        pot.name: "RuntimeError: broken",
+        panda.name: f"needs {pot.name}, which failed",
+    }
+    record = json.loads((copied / pot.folder / "failed.json").read_text())
+    assert "in fails" in record["traceback"]
+    again = run_grid(Grid(**SMALL), copied, retry_failed=True, **QUICK)
+    assert (again.done, again.failed) == (8, {})
+    assert not failed(copied)
+
+
+def test_a_full_disk_is_no_run_s_failure(copied, monkeypatch):
+    with monkeypatch.context() as patch:
+        error = OSError(28, "No space left on device")
+        refusing(patch, error, when=lambda lanes: True)
+        with pytest.raises(OSError, match="No space"):
+            run_grid(Grid(**SMALL), copied, **QUICK)
+    assert not failed(copied)
+    assert not Claims(copied / "claims").all(), "the claim was given up"
+    assert run_grid(Grid(**SMALL), copied, **QUICK).done == 8
+
+
+def test_asked_to_end_it_ends(copied, monkeypatch):
+    refusing(monkeypatch, InterruptedRun("Ended"), when=lambda lanes: True)
+    with pytest.raises(InterruptedRun):
+        run_grid(Grid(**SMALL), copied, **QUICK)
+    assert not failed(copied)
+    assert not Claims(copied / "claims").all()
+
+
+def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
+    """Checkpoints of fewer lanes are of no use to more."""
+    real, saves = loop.Fleet._save, []
+
+    def dies(self, checkpoints, states):
+        real(self, checkpoints, states)
+        saves.append(1)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Fleet, "_save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_grid(Grid(**{**SMALL, "methods": "prompt"}), copied, **QUICK)
+    assert len(list(copied.rglob("checkpoints"))) == 1
+    found = run_grid(
+        Grid(**{**SMALL, "methods": "prompt,control"}), copied, **QUICK
+    )
+    assert (found.done, found.failed) == (4, {})
+
+
+def test_work_that_was_taken_over_is_left_to_the_other(copied, monkeypatch):
+    """And made after all, where the other falls silent too."""
+    real, calls = attempts.train_fleet, []
+
+    def slow(backbone, lanes, **options):
+        calls.append(list(lanes))
+        if len(calls) == 1:
+            (group,) = (g for g in PLAN.groups if g.runs[0].lane in lanes)
+            (copied / "claims" / group.name / "1").mkdir()
+            time.sleep(60)
+        return real(backbone, lanes, **options)
+
+    monkeypatch.setattr(attempts, "train_fleet", slow)
+    found = run_grid(Grid(**SMALL), copied, **QUICK, stale_seconds=0.5)
+    assert (found.done, found.failed) == (8, {})
+    # The first once more, when what another can do is done.
+    assert [len(lanes) for lanes in calls] == [2] * 4
+    assert calls.count(calls[0]) == 2
+
+
+def test_the_time_left_is_that_of_like_runs(tmp_path):
+    ledger = Ledger(PLAN, tmp_path)
+    assert ledger.seconds_left(1) is None
+    for part, seconds in (
+        ("toy_sentiment-prompt-s0", 10.0),
+        # A fleet's runs each have all of its time.
+        ("toy_review-prompt-s0", 30.0),
+        ("toy_review-control-s0", 30.0),
+        ("toy_review-pot-toy_sentiment-s0", 100.0),
+    ):
+        folder = tmp_path / named(part).folder
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"seconds": seconds}))
+    ledger.look(PLAN.runs)
+    # A source, a PoT, and two PANDA at the pace of all.
+    expected = 40 / 3 + 100 + 2 * 140 / 4
+    assert ledger.seconds_left(1) == pytest.approx(expected)
+    assert ledger.seconds_left(2) == pytest.approx(expected / 2)
+    assert [runner._spoken(s) for s in (5, 600, 7200)] == [
+        "5 s",
+        "10 min",
+        "2.0 h",
+    ]
+
+
+def test_a_wrong_shard_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="shard"):
+        run_grid(Grid(**SMALL), tmp_path / "new", shard="3/2")
+    assert not pathlib.Path(tmp_path / "new").exists()
