@@ -1,11 +1,13 @@
 """Scores of every source x target pair, from stored prompts."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from panda_jax import combine
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
@@ -92,7 +94,8 @@ def score(
       sources: a bank, its folder, or `{name: prompt}`.
       targets: likewise, and may be the same bank; for the metrics that read
         labels a list of task ids will do.
-      metrics: of `measures.METRICS`.
+      metrics: of `measures.METRICS`, or sums of them as `combine.parse` reads
+        them (`e_avg+on+panda`: their ranks, a target at a time).
       backbone: by default the one that the first source names. Metrics that
         compare the vectors alone load none.
       **options: the fields of `scorer.Options`.
@@ -106,8 +109,6 @@ def score(
         without a prompt, prompts of several backbones, kinds or lengths
         (where the metric needs equal ones).
     """
-    measures = [_measure(name) for name in metrics]
-    chosen = Options(**options)
     rows = _entries(sources, "sources")
     if targets is sources:
         columns = rows
@@ -115,19 +116,56 @@ def score(
         columns = [Entry(specs.get(task).name, task) for task in targets]
     else:
         columns = _entries(targets, "targets")
+    return _score(rows, columns, metrics, backbone, Options(**options))
+
+
+def _score(
+    rows: Sequence[Entry],
+    columns: Sequence[Entry],
+    metrics: Sequence[str],
+    backbone: Backbone | str | None,
+    options: Options,
+) -> Scores:
+    measures = _measures(metrics)
     model = _model(backbone, [*rows, *columns], measures)
-    scorer = Scorer(model, rows, columns, chosen)
-    return Scores(
+    scorer = Scorer(model, rows, columns, options)
+    parts = Scores(
         sources=tuple(entry.name for entry in rows),
         targets=tuple(entry.name for entry in columns),
         values={m.name: scorer.matrix(m) for m in measures},
     )
+    values = {
+        name: parts.values[name]
+        if name in METRICS
+        else combine.combined(parts, None, name)
+        for name in metrics
+    }
+    return dataclasses.replace(parts, values=values)
 
 
-def _measure(name: str) -> Measure:
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]
+def _measures(metrics: Sequence[str]) -> list[Measure]:
+    """The metrics that are asked for, and those that combinations name.
+
+    Raises:
+      UserError: an unknown name, or a prior, which takes results.
+    """
+    names: dict[str, None] = {}
+    for metric in metrics:
+        if metric in METRICS:
+            names[metric] = None
+            continue
+        parsed = combine.parse(metric)
+        if combine.PRIOR in parsed.weights:
+            raise UserError(
+                f"Metric {metric!r} names the prior, which is learned from "
+                "results of transfers: score the others, and add it with "
+                "panda-jax evaluate-ranking --combine."
+            )
+        names |= dict.fromkeys(parsed.weights)
+    for name in names:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
+    return [METRICS[name] for name in names]
 
 
 def _entries(bank: BankLike, role: str) -> list[Entry]:
@@ -219,6 +257,7 @@ def rank(
     sources: BankLike,
     metric: str = DEFAULT,
     k: int | None = None,
+    backbone: Backbone | str | None = None,
     **options: Any,
 ) -> list[tuple[str, float]]:
     """Sources by their score for one target, best first.
@@ -227,19 +266,26 @@ def rank(
       target: the target's own tuned prompt, its folder, or the name of a
         prompt (or task) of the bank; for a metric that reads labels a task id.
       sources: the bank; the target itself is left out.
-      metric: of `measures.METRICS`.
+      metric: as in `score`.
       k: how many; None for all.
-      **options: of `score`.
+      backbone: as in `score`.
+      **options: the fields of `scorer.Options`.
     """
     bank = as_bank(sources)
-    measure = _measure(metric)
-    if not measure.needs_target_prompt and target in specs.names():
-        name, targets = str(target), [str(target)]
+    labels = not any(m.needs_target_prompt for m in _measures([metric]))
+    if labels and target in specs.names():
+        column = Entry(str(target), str(target))
     else:
         name, prompt = _target(target, bank)
-        targets = {name: prompt}
-    result = score(sources=bank, targets=targets, metrics=(metric,), **options)
-    return result.top(name, k=k or len(bank), metric=metric)
+        (column,) = _entries({name: prompt}, "targets")
+    # Left out before combinations rank the sources, not after.
+    rows = [x for x in _entries(bank, "sources") if x.name != column.name]
+    if not rows:
+        raise UserError(
+            f"The bank of sources holds no prompt but {column.name!r} itself."
+        )
+    result = _score(rows, [column], (metric,), backbone, Options(**options))
+    return result.top(column.name, k=k, metric=metric)
 
 
 def _target(

@@ -13,6 +13,7 @@ from panda_jax.tasks import specs
 import panda_jax as pj
 from panda_jax import (
     cli,
+    combine,
     evaluation,
     labelled,
     measures,
@@ -417,6 +418,8 @@ def test_what_cannot_be_compared_is_said(tiny, bank, tmp_path, cache):
             pj.score(**{**options, **changes})
 
     refused("Unknown metric 'pandas'", metrics=("pandas",))
+    refused("Unknown metric 'pandas'", metrics=("e_avg+pandas",))
+    refused("learned from results", metrics=("e_avg+1.5*prior",))
     refused("task without a prompt", targets=["rte"], metrics=("panda",))
     refused("Unknown task 'rtee'", targets=["rtee"], metrics=("logme",))
     refused("holds no prompt", sources={})
@@ -523,6 +526,34 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 def test_the_settings_name_every_metric():
     assert tuple(measures.METRICS) == runs.METRICS
+
+
+def test_combinations_are_scored_and_rank_without_the_target(tiny, bank, cache):
+    options = {"backbone": tiny, "examples": 20}
+    name = "e_avg+0.5*on"
+    scores = pj.score(
+        sources=bank, targets=bank, metrics=(name, "on"), **options
+    )
+    assert list(scores.values) == [name, "on"]
+    parts = pj.score(
+        sources=bank, targets=bank, metrics=("e_avg", "on"), **options
+    )
+    expected = combine.combined(parts, None, name)
+    np.testing.assert_array_equal(scores.values[name], expected)
+    ranked = pj.rank("toy_topic", sources=bank, metric=name, **options)
+    others = {n: p for n, p in bank.items() if n != "toy_topic"}
+    alone = pj.score(
+        sources=others,
+        targets={"toy_topic": bank["toy_topic"]},
+        metrics=(name,),
+        **options,
+    )
+    assert dict(ranked) == dict(
+        zip(alone.sources, alone.values[name][:, 0], strict=True)
+    )
+    only = {"toy_topic": bank["toy_topic"]}
+    with pytest.raises(UserError, match="no prompt but"):
+        pj.rank("toy_topic", sources=only, **options)
 
 
 def test_ten_thousand_stored_vectors_are_one_product():
