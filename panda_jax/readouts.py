@@ -140,12 +140,22 @@ def left_out(
     features: Array,
     columns: Array,
     penalty: Array,
+    members: Array,
     *,
     classes: bool,
 ) -> Array:
-    """[M, E, D] x [E, C] -> [M]: how right each row's prediction is."""
+    """[M, E, D] x [E, C] -> [M]: how right each row's prediction is.
+
+    `members` [G, S] are the rows of each group that is left out together, -1
+    past a group's last.
+    """
     y = _centred(columns)
     rows = len(y)
+    real = members >= 0
+    both = real[:, :, None] & real[:, None, :]
+    # The mean of the others' y, which is 0 over all.
+    inside = jnp.where(real[..., None], y[members], 0).sum(1, keepdims=True)
+    others = inside / (rows - real.sum(1)[:, None, None])
 
     def one_source(x: Array) -> Array:
         x = _centred(x, _ROUNDING)
@@ -153,12 +163,19 @@ def left_out(
         x = x / jnp.where(deviation > 0, deviation, 1)
         left, strength = _decomposed(x)
         share = strength / (strength + penalty * x.shape[1])
-        fitted = (left * share) @ (left.T @ y)
-        own = (jnp.square(left) @ share)[:, None]
-        # y_i - (y_i - fitted_i) / (1 - H_ii) less the others' mean of y, where
-        # H_ii = own + 1 / E by the intercept.
-        slope = fitted - own * y * rows / (rows - 1)
-        slope = slope / jnp.maximum(1 - 1 / rows - own, 1e-12)
+        error = y - (left * share) @ (left.T @ y)
+        own = left[members]
+        hat = (own * share) @ own.swapaxes(1, 2) + 1 / rows
+        kept = jnp.where(both, -hat, 0) + (1 + 1e-12) * jnp.eye(hat.shape[1])
+        errors = jnp.where(real[..., None], error[members], 0)
+        # y_g - (1 - H_gg)^-1 (y_g - fitted_g) less the others' mean of y, where
+        # H has 1 / E by the intercept.
+        slopes = y[members] - jnp.linalg.solve(kept, errors) + others
+        slope = (
+            jnp.zeros_like(y)
+            .at[jnp.where(real, members, rows)]
+            .set(slopes, mode="drop")
+        )
         if classes:
             return _accuracy(columns.mean(0) + slope, columns)
         return _pearson(slope, columns)

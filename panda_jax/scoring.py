@@ -70,9 +70,9 @@ def check_readable(backbone: Backbone, name: str, kind: str) -> None:
     if backbone.text_to_text and kind == "deep":
         raise UserError(
             f"{name} is a deep prompt of a text-to-text backbone, which only "
-            "the decoder sees; metrics panda and on read the encoder. Ask for "
-            "--metrics=e_avg (and for training with PANDA give "
-            "--similarity=NUMBER)."
+            "the decoder sees; metrics panda, on, logme, h_score and probe "
+            "read the encoder. Ask for --metrics=e_avg (and for training with "
+            "PANDA give --transfer_metric=e_avg or --similarity=NUMBER)."
         )
 
 
@@ -113,7 +113,7 @@ def score(
     if targets is sources:
         columns = rows
     elif isinstance(targets, list | tuple):
-        columns = [Entry(specs.get(task).name, task) for task in targets]
+        columns = _tasks(targets)
     else:
         columns = _entries(targets, "targets")
     return _score(rows, columns, metrics, backbone, Options(**options))
@@ -128,7 +128,7 @@ def _score(
 ) -> Scores:
     measures = _measures(metrics)
     model = _model(backbone, [*rows, *columns], measures)
-    scorer = Scorer(model, rows, columns, options)
+    scorer = Scorer(model, rows, columns, measures, options)
     parts = Scores(
         sources=tuple(entry.name for entry in rows),
         targets=tuple(entry.name for entry in columns),
@@ -168,6 +168,16 @@ def _measures(metrics: Sequence[str]) -> list[Measure]:
     return [METRICS[name] for name in names]
 
 
+def _tasks(names: Sequence[str]) -> list[Entry]:
+    """Targets without prompts, by the names that `train` takes too."""
+    tasks = [specs.of_registry(name)[0] for name in names]
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError(
+            f"The targets are {list(names)}, expected task ids, each once."
+        )
+    return [Entry(task, task) for task in tasks]
+
+
 def _entries(bank: BankLike, role: str) -> list[Entry]:
     """What is known of each prompt, all read once and let go again.
 
@@ -179,6 +189,11 @@ def _entries(bank: BankLike, role: str) -> list[Entry]:
     entries = []
     for name in bank.names:
         stored = bank.read(name)
+        if not np.isfinite(stored.prompt.vectors).all():
+            raise UserError(
+                f"{name} of the {role} has vectors that are not finite: its "
+                "run diverged, or its file was made elsewhere. Leave it out."
+            )
         entries.append(
             Entry(
                 name,
@@ -204,10 +219,10 @@ def _model(
         read off.
     """
     running = [measure for measure in measures if measure.runs_backbone]
-    infos = {e.name: e.info for e in entries if e.info is not None}
-    first_name, first = next(iter(infos.items()))
+    infos = [(e.name, e.info) for e in entries if e.info is not None]
+    first_name, first = infos[0]
     if backbone is None and not running:
-        for name, info in infos.items():
+        for name, info in infos:
             if info.fingerprint != first.fingerprint:
                 raise UserError(
                     f"{first_name} is of backbone {_of(first)}, {name} of "
@@ -222,7 +237,7 @@ def _model(
         if entry.info is None:
             continue
         _check_prompt(model, entry.name, entry.info, entry.prompt_length)
-        if any(m.reads in ("output", "neurons", "features") for m in running):
+        if any(m.reads_encoder for m in running):
             check_readable(model, entry.name, entry.info.kind)
     return model
 
@@ -279,7 +294,12 @@ def rank(
         name, prompt = _target(target, bank)
         (column,) = _entries({name: prompt}, "targets")
     # Left out before combinations rank the sources, not after.
-    rows = [x for x in _entries(bank, "sources") if x.name != column.name]
+    rows = [
+        entry
+        for entry in _entries(bank, "sources")
+        if entry.name != column.name
+        and (column.load is not None or entry.task != column.task)
+    ]
     if not rows:
         raise UserError(
             f"The bank of sources holds no prompt but {column.name!r} itself."

@@ -1,6 +1,7 @@
 """Banks against targets: what is read, once, of which rows, and refused."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from panda_jax import (
     cli,
     combine,
     evaluation,
+    first_steps,
     labelled,
     measures,
     probing,
@@ -346,6 +348,72 @@ def test_first_steps_of_many_sources_are_each_one_s_own(tiny, bank, cache):
     assert np.all(together < 0)
 
 
+@pytest.mark.parametrize("task", ["toy_review", "toy_topic"])
+def test_both_halves_of_first_steps_have_every_class(tiny, task, monkeypatch):
+    halves = []
+    monkeypatch.setattr(
+        first_steps,
+        "_together",
+        lambda b, r, sources, learnt, judged, p: (
+            halves.append((learnt, judged)) or np.zeros(len(sources))
+        ),
+    )
+    run = runs.make_run(task=task, backbone=tiny.id, method="pot")
+    first_steps.first_steps_losses(
+        tiny, run, [prompt(tiny, task, 0)], train_rows(tiny, task, 80)
+    )
+    ((learnt, judged),) = halves
+    classes = set(range(len(specs.get(task).labels)))
+    assert set(learnt.labels) == set(judged.labels) == classes
+    assert len(learnt) == len(judged) == 40
+
+
+def test_changed_labels_are_not_read_from_the_cache(
+    tiny, bank, cache, monkeypatch
+):
+    def probe():
+        return pj.score(
+            sources=bank,
+            targets=["toy_review"],
+            metrics=("probe", "logme"),
+            backbone=tiny,
+            max_length=32,
+        ).values
+
+    before = probe()
+    assert len(list((cache / "vectors").rglob("*.npy"))) == 6
+    load = scorer.load_view
+
+    def relabelled(*args, **options):
+        rows = load(*args, **options)
+        return dataclasses.replace(rows, labels=np.roll(rows.labels, 7) ^ 1)
+
+    monkeypatch.setattr(scorer, "load_view", relabelled)
+    after = probe()
+    for metric, values in before.items():
+        assert not np.allclose(values, after[metric]), metric
+
+
+def test_the_features_are_read_once_for_all_metrics(
+    tiny, bank, cache, monkeypatch
+):
+    calls = []
+    probe = probing.probe_lanes
+
+    def counted(*args, **options):
+        calls.append(options["read"])
+        return probe(*args, **options)
+
+    monkeypatch.setattr(probing, "probe_lanes", counted)
+    options = {"backbone": tiny, "max_length": 32, "cached": False}
+    names = ("logme", "h_score", "probe")
+    pj.score(sources=bank, targets=["toy_review"], metrics=names, **options)
+    assert len(calls) == len(bank)
+    calls.clear()
+    pj.score(sources=bank, targets=bank, metrics=("panda",), **options)
+    assert len(calls) == len(bank)
+
+
 def test_no_metric_reads_the_evaluation_split(tiny, bank, cache, monkeypatch):
     one = {"toy_review": bank["toy_review"]}
     splits = []
@@ -438,6 +506,20 @@ def test_what_cannot_be_compared_is_said(tiny, bank, tmp_path, cache):
     strangers = {**bank, "stranger": StoredPrompt(other.prompt, info)}
     refused("stranger", sources=strangers, metrics=("panda",))
     refused("stranger", sources=strangers, metrics=("e_avg",), backbone=None)
+    # Also where source and target are of one name.
+    refused(
+        "prompts of one backbone",
+        sources={"toy_topic": StoredPrompt(other.prompt, info)},
+        metrics=("e_avg",),
+        backbone=None,
+    )
+    refused("each once", targets=[], metrics=("logme",))
+    refused("each once", targets=["rte", "rte_text"], metrics=("logme",))
+    broken = Prompt(np.full_like(other.prompt.vectors, np.nan), {})
+    refused(
+        "bad of the sources has vectors that are not finite",
+        sources={**bank, "bad": StoredPrompt(broken, other.info)},
+    )
     refused("layers 1 to 2", readout="layer_3")
     refused("none of the backbone's", on_layers="5:")
     refused("FROM:TO", on_layers="all")

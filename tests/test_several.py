@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import assembly, cli, several
+from panda_jax import assembly, cli, scorer, scoring, several
 from panda_jax.assembly import Assembly
 from panda_jax.errors import UserError
 from panda_jax.evaluation import load_view
@@ -136,7 +136,11 @@ def test_early_fusion_starts_from_the_weighted_mean(tiny, bank, own, tmp_path):
         pj.load_prompt(folder / "teacher").prompt.vectors,
         teacher.prompt.prompt.vectors,
     )
-    # Its gin file repeats the run.
+    assert done.result["choice"]["shares"] == pytest.approx(
+        dict(zip(names, shares.tolist(), strict=True)), rel=1e-5
+    )
+    assert set(done.result["choice"]["scores"]) == set(TASKS)
+    # Its gin file repeats the run, choice and weight included.
     again = tmp_path / "again"
     words = [
         f"--gin_file={folder / 'config.gin'}",
@@ -145,7 +149,72 @@ def test_early_fusion_starts_from_the_weighted_mean(tiny, bank, own, tmp_path):
     ]
     assert cli.main(["train", *words]) == 0
     result = json.loads((again / "result.json").read_text())
-    assert result["run_id"] == done.result["run_id"]
+    for name in ("run_id", "similarity", "kd_weight", "choice", "best"):
+        assert result[name] == done.result[name], name
+
+
+def test_what_was_chosen_stays_when_a_run_goes_on(
+    tiny, bank, own, tmp_path, monkeypatch
+):
+    """Measured once: neither a finished run nor one that goes on asks again."""
+    folder = tmp_path / "run"
+    done = panda(tiny, bank, own, fusion="late", top_k=2, model_dir=folder)
+    monkeypatch.setattr(
+        scoring, "score", lambda **_: pytest.fail("measured again")
+    )
+    again = panda(tiny, bank, own, fusion="late", top_k=2, model_dir=folder)
+    assert again.result == done.result
+    (folder / "result.json").unlink()
+    resumed = panda(tiny, bank, own, fusion="late", top_k=2, model_dir=folder)
+    for name in ("run_id", "kd_weight", "choice", "best"):
+        assert resumed.result[name] == done.result[name], name
+
+
+def test_two_sources_of_one_task_are_two_teachers(tiny, bank, own, tmp_path):
+    twins = {
+        "a": pj.load_prompt(bank / "toy_topic"),
+        "b": pj.train(tiny, task="toy_topic", seed=3, **SMALL).prompt,
+    }
+    folder = tmp_path / "run"
+    done = panda(tiny, twins, own, fusion="late", model_dir=folder)
+    assert set(done.result["choice"]["shares"]) == {"a", "b"}
+    assert (folder / "teacher_a/result.json").exists()
+    assert (folder / "teacher_b/result.json").exists()
+
+
+def test_a_weight_of_zero_is_said_and_unbounded_metrics_have_none(
+    tiny, bank, own
+):
+    source = pj.load_prompt(bank / "toy_topic")
+    options = {"source": source, "transfer_metric": "first_steps"}
+    with pytest.warns(RuntimeWarning, match="weight is 0"):
+        done = panda(tiny, None, own, kd_transform="clip", **options)
+    assert done.result["kd_weight"] == 0
+    done = panda(tiny, None, own, **options)
+    assert 0 < done.result["kd_weight"] < 1
+    assert done.result["kd_transform"] == "sigmoid"
+
+
+def test_a_metric_of_labels_reads_the_run_s_rows_alone(
+    tiny, bank, own, monkeypatch
+):
+    asked = []
+    load = scorer.load_view
+
+    def watched(task, split, **options):
+        asked.append(options["limit"])
+        return load(task, split, **options)
+
+    monkeypatch.setattr(scorer, "load_view", watched)
+    for metric in ("logme", "first_steps"):
+        panda(
+            tiny,
+            None,
+            own,
+            source=pj.load_prompt(bank / "toy_topic"),
+            transfer_metric=metric,
+        )
+    assert asked == [SMALL["train_examples"]] * 2
 
 
 def test_late_fusion_mixes_the_teachers_logits(
@@ -154,16 +223,17 @@ def test_late_fusion_mixes_the_teachers_logits(
     folder = tmp_path / "run"
     done = panda(tiny, bank, own, fusion="late", model_dir=folder)
     result = done.result
-    assert set(result["mixture"]) == set(TASKS)
-    assert sum(result["mixture"].values()) == pytest.approx(1)
-    assert result["source"].split("+") == list(result["mixture"])
+    shares = result["choice"]["shares"]
+    assert set(shares) == set(result["choice"]["scores"]) == set(TASKS)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert result["source"].split("+") == list(shares)
     assert result["kd_weight"] > 0
     for task in TASKS:
         assert (folder / f"teacher_{task}/result.json").exists()
     # Computed in the step, the mixed teachers say the same.
     monkeypatch.setattr(assembly, "MOST_CACHED", 0)
     online = panda(tiny, bank, own, fusion="late", model_dir=tmp_path / "on")
-    assert online.result["mixture"] == result["mixture"]
+    assert online.result["choice"] == result["choice"]
     losses = [
         [
             line["kd_loss"]
@@ -245,10 +315,21 @@ def test_what_does_not_fit_is_refused(tiny, bank, words, changes):
         pj.train(tiny, **{**options, **SMALL, **changes})
 
 
-def test_sources_of_two_lengths_are_fused_late_or_not(tiny, bank, tmp_path):
+def test_sources_of_two_lengths_are_fused_late_or_not(tiny, bank, own):
     longer = pj.train(
         tiny, task="toy_topic", **{**SMALL, "prompt_length": 6}
     ).prompt
     mixed = {"a": pj.load_prompt(bank / "toy_sentiment"), "b": longer}
     with pytest.raises(UserError, match="--fusion=late"):
         several.fused(list(mixed.values()), [0.5, 0.5])
+    late = {"sources": mixed, "fusion": "late", "prompt_length": 4}
+    done = panda(tiny, None, own, **late)
+    assert set(done.result["choice"]["shares"]) == {"a", "b"}
+    # Teachers with dropout run in the step, side by side.
+    with pytest.raises(UserError, match="of one shape"):
+        panda(tiny, None, own, recipe="released", **late)
+
+
+def test_the_target_s_prompt_is_checked_beside_sources(tiny, bank):
+    with pytest.raises(UserError, match="was tuned on 'toy_topic'"):
+        panda(tiny, bank, bank / "toy_topic")
