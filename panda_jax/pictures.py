@@ -88,7 +88,7 @@ def clustermap(
     ordered, by Euclidean distance over the columns that both have. What is not
     finite is as far as the farthest.
 
-    The matrix in the order drawn is written beside the picture, as `PATH_data.csv`.
+    The matrix in the order drawn is written beside it, as `PATH_data.csv`.
 
     Args:
       path: a `.png`, or another format that Matplotlib writes.

@@ -153,9 +153,11 @@ def left_out(
     rows = len(y)
     real = members >= 0
     both = real[:, :, None] & real[:, None, :]
-    # The mean of the others' y, which is 0 over all.
-    inside = jnp.where(real[..., None], y[members], 0).sum(1, keepdims=True)
-    others = inside / (rows - real.sum(1)[:, None, None])
+    grouped = jnp.where(real[..., None], y[members], 0)
+    # Each row's y less the mean of those outside its group: y's own mean is 0.
+    outside = rows - real.sum(1)[:, None, None]
+    apart = grouped + grouped.sum(1, keepdims=True) / outside
+    apart = jnp.where(real[..., None], apart, 0)
 
     def one_source(x: Array) -> Array:
         x = _centred(x, _ROUNDING)
@@ -163,14 +165,15 @@ def left_out(
         x = x / jnp.where(deviation > 0, deviation, 1)
         left, strength = _decomposed(x)
         share = strength / (strength + penalty * x.shape[1])
-        error = y - (left * share) @ (left.T @ y)
+        fitted = (left * share) @ (left.T @ y)
         own = left[members]
-        hat = (own * share) @ own.swapaxes(1, 2) + 1 / rows
-        kept = jnp.where(both, -hat, 0) + (1 + 1e-12) * jnp.eye(hat.shape[1])
-        errors = jnp.where(real[..., None], error[members], 0)
+        hat = jnp.where(both, (own * share) @ own.swapaxes(1, 2), 0)
         # y_g - (1 - H_gg)^-1 (y_g - fitted_g) less the others' mean of y, where
-        # H has 1 / E by the intercept.
-        slopes = y[members] - jnp.linalg.solve(kept, errors) + others
+        # H is hat + 1 / E by the intercept; written so that features that say
+        # nothing give 0 and no rounding of it.
+        told = jnp.where(real[..., None], fitted[members], 0) - hat @ apart
+        unit = (1 + 1e-12) * jnp.eye(hat.shape[1])
+        slopes = jnp.linalg.solve(unit - hat - both / rows, told)
         slope = (
             jnp.zeros_like(y)
             .at[jnp.where(real, members, rows)]

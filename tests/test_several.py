@@ -89,6 +89,7 @@ def test_the_metric_sets_the_weight_and_is_recorded(tiny, bank, own):
             metrics=(metric,),
             backbone=tiny,
             max_length=32,
+            examples=32,
         )
         expected = float(scores.values[metric][0, 0])
         assert done["similarity"] == pytest.approx(expected)
@@ -109,6 +110,7 @@ def test_early_fusion_starts_from_the_weighted_mean(tiny, bank, own, tmp_path):
         metrics=("panda",),
         backbone=tiny,
         max_length=32,
+        examples=32,
     )
     best = scores.top("toy_review", k=2)
     names = [name for name, _ in best]
