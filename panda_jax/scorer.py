@@ -240,7 +240,8 @@ class Scorer:
                 raise UserError(
                     f"Metric {measure.name!r} needs prompts of one shape: "
                     f"{first.name!r} has {first.shape}, {entry.name!r} has "
-                    f"{entry.shape}. Score them apart."
+                    f"{entry.shape}. Score them apart, or by metric panda, "
+                    "which compares outputs."
                 )
 
     # Prompts against prompts

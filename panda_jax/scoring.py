@@ -11,7 +11,7 @@ from panda_jax import combine
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
-from panda_jax.measures import DEFAULT, METRICS, Measure
+from panda_jax.measures import DEFAULT, METRICS, RANKING, Measure
 from panda_jax.scorer import Entry, Options, Scorer
 from panda_jax.scores import Scores
 from panda_jax.store import (
@@ -270,7 +270,7 @@ def rank(
     target: PathLike | StoredPrompt,
     *,
     sources: BankLike,
-    metric: str = DEFAULT,
+    metric: str = RANKING,
     k: int | None = None,
     backbone: Backbone | str | None = None,
     **options: Any,
@@ -281,7 +281,7 @@ def rank(
       target: the target's own tuned prompt, its folder, or the name of a
         prompt (or task) of the bank; for a metric that reads labels a task id.
       sources: the bank; the target itself is left out.
-      metric: as in `score`.
+      metric: as in `score`; by default the sum of the ranks by three.
       k: how many; None for all.
       backbone: as in `score`.
       **options: the fields of `scorer.Options`.

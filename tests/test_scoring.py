@@ -15,6 +15,7 @@ import panda_jax as pj
 from panda_jax import (
     cli,
     combine,
+    commands,
     evaluation,
     first_steps,
     labelled,
@@ -609,6 +610,8 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 def test_the_settings_name_every_metric():
     assert tuple(measures.METRICS) == runs.METRICS
+    assert commands.Rank.metric == measures.RANKING
+    assert runs.Run.transfer_metric == measures.DEFAULT
 
 
 def test_combinations_are_scored_and_rank_without_the_target(tiny, bank, cache):
