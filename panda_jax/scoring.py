@@ -301,9 +301,7 @@ def rank(
         and (column.load is not None or entry.task != column.task)
     ]
     if not rows:
-        raise UserError(
-            f"The bank of sources holds no prompt but {column.name!r} itself."
-        )
+        return []
     result = _score(rows, [column], (metric,), backbone, Options(**options))
     return result.top(column.name, k=k, metric=metric)
 
