@@ -116,7 +116,8 @@ def whole(tmp_path_factory):
 
 
 def test_two_processes_train_as_one_and_go_on_after_a_kill(whole, tmp_path):
-    run = tmp_path / "run"
+    run, four = tmp_path / "run", tmp_path / "four"
+    one = start(four, LONG, "--num_partitions=1", devices=4)
     both = pair(run, LONG)
     until(run, 30, both)
     both[1].send_signal(signal.SIGKILL)
@@ -131,6 +132,10 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(whole, tmp_path):
         status, _, error = ended(process)
         assert status == 0, error
         assert "resumed at step" in error
+    status, _, error = ended(one)
+    assert status == 0, error
+    # One process with as many devices, and with one.
+    same_result(run, four, rtol=1e-5, atol=1e-5)
     same_result(run, whole, rtol=1e-3, atol=1e-3)
 
 
