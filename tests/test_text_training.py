@@ -306,7 +306,7 @@ def losses(backbone, folder, **options):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 4)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4)])
 def test_model_tuning_over_devices_is_model_tuning(small, tmp_path, shape):
     assert jax.device_count() == 8
     many = losses(small, tmp_path / "8", partitioner=Partitioner(1, shape))
