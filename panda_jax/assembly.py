@@ -311,6 +311,16 @@ class Assembly:
     def _online(self, taught: list[Any]) -> Any:
         """The teachers' prompts, [N, ...], or mixtures of K, [N, K, ...]."""
         given = next(teachers[0][0] for teachers in taught if teachers)
+        shapes = {
+            np.shape(teacher.prompt.vectors)
+            for teachers in taught
+            for teacher, _ in teachers
+        }
+        if len(shapes) > 1:
+            raise UserError(
+                "Teachers that run in the step have prompts of one shape, got "
+                f"{sorted(shapes)}: give sources of one kind and length."
+            )
         none = jax.tree.map(np.zeros_like, given.prompt)
         most = max(map(len, taught))
         lanes = []
@@ -320,12 +330,12 @@ class Assembly:
                 for teacher, weight in teachers
             ]
             found += [(none, 0.0)] * (most - len(found))
-            prompts, weights = zip(*found, strict=True)
             if most == 1:
-                lanes.append(prompts[0])
+                lanes.append(found[0][0])
                 continue
-            together = fleet.stack(list(prompts), length=most)
-            lanes.append(Mixture(together, np.float32(weights)))
+            prompts = fleet.stack([prompt for prompt, _ in found], length=most)
+            weights = np.array([weight for _, weight in found], np.float32)
+            lanes.append(Mixture(prompts, weights))
         return self.place(fleet.stack(lanes, length=self.padded), "data")
 
     def order(self, epoch: int) -> np.ndarray:

@@ -213,7 +213,7 @@ class Score(_Scoring):
       metrics: comma-separated. Of two prompts: panda, on (run the backbone),
         e_avg, e_pairs, e_concat, d_concat, d_avg (compare vectors). Of the
         target's labelled training rows: logme, h_score, probe, gradient,
-        first_steps.
+        first_steps. Sums of ranks too, as e_avg+on+panda.
       out_dir: where scores.csv, matrices and heat maps go.
     """
 
@@ -229,12 +229,12 @@ class Rank(_Scoring):
     Attributes:
       target: folder of the target's own tuned prompt, or the name of a prompt
         or task in the bank; for a metric of labels any task id.
-      metric: one of score's.
+      metric: one of score's, or a sum of their ranks as e_avg+on+panda.
       k: how many; None for all.
     """
 
     target: str
-    metric: str = "panda"
+    metric: str = "e_avg+on+panda"
     k: int | None = None
 
 

@@ -48,6 +48,8 @@ def read_rows(
             )
         places = {name: header.index(name) for name in wanted}
         for row in reader:
+            if not row:
+                continue  # An empty line, such as editors leave at the end.
             if len(row) != len(header):
                 raise UserError(
                     f"{path}:{reader.line_num}: got {len(row)} cells, "

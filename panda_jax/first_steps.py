@@ -39,15 +39,17 @@ def first_steps_losses(
       run: vanilla transfer to the target; its steps, rate and seed are every
         source's.
       sources: M prompts.
-      examples: of the target's training split. Every other row is learnt
-        from, the rest are judged by.
+      examples: of the target's training split. The first half is learnt from,
+        the rest is judged by; the order keeps the labels' proportions, row by
+        row, so that every second one would be of one class.
       partitioner: how devices are shared out.
 
     Returns:
       [M] fp32, lower = better; NaN where the run diverged.
     """
-    learnt = examples.subset(range(0, examples.questions, 2))
-    judged = examples.subset(range(1, examples.questions, 2))
+    half = examples.questions // 2
+    learnt = examples.subset(range(half))
+    judged = examples.subset(range(half, examples.questions))
     run = dataclasses.replace(run, batch_size=min(run.batch_size, len(learnt)))
     return np.concatenate(
         [

@@ -1,6 +1,7 @@
 """What the label-using metrics read: a target's training rows, with labels."""
 
 import functools
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -26,12 +27,23 @@ class Labelled(NamedTuple):
       targets: [E] int class ids or float scores.
       classes: how many there are; None for scores.
       words: [2, E] row and position of each feature, or None for one a row.
+      groups: [E] of features that tell of each other: candidates of a question,
+        words of a sentence, answers about a passage; None for none.
     """
 
     rows: Rows
     targets: np.ndarray
     classes: int | None
     words: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """sha256 of what there is to say."""
+        digest = hashlib.sha256(f"{self.classes}".encode())
+        for array in (self.targets, self.words, self.groups):
+            digest.update(b"|" if array is None else array.tobytes())
+        return digest.hexdigest()
 
 
 def labelled(task: str, examples: AnyExamples) -> Labelled | None:
@@ -44,13 +56,17 @@ def labelled(task: str, examples: AnyExamples) -> Labelled | None:
     """
     spec, rows = specs.get(task), rows_of_examples(examples)
     classes: int | None = len(spec.labels)
-    words = None
+    words = groups = None
+    if spec.group:
+        ids = [str(x[spec.group]) for x in examples.parsed_references]
+        groups = np.unique(ids, return_inverse=True)[1]
     if isinstance(examples, Examples):
         targets = examples.labels
         if spec.kind == "choice":
-            classes = 2
+            classes, groups = 2, examples.question
         elif spec.kind == "tags":
             words = np.argwhere(targets >= 0)[:_WORDS].T
+            groups = words[0]
             targets, classes = targets[tuple(words)], spec.outputs
         elif spec.kind == "span":
             return None
@@ -62,11 +78,14 @@ def labelled(task: str, examples: AnyExamples) -> Labelled | None:
         ]
         # Of grouped answers (MultiRC's) the label alone.
         targets = np.array([getattr(x, "label", x) for x in answers])
+    if groups is not None and len(np.unique(groups)) < 2:
+        return None
     if spec.kind == "regression":
         return Labelled(rows, np.asarray(targets, np.float32), None)
     if len(np.unique(targets)) < 2:
         return None
-    return Labelled(rows, np.asarray(targets, np.int32), classes, words)
+    targets = np.asarray(targets, np.int32)
+    return Labelled(rows, targets, classes, words, groups)
 
 
 def features(found: np.ndarray, data: Labelled) -> np.ndarray:

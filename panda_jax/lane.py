@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from panda_jax import runs
+from panda_jax import runs, several
 from panda_jax.backbone import Backbone
 from panda_jax.files import write_json
 from panda_jax.interop import hf
@@ -31,6 +31,7 @@ class Needs:
       kd_weight: factor on the distillation loss.
       mixture: of late fusion: all teachers, each with its logits' weight;
         `teacher` is the first.
+      choice: of several sources: how each scored, and what is kept.
     """
 
     source: StoredPrompt | None = None
@@ -38,6 +39,7 @@ class Needs:
     similarity: float | None = None
     kd_weight: float = 0.0
     mixture: tuple[tuple[StoredPrompt, float], ...] = ()
+    choice: dict[str, Any] | None = None
 
     @property
     def teachers(self) -> tuple[tuple[StoredPrompt, float], ...]:
@@ -280,12 +282,9 @@ class Lane:
             "teacher": teacher.info.task if teacher else None,
             "similarity": self.needs.similarity,
             "transfer_metric": weighed and run.transfer_metric,
-            "kd_transform": weighed and run.kd_transform,
+            "kd_transform": weighed and several.transform_of(run),
             "kd_weight": self.needs.kd_weight,
-            "mixture": {
-                str(teacher.info.source): weight
-                for teacher, weight in self.needs.mixture
-            },
+            "choice": self.needs.choice,
             "seed": run.seed,
             "metric": self.metric,
             "best": {

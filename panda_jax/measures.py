@@ -23,6 +23,7 @@ class Measure:
       labels: whether it reads labels, of the target's training rows.
       about: a line for people.
       function: of what was read.
+      bounded: whether scores lie in [-1, 1].
     """
 
     name: str
@@ -30,11 +31,17 @@ class Measure:
     labels: bool
     about: str
     function: Callable[..., Any]
+    bounded: bool = True
 
     @property
     def runs_backbone(self) -> bool:
         """Whether it takes more than the prompts' own numbers."""
         return self.reads != "vectors"
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether it reads what a prompt does to the encoder."""
+        return self.reads in ("output", "neurons", "features")
 
     @property
     def needs_target_prompt(self) -> bool:
@@ -98,6 +105,7 @@ _ALL = (
         True,
         "log evidence of a linear readout of the target's labels",
         transferability.log_me,
+        bounded=False,
     ),
     Measure(
         "h_score",
@@ -105,6 +113,7 @@ _ALL = (
         True,
         "between-class share of the features' covariance",
         transferability.h_score,
+        bounded=False,
     ),
     Measure(
         "probe",
@@ -126,8 +135,13 @@ _ALL = (
         True,
         "how well some steps from the source do on left-out training rows",
         lambda losses: -losses,
+        bounded=False,
     ),
 )
 
 METRICS: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+# Weighs the distillation, as in the paper.
 DEFAULT = "panda"
+# Ranks sources: the best on the published figures and on our own, if by less
+# than chance could make (docs/results.md).
+RANKING = "e_avg+on+panda"

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 MOST = 150
 
 
+def data_path(path: PathLike) -> pathlib.Path:
+    """Where the data of a picture lie: `x_data.csv` beside `x.png`.
+
+    Not `x.csv`: `scores.png` may well lie beside `scores.csv`, the scores.
+    """
+    path = pathlib.Path(path)
+    return path.with_name(f"{path.stem}_data.csv")
+
+
 def heatmap(
     path: PathLike,
     matrix: np.ndarray,
@@ -44,7 +53,7 @@ def heatmap(
       rows: M names.
       columns: N names.
       title: above the picture.
-      data: whether the matrix is written beside it, as `.csv`.
+      data: whether the matrix is written beside it, as `PATH_data.csv`.
 
     Returns:
       The figure.
@@ -79,7 +88,7 @@ def clustermap(
     ordered, by Euclidean distance over the columns that both have. What is not
     finite is as far as the farthest.
 
-    The matrix in the order drawn is written beside the picture, as `.csv`.
+    The matrix in the order drawn is written beside it, as `PATH_data.csv`.
 
     Args:
       path: a `.png`, or another format that Matplotlib writes.
@@ -150,7 +159,7 @@ def scatter(
     sources with both; the title has its mean over the targets where it is
     defined. The target's own source is a square, and the best by score and the
     best by gain are named. The points are written beside the picture, as
-    `source,target,score,gain` in `.csv`.
+    `source,target,score,gain` in `PATH_data.csv`.
 
     Args:
       path: a `.png`, or another format that Matplotlib writes.
@@ -190,7 +199,7 @@ def scatter(
     overall = f"mean ρ = {mean} over {len(known)} targets"
     _save(figure, path, f"{title}: {overall}" if title else overall)
     csv_rows.write_rows(
-        pathlib.Path(path).with_suffix(".csv"),
+        data_path(path),
         [
             ("source", "target", "score", "gain"),
             *(
@@ -366,7 +375,7 @@ def _write_matrix(
     columns: Sequence[str],
 ) -> None:
     csv_rows.write_rows(
-        pathlib.Path(path).with_suffix(".csv"),
+        data_path(path),
         [
             ["source", *columns],
             *(

@@ -25,9 +25,7 @@ from panda_jax.vector_cache import VectorCache
 
 # Rows of a batch at most.
 _ROWS = 128
-# Lanes that an accelerator computes side by side, and dispatches that are
-# under way before the oldest is waited for.
-_LANES = 8
+# Dispatches that are under way before the oldest is waited for.
 _AHEAD = 4
 
 Work = TypeVar("Work")
@@ -166,7 +164,8 @@ class Prober:
         cached: bool = True,
     ) -> None:
         self.backbone = backbone
-        self.cache = VectorCache(on=cached)
+        # Processes with other caches would compute other things together.
+        self.cache = VectorCache(on=cached and jax.process_count() == 1)
         cpu = jax.default_backend() == "cpu"
         self.mesh = None
         self.params = backbone.params
@@ -174,12 +173,9 @@ class Prober:
             partitioner = partitioner or Partitioner()
             self.mesh = partitioner.mesh(jax.device_count())
             self.params = self._placed_backbone(partitioner)
-        groups = 1 if self.mesh is None else self.mesh.shape["data"]
-        chunk = partitioner.chunk if partitioner else None
-        self.lanes = Lanes(
-            groups, (1 if cpu else 0) if chunk is None else chunk
-        )
-        self.together = groups * (1 if cpu else _LANES)
+        # A lane's rows fill a device; more lanes would only take memory.
+        self.together = 1 if self.mesh is None else self.mesh.shape["data"]
+        self.lanes = Lanes(self.together, 1)
 
     def _placed_backbone(self, partitioner: Partitioner) -> Params:
         config = self.backbone.config

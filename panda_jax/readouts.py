@@ -140,12 +140,24 @@ def left_out(
     features: Array,
     columns: Array,
     penalty: Array,
+    members: Array,
     *,
     classes: bool,
 ) -> Array:
-    """[M, E, D] x [E, C] -> [M]: how right each row's prediction is."""
+    """[M, E, D] x [E, C] -> [M]: how right each row's prediction is.
+
+    `members` [G, S] are the rows of each group that is left out together, -1
+    past a group's last.
+    """
     y = _centred(columns)
     rows = len(y)
+    real = members >= 0
+    both = real[:, :, None] & real[:, None, :]
+    grouped = jnp.where(real[..., None], y[members], 0)
+    # Each row's y less the mean of those outside its group: y's own mean is 0.
+    outside = rows - real.sum(1)[:, None, None]
+    apart = grouped + grouped.sum(1, keepdims=True) / outside
+    apart = jnp.where(real[..., None], apart, 0)
 
     def one_source(x: Array) -> Array:
         x = _centred(x, _ROUNDING)
@@ -154,11 +166,19 @@ def left_out(
         left, strength = _decomposed(x)
         share = strength / (strength + penalty * x.shape[1])
         fitted = (left * share) @ (left.T @ y)
-        own = (jnp.square(left) @ share)[:, None]
-        # y_i - (y_i - fitted_i) / (1 - H_ii) less the others' mean of y, where
-        # H_ii = own + 1 / E by the intercept.
-        slope = fitted - own * y * rows / (rows - 1)
-        slope = slope / jnp.maximum(1 - 1 / rows - own, 1e-12)
+        own = left[members]
+        hat = jnp.where(both, (own * share) @ own.swapaxes(1, 2), 0)
+        # y_g - (1 - H_gg)^-1 (y_g - fitted_g) less the others' mean of y, where
+        # H is hat + 1 / E by the intercept; written so that features that say
+        # nothing give 0 and no rounding of it.
+        told = jnp.where(real[..., None], fitted[members], 0) - hat @ apart
+        unit = (1 + 1e-12) * jnp.eye(hat.shape[1])
+        slopes = jnp.linalg.solve(unit - hat - both / rows, told)
+        slope = (
+            jnp.zeros_like(y)
+            .at[jnp.where(real, members, rows)]
+            .set(slopes, mode="drop")
+        )
         if classes:
             return _accuracy(columns.mean(0) + slope, columns)
         return _pearson(slope, columns)

@@ -106,7 +106,8 @@ class Run:
       kd_beta: strength of recipe `released`.
       kd_weight: sets the distillation weight itself; 0 is the control.
       kd_transform: how the similarity becomes the weight's factor: `clip` to
-        [0, 1], `square` of that, `shift` (1 + s) / 2, or `sigmoid`.
+        [0, 1], `square` of that, `shift` (1 + s) / 2, or `sigmoid`; None for
+        clip, and sigmoid of a metric without bounds.
       transfer_metric: that measures the similarity of source and target, and
         chooses among several sources.
       top_k: of several sources, how many; None for all.
@@ -149,7 +150,7 @@ class Run:
     kd_lambda: float = 1.0
     kd_beta: float = 0.1
     kd_weight: float | None = None
-    kd_transform: str = "clip"
+    kd_transform: str | None = None
     transfer_metric: str = "panda"
     top_k: int | None = None
     fusion: str = "early"
@@ -166,7 +167,7 @@ class Run:
             ("prompt_init", (*INITIALISERS, None)),
             ("optimizer", (*OPTIMIZERS, None)),
             ("schedule", (*SCHEDULES, None)),
-            ("kd_transform", TRANSFORMS),
+            ("kd_transform", (*TRANSFORMS, None)),
             ("transfer_metric", METRICS),
             ("fusion", FUSIONS),
         ):

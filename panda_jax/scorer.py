@@ -34,6 +34,8 @@ from panda_jax.types import ArrayLike
 
 # For prompts that do not say what they were trained on.
 MAX_LENGTH = 128
+# Training rows a task.
+EXAMPLES = 100
 # Prompts that are compared, and readouts that are fitted, at a time.
 _BLOCK = 256
 _FITTED = 8
@@ -65,7 +67,7 @@ class Options:
 
     data_dir: PathLike | None = None
     tfds_data_dir: PathLike | None = None
-    examples: int = 100
+    examples: int = EXAMPLES
     max_length: int | None = None
     readout: str = "mean"
     contrast: bool = False
@@ -136,6 +138,7 @@ class Scorer:
       backbone: that all prompts are of; None where no metric runs it.
       sources: all with prompts.
       targets: tasks among them have none.
+      measures: all that will be asked for.
       options: of the metrics.
     """
 
@@ -144,10 +147,12 @@ class Scorer:
         backbone: Backbone | None,
         sources: Sequence[Entry],
         targets: Sequence[Entry],
+        measures: Sequence[Measure],
         options: Options,
     ) -> None:
         self.sources, self.targets = sources, targets
-        self.options = options
+        self.measures, self.options = measures, options
+        self._fitted: dict[str, list[np.ndarray]] | None = None
         self._loaded: dict[Any, AnyExamples] = {}
         if backbone is not None:
             self.backbone = backbone
@@ -235,7 +240,8 @@ class Scorer:
                 raise UserError(
                     f"Metric {measure.name!r} needs prompts of one shape: "
                     f"{first.name!r} has {first.shape}, {entry.name!r} has "
-                    f"{entry.shape}. Score them apart."
+                    f"{entry.shape}. Score them apart, or by metric panda, "
+                    "which compares outputs."
                 )
 
     # Prompts against prompts
@@ -268,9 +274,15 @@ class Scorer:
                 found = found - self._mean_outputs(bare)
             return found
 
-        return np.asarray(
-            measure.function(read(self.sources), read(self.targets))
-        )
+        return np.asarray(measure.function(*self._of_both(read)))
+
+    def _of_both(
+        self, read: Callable[[Sequence[Entry]], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is read of sources and of targets; once where they are one."""
+        first = read(self.sources)
+        same = self.targets is self.sources
+        return first, first if same else read(self.targets)
 
     def _mean_outputs(self, asks: list[Ask]) -> np.ndarray:
         name, layer = self._read()
@@ -298,62 +310,78 @@ class Scorer:
 
         return np.asarray(
             measure.function(
-                read(self.sources),
-                read(self.targets),
-                binarised=self.options.on_binarised,
+                *self._of_both(read), binarised=self.options.on_binarised
             )
         )
 
     # Prompts against the labels of a target's training rows
 
     def _features(self, measure: Measure) -> np.ndarray:
-        columns = []
-        for target in self.targets:
-            examples = self._examples(target, self.options.examples)
-            data = labelled.labelled(target.task, examples)
-            if data is None:
-                columns.append(self._unlabelled(measure, target))
-                continue
-            columns.append(self._fitted(measure, data))
-        return np.stack(columns, 1)
+        """The features are read once for all metrics that are asked for."""
+        if self._fitted is None:
+            asked = [m for m in self.measures if m.reads == "features"]
+            self._fitted = {m.name: [] for m in asked}
+            for target in self.targets:
+                for name, column in self._fits(asked, target).items():
+                    self._fitted[name].append(column)
+        return np.stack(self._fitted[measure.name], 1)
 
-    def _fitted(self, measure: Measure, data: labelled.Labelled) -> np.ndarray:
-        """[M]: one number a source, of its own features."""
-        name, layer = self._read()
+    def _fits(
+        self, asked: Sequence[Measure], target: Entry
+    ) -> dict[str, np.ndarray]:
+        """[M] a metric: one number a source, of its own features."""
+        examples = self._examples(target, self.options.examples)
+        data = labelled.labelled(target.task, examples)
+        if data is None:
+            return {m.name: self._unlabelled(m, target) for m in asked}
+        read, layer = self._read()
         if data.words is not None:
-            name, layer = "hidden", None
+            read, layer = "hidden", None
         asks = [self._ask(source, data.rows) for source in self.sources]
-        keys = [
-            self.prober.key(ask, measure.name, self.options.readout)
-            for ask in asks
-        ]
-        found = {key: self.prober.cache.get(key) for key in keys}
+        cache, found = self.prober.cache, {}
+        for measure in asked:
+            for ask in asks:
+                key = self.prober.key(
+                    ask, measure.name, self.options.readout, data.name
+                )
+                found[measure.name, ask.hash] = (key, cache.get(key))
         missing = {
-            key: ask
-            for key, ask in zip(keys, asks, strict=True)
-            if found[key] is None
+            ask.hash: ask
+            for ask in asks
+            if any(found[m.name, ask.hash][1] is None for m in asked)
         }
         block: dict[str, np.ndarray] = {}
 
         def fit() -> None:
-            stacked = [*block.values()]
-            stacked += stacked[:1] * (_FITTED - len(stacked))
-            scores = measure.function(
-                np.stack(stacked), data.targets, num_classes=data.classes
-            )
-            for key, value in zip(block, scores, strict=False):
-                found[key] = np.asarray(value)
-                self.prober.cache.put(key, np.asarray(value))
+            rows = [*block.values()]
+            rows += rows[:1] * (_FITTED - len(rows))
+            for measure in asked:
+                groups = {}
+                if measure.name == "probe":
+                    groups["groups"] = data.groups
+                scores = measure.function(
+                    np.stack(rows),
+                    data.targets,
+                    num_classes=data.classes,
+                    **groups,
+                )
+                for name, value in zip(block, scores, strict=False):
+                    key, _ = found[measure.name, name]
+                    found[measure.name, name] = (key, np.asarray(value))
+                    cache.put(key, np.asarray(value))
             block.clear()
 
-        for key, rows in self.prober.features(missing.items(), name):
+        for name, rows in self.prober.features(missing.items(), read):
             rows = rows if layer is None else rows[:, layer]
-            block[key] = labelled.features(rows, data)
+            block[name] = labelled.features(rows, data)
             if len(block) == _FITTED:
                 fit()
         if block:
             fit()
-        return np.array([found[key] for key in keys])
+        return {
+            m.name: np.array([found[m.name, ask.hash][1] for ask in asks])
+            for m in asked
+        }
 
     def _unlabelled(self, measure: Measure, target: Entry) -> np.ndarray:
         """A named skip: an empty column, and a warning that says why."""
@@ -445,7 +473,17 @@ class Scorer:
                         partitioner=self.options.partitioner,
                     )
                 )
-            columns.append(measure.function(np.concatenate(losses)))
+            found = measure.function(np.concatenate(losses))
+            for source, score in zip(self.sources, found, strict=True):
+                if np.isnan(score):
+                    warnings.warn(
+                        f"Metric {measure.name!r}: the steps on "
+                        f"{target.name!r} from {source.name!r} diverged; the "
+                        "pair has no score.",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+            columns.append(found)
         return np.stack(columns, 1)
 
 

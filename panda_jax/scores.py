@@ -141,16 +141,17 @@ class Scores:
         metric: str | None = None,
         *,
         title: str | None = None,
+        data: bool = True,
     ) -> None:
         """Draws one metric, sources down and targets across, values printed.
 
         The colour scale spans the finite scores; a pair without one is grey.
-        `matrix_csv` writes the figures that it shows.
 
         Args:
           path: a `.png`, or another format that Matplotlib writes.
           metric: which; None for the first.
           title: above the picture; None for the metric's name.
+          data: whether the figures are written beside it (`x_data.csv`).
         """
         matrix = self._matrix(metric)
         name = title or metric or next(iter(self.values))
@@ -160,8 +161,7 @@ class Scores:
             rows=self.sources,
             columns=self.targets,
             title=f"{name} (higher = more transferable)",
-            # `scores.png` may well lie beside `scores.csv`, the scores.
-            data=False,
+            data=data,
         )
 
     def clustermap(
@@ -204,7 +204,7 @@ class Scores:
             matrix = folder / f"matrix_{name}.csv"
             heatmap = folder / f"heatmap_{name}.png"
             self.matrix_csv(matrix, metric)
-            self.heatmap(heatmap, metric)
+            self.heatmap(heatmap, metric, data=False)
             paths += [matrix, heatmap]
         return paths
 

@@ -1,15 +1,17 @@
 """Scores of every source x target pair, from stored prompts."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from panda_jax import combine
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
-from panda_jax.measures import DEFAULT, METRICS, Measure
+from panda_jax.measures import DEFAULT, METRICS, RANKING, Measure
 from panda_jax.scorer import Entry, Options, Scorer
 from panda_jax.scores import Scores
 from panda_jax.store import (
@@ -68,9 +70,9 @@ def check_readable(backbone: Backbone, name: str, kind: str) -> None:
     if backbone.text_to_text and kind == "deep":
         raise UserError(
             f"{name} is a deep prompt of a text-to-text backbone, which only "
-            "the decoder sees; metrics panda and on read the encoder. Ask for "
-            "--metrics=e_avg (and for training with PANDA give "
-            "--similarity=NUMBER)."
+            "the decoder sees; metrics panda, on, logme, h_score and probe "
+            "read the encoder. Ask for --metrics=e_avg (and for training with "
+            "PANDA give --transfer_metric=e_avg or --similarity=NUMBER)."
         )
 
 
@@ -92,7 +94,8 @@ def score(
       sources: a bank, its folder, or `{name: prompt}`.
       targets: likewise, and may be the same bank; for the metrics that read
         labels a list of task ids will do.
-      metrics: of `measures.METRICS`.
+      metrics: of `measures.METRICS`, or sums of them as `combine.parse` reads
+        them (`e_avg+on+panda`: their ranks, a target at a time).
       backbone: by default the one that the first source names. Metrics that
         compare the vectors alone load none.
       **options: the fields of `scorer.Options`.
@@ -106,28 +109,73 @@ def score(
         without a prompt, prompts of several backbones, kinds or lengths
         (where the metric needs equal ones).
     """
-    measures = [_measure(name) for name in metrics]
-    chosen = Options(**options)
     rows = _entries(sources, "sources")
     if targets is sources:
         columns = rows
     elif isinstance(targets, list | tuple):
-        columns = [Entry(specs.get(task).name, task) for task in targets]
+        columns = _tasks(targets)
     else:
         columns = _entries(targets, "targets")
+    return _score(rows, columns, metrics, backbone, Options(**options))
+
+
+def _score(
+    rows: Sequence[Entry],
+    columns: Sequence[Entry],
+    metrics: Sequence[str],
+    backbone: Backbone | str | None,
+    options: Options,
+) -> Scores:
+    measures = _measures(metrics)
     model = _model(backbone, [*rows, *columns], measures)
-    scorer = Scorer(model, rows, columns, chosen)
-    return Scores(
+    scorer = Scorer(model, rows, columns, measures, options)
+    parts = Scores(
         sources=tuple(entry.name for entry in rows),
         targets=tuple(entry.name for entry in columns),
         values={m.name: scorer.matrix(m) for m in measures},
     )
+    values = {
+        name: parts.values[name]
+        if name in METRICS
+        else combine.combined(parts, None, name)
+        for name in metrics
+    }
+    return dataclasses.replace(parts, values=values)
 
 
-def _measure(name: str) -> Measure:
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]
+def _measures(metrics: Sequence[str]) -> list[Measure]:
+    """The metrics that are asked for, and those that combinations name.
+
+    Raises:
+      UserError: an unknown name, or a prior, which takes results.
+    """
+    names: dict[str, None] = {}
+    for metric in metrics:
+        if metric in METRICS:
+            names[metric] = None
+            continue
+        parsed = combine.parse(metric)
+        if combine.PRIOR in parsed.weights:
+            raise UserError(
+                f"Metric {metric!r} names the prior, which is learned from "
+                "results of transfers: score the others, and add it with "
+                "panda-jax evaluate-ranking --combine."
+            )
+        names |= dict.fromkeys(parsed.weights)
+    for name in names:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
+    return [METRICS[name] for name in names]
+
+
+def _tasks(names: Sequence[str]) -> list[Entry]:
+    """Targets without prompts, by the names that `train` takes too."""
+    tasks = [specs.of_registry(name)[0] for name in names]
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError(
+            f"The targets are {list(names)}, expected task ids, each once."
+        )
+    return [Entry(task, task) for task in tasks]
 
 
 def _entries(bank: BankLike, role: str) -> list[Entry]:
@@ -141,6 +189,11 @@ def _entries(bank: BankLike, role: str) -> list[Entry]:
     entries = []
     for name in bank.names:
         stored = bank.read(name)
+        if not np.isfinite(stored.prompt.vectors).all():
+            raise UserError(
+                f"{name} of the {role} has vectors that are not finite: its "
+                "run diverged, or its file was made elsewhere. Leave it out."
+            )
         entries.append(
             Entry(
                 name,
@@ -166,10 +219,10 @@ def _model(
         read off.
     """
     running = [measure for measure in measures if measure.runs_backbone]
-    infos = {e.name: e.info for e in entries if e.info is not None}
-    first_name, first = next(iter(infos.items()))
+    infos = [(e.name, e.info) for e in entries if e.info is not None]
+    first_name, first = infos[0]
     if backbone is None and not running:
-        for name, info in infos.items():
+        for name, info in infos:
             if info.fingerprint != first.fingerprint:
                 raise UserError(
                     f"{first_name} is of backbone {_of(first)}, {name} of "
@@ -184,7 +237,7 @@ def _model(
         if entry.info is None:
             continue
         _check_prompt(model, entry.name, entry.info, entry.prompt_length)
-        if any(m.reads in ("output", "neurons", "features") for m in running):
+        if any(m.reads_encoder for m in running):
             check_readable(model, entry.name, entry.info.kind)
     return model
 
@@ -217,8 +270,9 @@ def rank(
     target: PathLike | StoredPrompt,
     *,
     sources: BankLike,
-    metric: str = DEFAULT,
+    metric: str = RANKING,
     k: int | None = None,
+    backbone: Backbone | str | None = None,
     **options: Any,
 ) -> list[tuple[str, float]]:
     """Sources by their score for one target, best first.
@@ -227,19 +281,29 @@ def rank(
       target: the target's own tuned prompt, its folder, or the name of a
         prompt (or task) of the bank; for a metric that reads labels a task id.
       sources: the bank; the target itself is left out.
-      metric: of `measures.METRICS`.
+      metric: as in `score`; by default the sum of the ranks by three.
       k: how many; None for all.
-      **options: of `score`.
+      backbone: as in `score`.
+      **options: the fields of `scorer.Options`.
     """
     bank = as_bank(sources)
-    measure = _measure(metric)
-    if not measure.needs_target_prompt and target in specs.names():
-        name, targets = str(target), [str(target)]
+    labels = not any(m.needs_target_prompt for m in _measures([metric]))
+    if labels and target in specs.names():
+        column = Entry(str(target), str(target))
     else:
         name, prompt = _target(target, bank)
-        targets = {name: prompt}
-    result = score(sources=bank, targets=targets, metrics=(metric,), **options)
-    return result.top(name, k=k or len(bank), metric=metric)
+        (column,) = _entries({name: prompt}, "targets")
+    # Left out before combinations rank the sources, not after.
+    rows = [
+        entry
+        for entry in _entries(bank, "sources")
+        if entry.name != column.name
+        and (column.load is not None or entry.task != column.task)
+    ]
+    if not rows:
+        return []
+    result = _score(rows, [column], (metric,), backbone, Options(**options))
+    return result.top(column.name, k=k, metric=metric)
 
 
 def _target(

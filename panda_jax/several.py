@@ -9,7 +9,9 @@ import numpy as np
 
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
+from panda_jax.measures import METRICS
 from panda_jax.prompts import Prompt
+from panda_jax.runs import Run
 from panda_jax.store import PromptBank, StoredPrompt, load_prompt
 
 SourcesLike = (
@@ -23,6 +25,12 @@ TRANSFORMS = {
     "shift": lambda s: min(max((1.0 + s) / 2, 0.0), 1.0),
     "sigmoid": lambda s: 0.5 * (1.0 + math.tanh(s / 2)),
 }
+
+
+def transform_of(run: Run) -> str:
+    """The run's, or what its metric's range asks for."""
+    bounded = METRICS[run.transfer_metric].bounded
+    return run.kd_transform or ("clip" if bounded else "sigmoid")
 
 
 def factor(similarity: float, transform: str) -> float:

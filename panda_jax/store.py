@@ -256,7 +256,7 @@ class PromptBank:
     """
 
     def __init__(self, path: PathLike):
-        path = pathlib.Path(path)
+        path = self.path = pathlib.Path(path)
         if not path.is_dir():
             raise UserError(f"The prompt bank {str(path)!r} does not exist.")
         found = {p.name: _prompt_folder(p) for p in sorted(path.iterdir())}
@@ -281,6 +281,7 @@ class PromptBank:
     def of(cls, prompts: Mapping[str, StoredPrompt]) -> "PromptBank":
         """A bank in memory."""
         bank = cls.__new__(cls)
+        bank.path = None
         bank._paths = {}
         bank._loaded = {name: prompts[name] for name in sorted(prompts)}
         return bank

@@ -2,27 +2,25 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from panda_jax import givens, losses, runs, scoring, several
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples
-from panda_jax.files import PathLike, write_json, write_text
+from panda_jax.files import PathLike, read_json, write_json, write_text
 from panda_jax.lane import Lane, Needs, TrainResult
 from panda_jax.loop import Fleet
 from panda_jax.measures import METRICS
 from panda_jax.runs import Run
+from panda_jax.scorer import EXAMPLES
 from panda_jax.sharding import Partitioner
 from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
-
-# Teachers of late fusion, each with its logits' weight.
-Mixed = tuple[tuple[StoredPrompt, float], ...]
 
 
 def train(
@@ -81,20 +79,8 @@ def train(
         "teacher": teacher,
         "target_prompt": target_prompt,
     }
-    mixture: Mixed = ()
-    if sources is not None:
-        prompts, similarity, mixture = _of_several(
-            run, backbone, sources, prompts, similarity, where, folder
-        )
     begun = _begin(
-        run,
-        backbone,
-        prompts,
-        similarity,
-        where,
-        folder,
-        mixture=mixture,
-        sources=givens.as_paths(sources),
+        run, backbone, prompts, similarity, where, folder, sources=sources
     )
     if isinstance(begun, TrainResult):
         return begun
@@ -201,8 +187,7 @@ def _begin(
     where: givens.Where,
     folder: pathlib.Path | None,
     *,
-    mixture: Mixed = (),
-    sources: str | None = None,
+    sources: several.SourcesLike | None = None,
 ) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
     """A run that is ready to train, with its data; or the result it has.
 
@@ -221,16 +206,17 @@ def _begin(
         role: givens.prompt(value, backbone, role.replace("_", " "))
         for role, value in prompts.items()
     }
-    shaping = given["source"] or (mixture[0][0] if mixture else None)
-    if shaping is not None and run.needs_source:
-        shape = shaping.prompt
+    candidates = givens.candidates(run, backbone, sources, given)
+    first = given["source"] or next(iter(candidates.values()), None)
+    if first is not None and run.needs_source:
+        shape = first.prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
-    givens.check_needs(run, given, similarity)
-    givens.check_readable(run, given["source"], similarity, backbone)
+    givens.check_needs(run, {**given, "source": first}, similarity)
+    givens.check_readable(run, first, similarity, backbone)
     data = givens.load(run, backbone, where)
     description = givens.describe(
-        run, backbone, given, similarity, data, mixture
+        run, backbone, given, similarity, data, candidates
     )
     main = jax.process_index() == 0
     if folder is not None:
@@ -242,21 +228,30 @@ def _begin(
         folder.mkdir(parents=True, exist_ok=True)
         if main:
             paths = {
-                **{
-                    role: givens.as_path(value)
-                    for role, value in prompts.items()
-                    # Made from the sources, and so again.
-                    if sources is None or role == "target_prompt"
-                },
-                "sources": sources,
+                **{r: givens.as_path(value) for r, value in prompts.items()},
+                "sources": givens.as_paths(sources),
                 "data_dir": givens.as_path(where.data_dir),
                 "tfds_data_dir": givens.as_path(where.tfds_data_dir),
                 "similarity": similarity,
             }
             write_json(folder / "run.json", description)
             write_text(folder / "config.gin", runs.as_gin(run, paths))
+    choice = None
+    if candidates:
+        choice = _chosen(run, backbone, candidates, given, where, folder)
+        given, similarity = _of_choice(
+            run, choice, candidates, given, similarity
+        )
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
-    needs = dataclasses.replace(needs, mixture=mixture)
+    if choice is not None:
+        needs = dataclasses.replace(needs, choice=choice)
+        if run.fusion == "late":
+            mixture = _teachers(
+                run, backbone, choice, candidates, where, folder
+            )
+            needs = dataclasses.replace(
+                needs, teacher=mixture[0][0], mixture=mixture
+            )
     lane = Lane(run, description["run_id"], needs, folder, writes=main)
     return lane, data
 
@@ -303,7 +298,16 @@ def _fill_needs(
                 where,
                 folder,
             ).values()
-        weight = run.kd_lambda * several.factor(similarity, run.kd_transform)
+        transform = several.transform_of(run)
+        weight = run.kd_lambda * several.factor(similarity, transform)
+        if weight == 0:
+            warnings.warn(
+                f"The distillation's weight is 0: {run.transfer_metric} is "
+                f"{similarity:.4g}, of which {transform!r} makes 0. Give "
+                "another --kd_transform, or leave the source out.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return Needs(source, teacher, similarity, float(weight))
 
 
@@ -321,6 +325,10 @@ def _similarities(
     none is given.
     """
     targets: Any = [run.task]
+    # The run's own rows and no more labels.
+    budget = run.train_examples or EXAMPLES
+    if run.transfer_metric == "first_steps":
+        budget = max(1, budget // 2)
     if METRICS[run.transfer_metric].needs_target_prompt:
         own = own or _nested(
             run,
@@ -338,85 +346,91 @@ def _similarities(
         data_dir=where.data_dir,
         tfds_data_dir=where.tfds_data_dir,
         max_length=run.max_length,
+        examples=min(EXAMPLES, budget),
         partitioner=where.partitioner,
     )
     column = scores.values[run.transfer_metric][:, 0]
     return dict(zip(scores.sources, column.tolist(), strict=True))
 
 
-def _of_several(
+def _chosen(
     run: Run,
     backbone: Backbone,
-    sources: several.SourcesLike,
-    prompts: dict[str, givens.PromptLike | None],
-    similarity: float | None,
+    candidates: dict[str, StoredPrompt],
+    given: dict[str, StoredPrompt | None],
     where: givens.Where,
     folder: pathlib.Path | None,
-) -> tuple[dict[str, givens.PromptLike | None], float | None, Mixed]:
-    """Several sources as what one run is given: a prompt, or teachers.
+) -> dict[str, Any]:
+    """Every candidate's score, and the shares of those that are kept.
 
-    Raises:
-      UserError: a single source or a teacher beside them, a method without
-        any use for them, or nothing left to choose from.
+    Measured once: a run that goes on, perhaps on other devices, takes what it
+    chose before.
     """
-    for role in ("source", "teacher"):
-        if prompts[role] is not None:
-            raise UserError(
-                f"sources and {role} were both given: give --sources alone, "
-                "or one --source."
-            )
-    if not run.needs_source:
-        raise UserError(
-            f"Method {run.method!r} makes no use of sources. Leave out "
-            "--sources, or choose --method=panda or pot."
-        )
-    if run.fusion == "late" and run.method != "panda":
-        raise UserError(
-            "--fusion=late mixes the logits of teachers, which method "
-            f"{run.method!r} has none of: give --method=panda or "
-            "--fusion=early."
-        )
-    task, _ = specs.of_registry(run.task)
-    run = dataclasses.replace(run, task=task)
-    found = {
-        name: givens.checked(stored, backbone, f"source {name}")
-        for name, stored in several.as_sources(sources, task=task).items()
-    }
-    shape = next(iter(found.values())).prompt
-    run = run.shaped_as(shape.kind, shape.length)
-    run = run.for_family(text_to_text=backbone.text_to_text)
-    own = givens.prompt(prompts["target_prompt"], backbone, "target prompt")
-    scores = several.top(
-        _similarities(run, backbone, found, own, where, folder), run.top_k
+    path = folder and folder / "choice.json"
+    if path is not None and path.exists():
+        return read_json(path)
+    scores = _similarities(
+        run, backbone, candidates, given["target_prompt"], where, folder
     )
-    weights = several.shares(scores, run.kd_transform)
-    chosen = [found[name] for name in scores]
-    mean = float(weights @ np.array(list(scores.values())))
-    if run.method == "panda" and similarity is None:
-        similarity = mean
-    if run.fusion == "early" or len(chosen) == 1:
-        one = (
-            chosen[0]
-            if len(chosen) == 1
-            else several.fused(chosen, weights.tolist())
+    best = several.top(scores, run.top_k)
+    shares = several.shares(best, several.transform_of(run))
+    choice = {
+        "transfer_metric": run.transfer_metric,
+        "fusion": run.fusion,
+        "scores": scores,
+        "shares": dict(zip(best, shares.tolist(), strict=True)),
+    }
+    if path is not None and jax.process_index() == 0:
+        write_json(path, choice)
+    return choice
+
+
+def _of_choice(
+    run: Run,
+    choice: dict[str, Any],
+    candidates: dict[str, StoredPrompt],
+    given: dict[str, StoredPrompt | None],
+    similarity: float | None,
+) -> tuple[dict[str, StoredPrompt | None], float | None]:
+    """The one source that those chosen make, and its similarity."""
+    shares = choice["shares"]
+    if similarity is None and run.method == "panda":
+        scores = choice["scores"]
+        similarity = sum(share * scores[n] for n, share in shares.items())
+    if run.fusion == "late":
+        return given, similarity
+    kept = [candidates[name] for name in shares]
+    source = kept[0]
+    if len(kept) > 1:
+        source = several.fused(kept, list(shares.values()))
+    return {**given, "source": source}, similarity
+
+
+def _teachers(
+    run: Run,
+    backbone: Backbone,
+    choice: dict[str, Any],
+    candidates: dict[str, StoredPrompt],
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> tuple[tuple[StoredPrompt, float], ...]:
+    """Late fusion: each chosen source's prompt tuned on the target."""
+    return tuple(
+        (
+            _nested(
+                run,
+                backbone,
+                where,
+                folder and folder / f"teacher_{name}",
+                method="pot",
+                source=candidates[name],
+                prompt_kind=candidates[name].prompt.kind,
+                prompt_length=candidates[name].prompt.length,
+            ),
+            share,
         )
-        return {**prompts, "source": one, "target_prompt": None}, similarity, ()
-    teachers = [
-        _nested(
-            run,
-            backbone,
-            where,
-            folder and folder / f"teacher_{stored.info.task}",
-            method="pot",
-            source=stored,
-            prompt_kind=stored.prompt.kind,
-            prompt_length=stored.prompt.length,
-        )
-        for stored in chosen
-    ]
-    mixture = tuple(zip(teachers, map(float, weights), strict=True))
-    given = {**prompts, "teacher": teachers[0], "target_prompt": None}
-    return given, similarity, mixture
+        for name, share in choice["shares"].items()
+    )
 
 
 def _nested(

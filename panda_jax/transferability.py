@@ -92,6 +92,7 @@ def linear_probe(
     targets: ArrayLike,
     *,
     num_classes: int | None = None,
+    groups: ArrayLike | None = None,
     penalty: float = 0.1,
 ) -> np.ndarray:
     """How often a ridge readout is right about a row it was not fitted to.
@@ -111,6 +112,8 @@ def linear_probe(
       features: [M, E, D], any scale.
       targets: [E] class ids; or [E] or [E, C] scores.
       num_classes: how many classes there are; None for scores.
+      groups: [E] of rows that tell of each other (candidates of a question,
+        words of a sentence) and are left out together; None for none.
       penalty: of the squared weights, times D, so that it means the same for
         any width.
 
@@ -131,8 +134,32 @@ def linear_probe(
         rows,
         columns,
         np.float64(penalty),
+        _members(groups, rows.shape[1]),
         classes=num_classes is not None,
     )
+
+
+def _members(groups: ArrayLike | None, rows: int) -> np.ndarray:
+    """[G, S] rows of each group, -1 past its last; each row's own without."""
+    ids = np.arange(rows) if groups is None else np.asarray(groups)
+    if ids.shape != (rows,):
+        raise UserError(
+            f"Groups have shape {ids.shape}, expected one for each of the "
+            f"{rows} rows of features."
+        )
+    names, number, sizes = np.unique(
+        ids, return_inverse=True, return_counts=True
+    )
+    if len(names) < 2:
+        raise UserError(
+            f"All {rows} rows are of one group: nothing is left to fit to "
+            "when it is left out."
+        )
+    found = np.full((len(names), sizes.max()), -1)
+    place = np.concatenate([np.arange(size) for size in sizes])
+    order = np.argsort(number, kind="stable")
+    found[number[order], place] = order
+    return found
 
 
 def _on_host(function: Callable[..., Array], *arrays, **static) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import sys
 
 import jax
 import numpy as np
@@ -378,6 +379,31 @@ def test_a_run_traces_once_and_moves_nothing_to_the_device(
     together.execute()
     assert len(calls) == 3, "one dispatch an epoch of five steps"
     assert real._cache_size() - before <= 1
+
+
+def test_a_dispatch_costs_no_python_that_grows_with_lanes(
+    tiny, rows, source, monkeypatch
+):
+    """Calls of Python functions between two dispatches that log nothing."""
+    real, counts = Fleet._log, []
+
+    def counted(self, begin, end, metrics):
+        calls = []
+        sys.setprofile(lambda frame, event, _: calls.append(event == "call"))
+        real(self, begin, end, metrics)
+        sys.setprofile(None)
+        if end % 40:
+            counts[-1].append(sum(calls))
+
+    monkeypatch.setattr(Fleet, "_log", counted)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1000)
+    for size in (2, 8):
+        lanes = [lane(n, source, batch_size=1, epochs=1) for n in range(size)]
+        counts.append([])
+        Fleet(tiny, lanes, *rows, quiet=True).execute()
+    few, many = (sorted(x)[len(x) // 2] for x in counts)
+    assert len(counts[0]) == 3
+    assert 0 < many < few + 6
 
 
 def test_tasks_of_like_size_share_a_compilation():

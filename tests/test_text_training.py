@@ -139,6 +139,29 @@ def test_text_prompts_are_scored_and_ranked(small):
     assert not np.allclose(contrast.values["panda"], scores.values["panda"])
 
 
+def test_labels_of_a_text_task_are_its_answers(small):
+    """The encoder's features by class; the text's own loss and gradient."""
+    bank = {
+        task: pj.train(small, task=task, **SMALL).prompt
+        for task in small_t5.TASKS
+    }
+    scores = pj.score(
+        sources=bank,
+        targets=["toy_review", "toy_topic"],
+        metrics=("logme", "h_score", "probe", "gradient", "first_steps"),
+        backbone=small,
+        max_length=small_t5.LENGTH,
+        examples=24,
+        steps=3,
+    )
+    for metric, values in scores.values.items():
+        assert np.isfinite(values).all(), metric
+        assert len(np.unique(values)) > 1, metric
+    assert (np.abs(scores.values["gradient"]) <= 1).all()
+    assert (scores.values["first_steps"] < 0).all()
+    assert (scores.values["probe"] <= 1).all()
+
+
 def test_a_deep_text_prompt_trains_and_says_which_metrics_fit(small, tmp_path):
     done = pj.train(small, task="toy_review", prompt_kind="deep", **SMALL)
     c = small.config
@@ -283,7 +306,7 @@ def losses(backbone, folder, **options):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 4)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4)])
 def test_model_tuning_over_devices_is_model_tuning(small, tmp_path, shape):
     assert jax.device_count() == 8
     many = losses(small, tmp_path / "8", partitioner=Partitioner(1, shape))

@@ -370,3 +370,43 @@ def test_mistakes_say_what_was_expected(rng):
                 metric(*args, num_classes=num_classes)
     with pytest.raises(UserError, match="penalty"):
         linear_probe(features, labels, num_classes=3, penalty=0)
+
+
+def test_groups_are_left_out_together():
+    """Against refits without the group, and no leak from a twin row."""
+    rng = np.random.default_rng(5)
+    pairs, width = 30, 12
+    features = rng.normal(size=(2, 2 * pairs, width)).astype(np.float32)
+    groups = rng.permutation(np.repeat(np.arange(pairs), 2))
+    labels = np.zeros(2 * pairs, int)
+    for group in range(pairs):  # one right candidate a question
+        labels[rng.choice(np.flatnonzero(groups == group))] = 1
+    found = linear_probe(
+        features, labels, num_classes=2, groups=groups, penalty=0.1
+    )
+    for number, raw in enumerate(features.astype(np.float64)):
+        x = (raw - raw.mean(0)) / raw.std(0)
+        y = np.eye(2)[labels]
+        right = []
+        for group in range(pairs):
+            kept = groups != group
+            middle = x[kept].mean(0)
+            fit = Ridge(alpha=0.1 * width, fit_intercept=True)
+            fit.fit(x[kept], y[kept])
+            for row in np.flatnonzero(~kept):
+                said = y.mean(0) + fit.coef_ @ (x[row] - middle)
+                right.append(said.argmax() == labels[row])
+        assert found[number] == pytest.approx(np.mean(right), abs=1e-9)
+    # Features that only tell the question: its twin would give it away.
+    told = np.repeat(rng.normal(size=(pairs, 40)), 2, axis=0)[None]
+    order = np.repeat(np.arange(pairs), 2)
+    twins = np.tile([0, 1], pairs)
+    alone = linear_probe(told.astype(np.float32), twins, num_classes=2)
+    together = linear_probe(
+        told.astype(np.float32), twins, num_classes=2, groups=order
+    )
+    assert alone < 0.2 < 0.4 < together < 0.6
+    with pytest.raises(UserError, match="one group"):
+        linear_probe(
+            told.astype(np.float32), twins, num_classes=2, groups=0 * order
+        )
