@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from panda_jax.errors import UserError
+from panda_jax.errors import StorageError, UserError
 from panda_jax.steps import TrainState
 
 # What orbax writes beside the arrays: manifests and metadata.
@@ -48,7 +48,7 @@ class Checkpoints:
           progress: JSON values beside it: step, best so far, seconds.
 
         Raises:
-          UserError: this or the last one could not be written.
+          StorageError: this or the last one could not be written.
         """
         state = _fetched(state)
         arrays = _as_dict(state)
@@ -57,7 +57,7 @@ class Checkpoints:
         if free < needed:
             # Asked first: on a full disk orbax fills the terminal with the
             # tracebacks of its threads.
-            raise UserError(
+            raise StorageError(
                 f"A checkpoint of {needed} bytes does not fit in "
                 f"{str(self.folder)!r}: {free} bytes are free. {_KEPT}"
             )
@@ -115,7 +115,7 @@ class Checkpoints:
         """Waits until everything is on disk.
 
         Raises:
-          UserError: the last checkpoint could not be written.
+          StorageError: the last checkpoint could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -131,7 +131,7 @@ class Checkpoints:
                 # Rather another process that is gone than a disk.
                 raise
             reason = str(error).splitlines()[0][-200:]
-            raise UserError(
+            raise StorageError(
                 f"A checkpoint could not be written to {str(self.folder)!r}: "
                 f"...{reason}. {_KEPT}"
             ) from error

@@ -32,12 +32,12 @@ TINY = {
 # Of `TINY`, seed 0. A new field of `Run`, or a new default, makes other runs
 # of the same grid: then, and only then, change these, and say so in the log.
 GOLDEN = {
-    "random-bert-tiny-toy_sentiment-prompt-s0": "00790838e2",
-    "random-bert-tiny-toy_review-prompt-s0": "9b95972fcd",
-    "random-bert-tiny-toy_review-control-s0": "5d1e5f38dd",
-    "random-bert-tiny-toy_review-model-s0": "062dc38d0d",
-    "random-bert-tiny-toy_review-pot-toy_topic-s0": "f54b02e5f4",
-    "random-bert-tiny-toy_review-panda-toy_topic-s0": "8cf5917415",
+    "random-bert-tiny-toy_sentiment-prompt-s0": "566c49b37e",
+    "random-bert-tiny-toy_review-prompt-s0": "e266b14a0e",
+    "random-bert-tiny-toy_review-control-s0": "66d420b0a3",
+    "random-bert-tiny-toy_review-model-s0": "d7497ba75f",
+    "random-bert-tiny-toy_review-pot-toy_topic-s0": "6adbaa6f70",
+    "random-bert-tiny-toy_review-panda-toy_topic-s0": "0df263b2c2",
 }
 
 
@@ -334,8 +334,7 @@ def test_shards_begin_apart_and_keep_to_the_stages():
 
 
 def test_the_paper_s_grid(capsys):
-    argv = ["grid", "--gin_file=runs/paper.gin", "--out_dir=x", "--dry_run"]
-    assert cli.main(argv) == 0
+    assert cli.main(["grid", "--gin_file=runs/paper.gin", "--dry_run"]) == 0
     text = capsys.readouterr().out
     each = {"source": 21, "prompt": 9, "model": 9, "pot": 189, "panda": 189}
     lines = [line.split() for line in text.splitlines() if " " in line]

@@ -13,8 +13,8 @@ from grid_worker import ENDED, SMALL, Workers
 
 import panda_jax as pj
 from panda_jax import UserError, loop
-from panda_jax.errors import InterruptedRun
-from panda_jax.experiments import attempts, runner
+from panda_jax.errors import InterruptedRun, StorageError
+from panda_jax.experiments import attempts, news, runner
 from panda_jax.experiments.claims import Claims
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
@@ -283,6 +283,7 @@ def test_a_failure_is_recorded_and_the_others_go_on(whole, tmp_path, capsys):
         "overrides": {"source toy_acceptability": {"learning_rate": 1e30}},
     }
     plan = expand(Grid(**bad))
+    (tmp_path / "nothing").mkdir()
     options = {**QUICK, "quiet": False, "data_dir": tmp_path / "nothing"}
     found = run_grid(Grid(**bad), tmp_path, **options)
     culprits = {
@@ -323,7 +324,6 @@ def test_a_failure_is_recorded_and_the_others_go_on(whole, tmp_path, capsys):
     assert len(begun(tmp_path)) == before
     again = run_grid(Grid(**bad), tmp_path, retry_failed=True, **options)
     assert again.failed == found.failed
-    assert begun(tmp_path)[-0:] != []
     assert len(begun(tmp_path)) == before + len(culprits)
 
 
@@ -404,6 +404,87 @@ def test_a_full_disk_is_no_run_s_failure(copied, monkeypatch):
     assert run_grid(Grid(**SMALL), copied, **QUICK).done == 8
 
 
+def test_no_room_for_a_checkpoint_is_no_run_s_failure(copied, monkeypatch):
+    with monkeypatch.context() as patch:
+        full = shutil.disk_usage(copied)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(StorageError, match="1000 bytes are free"):
+            run_grid(Grid(**SMALL), copied, **QUICK)
+    assert not failed(copied)
+    assert run_grid(Grid(**SMALL), copied, **QUICK).done == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        ({"backbones": "bert-large"}, {}, "no weights on this machine"),
+        ({"backbones": "random:bert-tinny"}, {}, "bert-tiny"),
+        ({}, {"data_dir": "nowhere"}, "'nowhere' is no folder"),
+    ],
+)
+def test_what_no_run_here_can_do_without_is_told_first(
+    tmp_path, monkeypatch, change, options, words
+):
+    """A machine that lacks it would fail the runs of all who share a grid."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        run_grid(Grid(**{**SMALL, **change}), "grid", **QUICK, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_done_needs_neither_weights_nor_data(whole, monkeypatch):
+    monkeypatch.setattr(runner, "check_here", lambda name: 1 / 0)
+    found = run_grid(Grid(**SMALL), whole, data_dir="nowhere", **QUICK)
+    assert found.done == 8
+
+
+def test_banks_hold_the_prompts_of_runs_that_are_done(tmp_path):
+    """A run has a prompt from its first evaluation on."""
+    run = named("toy_sentiment-prompt-s0")
+    link = tmp_path / run.bank("source")
+    (tmp_path / run.folder / "prompt").mkdir(parents=True)
+    (tmp_path / run.folder / "prompt" / "panda.json").write_text("{}")
+    ledger = Ledger(PLAN, tmp_path)
+    ledger.link_prompts(PLAN.runs)
+    assert not link.exists()
+    (tmp_path / run.folder / "result.json").write_text("{}")
+    ledger.look(PLAN.runs)
+    ledger.link_prompts(PLAN.runs)
+    assert PromptBank(link.parent).names == ["toy_sentiment"]
+    # What another grid has made here of other settings is no longer the one.
+    other = expand(Grid(**{**SMALL, "settings": {"epochs": 1}}))
+    Ledger(other, tmp_path).link_prompts(other.runs)
+    assert not link.is_symlink()
+
+
+def test_checkpoints_that_a_kill_left_are_removed(whole):
+    (group, *_) = PLAN.groups
+    left = whole / "runs" / group.name / "checkpoints" / "7"
+    left.mkdir(parents=True)
+    run_grid(Grid(**SMALL), whole, **QUICK)
+    assert not left.parent.exists()
+
+
+def test_a_retry_that_is_killed_has_still_failed(tmp_path, monkeypatch):
+    """Or its checkpoint would be gone on from, and the failure in it."""
+    run = named("toy_sentiment-prompt-s0")
+    Ledger(PLAN, tmp_path).fail(run, UserError("diverged"))
+    checkpoints = tmp_path / "runs" / run.fleet / "checkpoints"
+    checkpoints.mkdir()
+    real = shutil.rmtree
+
+    def dies(path, **options):
+        real(path, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(PLAN, tmp_path, retry_failed=True).begin_again([run])
+    assert not checkpoints.exists()
+    assert Ledger(PLAN, tmp_path).state(run) == "failed"
+
+
 def test_asked_to_end_it_ends(copied, monkeypatch):
     refusing(monkeypatch, InterruptedRun("Ended"), when=lambda lanes: True)
     with pytest.raises(InterruptedRun):
@@ -471,7 +552,7 @@ def test_the_time_left_is_that_of_like_runs(tmp_path):
     expected = 40 / 3 + 100 + 2 * 140 / 4
     assert ledger.seconds_left(1) == pytest.approx(expected)
     assert ledger.seconds_left(2) == pytest.approx(expected / 2)
-    assert [runner._spoken(s) for s in (5, 600, 7200)] == [
+    assert [news.spoken(s) for s in (5, 600, 7200)] == [
         "5 s",
         "10 min",
         "2.0 h",

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 
 from panda_jax import distributed, fleet
 from panda_jax.backbone import Backbone, load_backbone
-from panda_jax.errors import InterruptedRun, UserError
+from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.planned import Group, Planned
 from panda_jax.lane import TrainResult
@@ -51,11 +50,12 @@ class Attempts:
 
         Raises:
           InterruptedRun: asked to end, and saved.
-          OSError: a full disk, which the other runs would meet too.
+          OSError, StorageError: a full disk, which the other runs would meet
+            too.
         """
         folder = self._ledger.out / "runs" / group.name
-        if distributed.is_main() and self._ledger.begin_again(todo):
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if distributed.is_main():
+            self._ledger.begin_again(todo)
         found: dict[str, Outcome] = {}
         lanes = {}
         for run in todo:
@@ -85,7 +85,7 @@ class Attempts:
         is to have its own reason.
         """
         if distributed.is_main():
-            self._ledger.own_checkpoints(folder, list(lanes))
+            self._ledger.own_checkpoints(like.fleet, list(lanes))
         distributed.barrier("fleet")  # None reads what is being removed.
         try:
             return dict(
@@ -96,7 +96,9 @@ class Attempts:
         except InterruptedRun:
             raise
         except Exception as error:
-            disk = isinstance(error, OSError) and error.errno in _DISK
+            disk = isinstance(error, StorageError) or (
+                isinstance(error, OSError) and error.errno in _DISK
+            )
             # One of several processes that fails so has rather lost another.
             lost = jax.process_count() > 1 and not isinstance(error, UserError)
             if disk or lost:

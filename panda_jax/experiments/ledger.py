@@ -76,12 +76,12 @@ class Ledger:
         """The runs that a run needs."""
         return [self.plan.by_id[id_] for id_ in run.needs.values()]
 
-    def begin_again(self, some: Iterable[Planned]) -> bool:
-        """Removes what runs left that failed before; whether there were any."""
-        again = [run for run in some if self._old.pop(run.id, None)]
-        for run in again:
+    def begin_again(self, some: Iterable[Planned]) -> None:
+        """Removes what runs left that failed before."""
+        for run in [run for run in some if self._old.pop(run.id, None)]:
+            # First: a kill in between leaves no failure to go on from.
+            self.drop_checkpoints(run.fleet)
             shutil.rmtree(self.out / run.folder, ignore_errors=True)
-        return bool(again)
 
     def fail(self, run: Planned, error: BaseException) -> None:
         """Records why a run has no result."""
@@ -144,26 +144,33 @@ class Ledger:
         return total / max(1, workers)
 
     def write_plan(self) -> None:
-        """Writes `grid.json`, and the banks: links to prompts by task.
-
-        A link whose run is not done yet leads nowhere, and is no prompt to a
-        bank.
-        """
+        """Writes `grid.json`."""
         write_json(
             self.out / "grid.json",
             {"runs": [described(run) for run in self.plan.runs]},
         )
-        for run in self.plan.runs:
+
+    def link_prompts(self, some: Iterable[Planned]) -> None:
+        """Keeps the banks: links by task to the prompts of runs that are done.
+
+        Not before: a run has a prompt from its first evaluation on, and a
+        better one later, or a failure.
+        """
+        for run in some:
             for role in {"source", "prompt"} & set(run.roles):
                 link = self.out / run.bank(role)
-                link.parent.mkdir(parents=True, exist_ok=True)
                 target = self.out / run.folder / "prompt"
                 path = os.path.relpath(target, link.parent)
-                if link.is_symlink() and os.readlink(link) != path:
+                done = self.state(run) == "done"
+                if link.is_symlink() and not (
+                    done and os.readlink(link) == path
+                ):
                     link.unlink(missing_ok=True)
-                # There already, or no links on this file system.
-                with contextlib.suppress(OSError):
-                    link.symlink_to(path, target_is_directory=True)
+                if done:
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    # There already, or no links on this file system.
+                    with contextlib.suppress(OSError):
+                        link.symlink_to(path, target_is_directory=True)
 
     def write_progress(self, doing: Iterable[dict[str, Any]]) -> None:
         """Writes `progress.json`.
@@ -197,17 +204,22 @@ class Ledger:
             record = {"at": clock(), "event": event, **values}
             file.write(json.dumps(record) + "\n")
 
-    def own_checkpoints(self, folder: pathlib.Path, lanes: list[str]) -> None:
+    def drop_checkpoints(self, fleet: str) -> None:
+        """Removes a fleet's checkpoints, if it has any."""
+        folder = self.out / "runs" / fleet / "checkpoints"
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def own_checkpoints(self, fleet: str, lanes: list[str]) -> None:
         """Removes checkpoints that lack one of the lanes; notes the lanes.
 
         Args:
-          folder: of the fleet.
+          fleet: its name.
           lanes: that are about to be trained.
         """
-        note = folder / "fleet.json"
+        note = self.out / "runs" / fleet / "fleet.json"
         known = read_json(note)["runs"] if note.exists() else []
         if not set(lanes) <= set(known):
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            self.drop_checkpoints(fleet)
         if lanes != known:
             write_json(note, {"runs": lanes})
 

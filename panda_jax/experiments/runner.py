@@ -5,20 +5,18 @@ folder: each takes the next fleet that nobody has claimed.
 """
 
 import dataclasses
-import json
+import os
 import pathlib
-import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from panda_jax import distributed
+from panda_jax.backbone import check_here
 from panda_jax.errors import UserError
 from panda_jax.experiments.attempts import Attempts, programs
 from panda_jax.experiments.claims import (
@@ -30,6 +28,7 @@ from panda_jax.experiments.claims import (
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.news import News
 from panda_jax.experiments.planned import Group, Planned
 from panda_jax.files import PathLike
 from panda_jax.sharding import Partitioner
@@ -87,14 +86,19 @@ def run_grid(
       poll_seconds: between looks at what others are at work on.
 
     Raises:
-      UserError: settings that no run can have, or a shard that is none.
+      UserError: settings that no run can have, a shard that is none, or a
+        folder or backbone that is not on this machine: every run that it tried
+        would fail, for all who share the folder.
+      StorageError: no room for a checkpoint, nor for that of another run.
       InterruptedRun: asked to end by SIGTERM, and saved.
     """
     plan = expand(grid)
     index, count = parse_shard(shard)
     out = pathlib.Path(out_dir)
+    ledger = Ledger(plan, out, retry_failed=retry_failed)
+    _check_here(ledger, data_dir)
     runner = _Runner(
-        Ledger(plan, out, retry_failed=retry_failed),
+        ledger,
         Claims(out / "claims", stale=stale_seconds),
         order=plan.dealt(index, count),
         poll=poll_seconds,
@@ -107,6 +111,18 @@ def run_grid(
         },
     )
     return runner.run()
+
+
+def _check_here(ledger: Ledger, data_dir: PathLike | None) -> None:
+    """Refuses to begin where all that is left of a backbone would fail."""
+    left = [run for run in ledger.plan.runs if ledger.state(run) == "todo"]
+    for name in dict.fromkeys(run.run.backbone for run in left):
+        check_here(name)
+    if left and data_dir is not None and not os.path.isdir(data_dir):
+        raise UserError(
+            f"The data_dir {str(data_dir)!r} is no folder on this machine. "
+            "Give the folder of the distribution files (--data_dir=DATA)."
+        )
 
 
 class _Runner:
@@ -132,18 +148,18 @@ class _Runner:
         self.order = order
         self.poll = poll
         self.main = distributed.is_main()
-        self.quiet = quiet or not self.main
-        self.attempts = Attempts(ledger, options, self._say)
+        self.news = News(ledger, claims, quiet=quiet or not self.main)
+        self.attempts = Attempts(ledger, options, self.news.say)
         self.claim: Claim | None = None
-        self.waited_for: list[str] = []
 
     def run(self) -> Summary:
         """Works until nothing is left to do."""
         ledger = self.ledger
         if self.main:
             ledger.write_plan()
+            ledger.link_prompts(ledger.plan.runs)
         while True:
-            step = _from_main(self._next() if self.main else None)
+            step = distributed.from_main(self._next() if self.main else None)
             if step is None:
                 break
             if step["group"] is None:
@@ -159,10 +175,13 @@ class _Runner:
             except KeyboardInterrupt:
                 if claim is None or not claim.lost:
                     raise
-                self._say(f"silent for too long: another does {group.about}")
+                self.news.say(
+                    f"silent for too long: another does {group.about}"
+                )
         ledger.look(ledger.plan.runs)
         if self.main:
-            self._report("nothing is left to do")
+            self._tidy()
+            self.news.progress("nothing is left to do")
         counts = ledger.counts()
         failed = {
             run.name: ledger.failures[run.id]
@@ -170,6 +189,14 @@ class _Runner:
             if run.id in ledger.failures
         }
         return Summary(counts["total"], counts["done"], failed)
+
+    def _tidy(self) -> None:
+        """Makes up for what a kill came before: links, and room."""
+        self.ledger.link_prompts(self.ledger.plan.runs)
+        for group in self.groups:
+            # Another may have begun to try again what failed.
+            if self.claims.holder(group.name) is None:
+                self.ledger.drop_checkpoints(group.name)
 
     def _release(self) -> None:
         if self.claim is not None:
@@ -204,7 +231,7 @@ class _Runner:
             self._release()
         if not any(ledger.left(group) for group in self.groups):
             return None
-        self._wait()
+        self.news.waiting()
         return {"group": None}
 
     def _without_doomed(self, group: Group) -> list[Planned]:
@@ -224,22 +251,11 @@ class _Runner:
                 left.append(run)
         return left
 
-    def _wait(self) -> None:
-        """Says, once, whom it waits for."""
-        holders = self.claims.all().values()
-        self.ledger.write_progress(holders)
-        names = sorted(
-            f"{said.get('host')}:{said.get('pid')}" for said in holders
-        )
-        if names and names != self.waited_for:
-            self._say(f"waiting for {', '.join(names)}")
-        self.waited_for = names
-
     def _work(self, group: Group, todo: list[Planned]) -> None:
         """Makes what is left of a fleet, and records how it went."""
         ledger, owner = self.ledger, self.claims.owner
         if self.main:
-            self._report(group.about)
+            self.news.progress(group.about)
             names = [run.name for run in todo]
             ledger.log(owner, "begin", fleet=group.name, runs=names)
         began, compiled = time.monotonic(), programs()
@@ -250,11 +266,11 @@ class _Runner:
             error = found[run.lane]
             if isinstance(error, Exception):
                 ledger.fail(run, error)
-                self._say(f"failed: {run.name}: {error}")
+                self.news.say(f"failed: {run.name}: {error}")
         ledger.look(todo)
+        ledger.link_prompts(todo)
         if not ledger.left(group):
-            folder = ledger.out / "runs" / group.name
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            ledger.drop_checkpoints(group.name)
         ledger.log(
             owner,
             "end",
@@ -265,27 +281,6 @@ class _Runner:
             compiled=programs() - compiled,
         )
 
-    def _report(self, doing: str) -> None:
-        """Progress, as a line and as a file."""
-        holders = list(self.claims.all().values())
-        self.ledger.write_progress(holders)
-        seconds = self.ledger.seconds_left(len(holders))
-        self._say(
-            f"about {_spoken(seconds)} left; {doing}" if seconds else doing
-        )
-
-    def _say(self, words: str) -> None:
-        if self.quiet:
-            return
-        counts = self.ledger.counts()
-        failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        print(
-            f"{time.strftime('%H:%M:%S')} grid "
-            f"[{counts['done']}/{counts['total']}{failed}] {words}",
-            file=sys.stderr,
-            flush=True,
-        )
-
 
 def _interruption() -> Callable[[], object] | None:
     """What ends this process's work on a fleet that is now another's."""
@@ -294,24 +289,3 @@ def _interruption() -> Callable[[], object] | None:
         return None
     # A signal ends what it waits for, too; it becomes a KeyboardInterrupt.
     return lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT)
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def _from_main(value: Any) -> Any:
-    """Process 0's value, in every process."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-    # All processes give arrays of one size; only process 0's counts.
-    room = np.zeros(size, np.uint8)
-    room[: min(size, text.size)] = text[:size]
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(room)))
