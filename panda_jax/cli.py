@@ -304,6 +304,15 @@ def _grid(args: commands.Grid) -> int:
     return 0
 
 
+def _report(args: commands.Report) -> int:
+    from panda_jax.experiments.report import write_report
+
+    values = dataclasses.asdict(args)
+    for path in write_report(values.pop("runs"), **values):
+        print(path)
+    return 0
+
+
 def _doctor(args: commands.Doctor) -> int:
     from panda_jax import doctor
 
@@ -324,6 +333,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "tasks": (commands.Tasks, _tasks),
     "plan": (commands.Plan, _plan),
     "grid": (commands.Grid, _grid),
+    "report": (commands.Report, _report),
     "doctor": (commands.Doctor, _doctor),
 }
 
@@ -445,6 +455,8 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
             value = commands.convert(cls, field.name, text)
             gin.bind_parameter(f"{bound}.{field.name}", value)
         elif field.default is dataclasses.MISSING:
+            if flags.dry_run and field.name == "out_dir":
+                _bind_unless_bound(gin, f"{bound}.out_dir", "OUT_DIR")
             _require(gin, verb, field.name)
     try:
         args = configurables[bound]()
@@ -484,6 +496,14 @@ def _adopt_train(gin: Any, cls: type) -> None:
             if "gin.REQUIRED" not in str(value):
                 gin.bind_parameter(f"plan.{field.name}", value)
             break
+
+
+def _bind_unless_bound(gin: Any, name: str, value: str) -> None:
+    """For what a dry run has no use for."""
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        gin.bind_parameter(name, value)
 
 
 def _require(gin: Any, verb: str, name: str) -> None:

@@ -16,6 +16,7 @@ from panda_jax.runs import Run, check_types
 # Read and written as files; TFDS alone knows buckets too.
 _PATHS = (
     "backbone",
+    "backbones",
     "ceiling",
     "data_dir",
     "json",
@@ -24,6 +25,7 @@ _PATHS = (
     "out_dir",
     "path",
     "prompt",
+    "runs",
     "scores",
     "source",
     "sources",
@@ -39,8 +41,9 @@ _PATHS = (
 def _check_paths(settings: Any) -> None:
     """A bucket's URL would silently become a folder named `gs:`."""
     for name in _PATHS:
-        value = str(getattr(settings, name, None))
-        if re.match(r"\w+://", value):
+        value = getattr(settings, name, None)
+        parts = value if isinstance(value, tuple) else str(value).split(",")
+        if any(re.match(r"\s*\w+://", str(part)) for part in parts):
             raise UserError(
                 f"{name} is {value!r}, expected a path: files are read and "
                 "written here, not URLs. Mount the bucket, e.g. with gcsfuse "
@@ -428,6 +431,31 @@ class Grid(Settings, grid.Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_paths(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(_Arguments):
+    """Tables, statistics and pictures of all runs below a folder.
+
+    Attributes:
+      runs: folder with run folders at any depth, such as a grid's.
+      out_dir: where report.html, report.md, report.tex, a csv a table and the
+        heat maps go.
+      scores: score files of the same sources and targets, comma-separated, for
+        the source that each metric would have chosen.
+      value: the score of a run that counts: best, final or first_epoch.
+      resamples: of the bootstrap; 0 for no intervals.
+      confidence: of the intervals.
+      seed: of everything drawn.
+    """
+
+    runs: str
+    out_dir: str
+    scores: str | None = None
+    value: str = "best"
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
 
 
 def settings_help(cls: type) -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from made_up_runs import SEEDS, SOURCES, TARGETS, fail, write_grid, write_run
 
+from panda_jax import cli, pictures
 from panda_jax.errors import UserError
 from panda_jax.experiments import choices, html_page, report_text
 from panda_jax.experiments.boards import make_boards
@@ -161,7 +162,7 @@ def test_gains(grid, out):
     }
     for name in (
         "gain_bert-tiny_panda_paper_pot",
-        "heatmap_panda_paper_minus_pot_on_bert-tiny",
+        "heatmap_panda_paper_minus_pot_on_bert-tiny_data",
     ):
         rows = {row["source"]: row for row in read(out / f"{name}.csv")}
         for (source, target), gain in gains.items():
@@ -510,7 +511,7 @@ def test_pictures_of_the_page_are_those_beside_it(out):
     assert {base64.b64decode(data) for data in found} == files
     assert len(files) == 2
     for path in out.glob("*.png"):
-        assert path.with_suffix(".csv").exists()
+        assert pictures.data_path(path).exists()
         assert b"tIME" not in path.read_bytes()
 
 
@@ -577,6 +578,79 @@ def test_what_a_report_cannot_be_of(tmp_path):
             write_report(tmp_path, tmp_path / "out", **wrong)
     with pytest.raises(UserError, match="scores.csv"):
         write_report(tmp_path, tmp_path / "out", scores="scores.csv")
+
+
+def test_variants_in_several_settings_have_pictures_of_their_own(tmp_path):
+    for number, (a, b) in enumerate(itertools.product((1, 2), (3, 4))):
+        write_run(
+            tmp_path,
+            f"{number}",
+            value=0.1 * number,
+            method="pot",
+            source="mnli",
+            settings={"epochs": a, "batch_size": b},
+        )
+    paths = write_report(tmp_path, tmp_path / "out", resamples=0)
+    maps = [path for path in paths if path.suffix == ".png"]
+    assert len(set(maps)) == 4
+    values = [read(pictures.data_path(path))[0]["cb"] for path in maps]
+    assert sorted(map(float, values)) == pytest.approx([0, 10, 20, 30])
+
+
+def test_a_gain_is_between_runs_of_the_same_variant(tmp_path):
+    for epochs, method in itertools.product((1, 2), ("pot", "panda")):
+        write_run(
+            tmp_path,
+            f"{method}{epochs}",
+            value=0.5,
+            method=method,
+            source="mnli",
+            kd_weight=0.5,
+            settings={"epochs": epochs},
+        )
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    rows = read(tmp_path / "out" / "gains.csv")
+    assert [(row["first"], row["second"]) for row in rows] == [
+        (f"PANDA paper [epochs={n}]", f"PoT [epochs={n}]") for n in (1, 2)
+    ]
+
+
+def test_score_files_that_cannot_be_placed(tmp_path):
+    for backbone in ("bert-tiny", "bert-mini"):
+        write_run(tmp_path, backbone, value=0.5, backbone=backbone)
+    rows = "source,target,metric,score\nsst2,cb,logme,2\n"
+    (tmp_path / "a.csv").write_text(rows)
+    named = "backbone," + rows.replace("\ns", "\nbert-tiny,s")
+    (tmp_path / "b.csv").write_text(named)
+    (tmp_path / "c.csv").write_text(named.replace("-tiny", "-tinny"))
+
+    def told(files, words):
+        scores = ",".join(str(tmp_path / name) for name in files)
+        with pytest.raises(UserError, match=words):
+            write_report(tmp_path, tmp_path / "out", scores=scores)
+
+    told(["a.csv"], r"a.csv does not say of which backbone")
+    told(["b.csv", "b.csv"], r"b.csv: a second file with scores of bert-tiny")
+    told(["c.csv"], r"backbone in .*c.csv: 'bert-tinny'. Did you mean")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
+    write_run(tmp_path, "a", value=0.5, task="rte")
+    out = tmp_path / "out"
+    argv = ["report", f"--runs={tmp_path}", f"--out_dir={out}"]
+    assert cli.main([*argv, "--value=final", "--resamples=10"]) == 0
+    paths = capsys.readouterr().out.split()
+    assert str(out / "report.html") in paths
+    assert {str(p) for p in out.iterdir()} == set(paths)
+    assert "| prompt-tuning | 25.0 |" in (out / "report.md").read_text()
+    for flag, words in (
+        ("--value=mean", "value is 'mean'"),
+        ("--confidence=2", "confidence is 2"),
+        (f"--runs={tmp_path / 'nowhere'}", "does not exist"),
+    ):
+        assert cli.main([*argv, flag]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_single_run(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 from made_up_runs import write_run
 
-from panda_jax.experiments import paper, paper_tables
+from panda_jax.experiments import doubts, paper, paper_tables
 from panda_jax.experiments.boards import make_boards
 from panda_jax.experiments.results import read_results
 
@@ -69,7 +69,7 @@ def test_best_source_of_each_target(figures):
 
 def test_duplicated_rows_and_impossible_cells_of_the_paper():
     published = paper.read()
-    counts = paper.question_counts(published.targets)
+    counts = doubts.question_counts(published.targets)
     assert counts == {
         "cb": 56,
         "copa": 100,
@@ -78,7 +78,7 @@ def test_duplicated_rows_and_impossible_cells_of_the_paper():
         "wic": 638,
         "mrpc": 408,
     }
-    flags = paper.doubts(published.cells, counts)
+    flags = doubts.doubts(published.cells, counts)
     rows = [flag[:3] for flag in flags if not flag.target]
     assert rows == [
         ("bert-base", "pot", "wic, multirc"),
@@ -114,7 +114,7 @@ def place(method="pot", source="mnli", target="cb", backbone="b"):
     ],
 )
 def test_an_accuracy_is_a_number_of_right_answers(value, fine):
-    flags = paper.doubts({place(): value}, {"cb": 56})
+    flags = doubts.doubts({place(): value}, {"cb": 56})
     assert (not flags) is fine
     if value == 51.7:
         assert "29 are 51.79 (cut off" in flags[0].reason
@@ -132,13 +132,13 @@ def test_an_accuracy_is_a_number_of_right_answers(value, fine):
     ],
 )
 def test_a_score_is_in_its_range(target, value, words):
-    flags = paper.doubts({place(target=target): value}, {})
+    flags = doubts.doubts({place(target=target): value}, {})
     assert [flag.reason for flag in flags] == ([words] if words else [])
 
 
 def test_no_epoch_beats_the_best_one():
     cells = {place("pot"): 60.0, place("pot_first_epoch"): 61.0}
-    (flag,) = paper.doubts(cells, {})
+    (flag,) = doubts.doubts(cells, {})
     assert flag.reason == "the best epoch is printed as 60"
     assert flag.method == "pot_first_epoch"
 
@@ -153,10 +153,10 @@ def test_duplicated_rows_are_of_one_backbone_and_method():
             for target, value in row.items()
         }
 
-    (flag,) = paper.doubts(table(("pot", "a", "x"), ("pot", "b", "x")), {})
+    (flag,) = doubts.doubts(table(("pot", "a", "x"), ("pot", "b", "x")), {})
     assert (flag.source, flag.target) == ("a, b", "")
-    assert not paper.doubts(table(("pot", "a", "x"), ("panda", "a", "x")), {})
-    assert not paper.doubts(table(("pot", "a", "x"), ("pot", "a", "y")), {})
+    assert not doubts.doubts(table(("pot", "a", "x"), ("panda", "a", "x")), {})
+    assert not doubts.doubts(table(("pot", "a", "x"), ("pot", "a", "y")), {})
 
 
 def test_ours_beside_the_papers(tmp_path):

@@ -1,12 +1,16 @@
 """What of a folder of runs counts, and what is left out by name."""
 
 import json
+import os
 
 import pytest
 from made_up_runs import describe, fail, write_run
 
 from panda_jax.errors import UserError
 from panda_jax.experiments.boards import make_boards
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.results import read_results
 
 
@@ -242,6 +246,61 @@ def test_source_prompts_are_no_row(tmp_path):
     assert [row.name for row in board.rows] == ["prompt-tuning", "PoT: mnli"]
     assert board.cell(board.rows[0], "cb").mean == 60
     assert board.made == {"mnli": {0: 80}, "cb": {0: 70}}
+
+
+def test_what_a_grid_has_not_begun_is_named(tmp_path):
+    plan = expand(
+        Grid(
+            backbones="random:bert-tiny",
+            sources="toy_sentiment",
+            targets="toy_review",
+            recipes="ours",
+        )
+    )
+    ledger = Ledger(plan, tmp_path / "grid")
+    ledger.write_plan()
+    done, lost, *others = plan.runs
+    write_run(tmp_path, f"grid/{done.folder}", value=0.5)
+    ledger.fail(lost, UserError("why"))
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == [f"grid/{done.folder}"]
+    waiting = {out.run_id: out for out in found.left_out}
+    assert waiting.pop(lost.name).status == "failed"
+    assert waiting.keys() == {run.name for run in others}
+    assert {out.status for out in waiting.values()} == {"not begun"}
+    assert {
+        (out.label, out.source, out.target, out.seed)
+        for out in waiting.values()
+    } >= {
+        ("PoT", "toy_sentiment", "toy_review", "0"),
+        ("PANDA ours", "toy_sentiment", "toy_review", "0"),
+        ("model-tuning", "", "toy_review", "0"),
+    }
+    # As a run says of itself when it has begun, or failed.
+    for run in others:
+        ledger.fail(run, UserError("why"))
+    for out in read_results(tmp_path).left_out:
+        if out.run_id in waiting:
+            again = waiting[out.run_id]._replace(status="failed", reason="why")
+            assert out == again
+    (tmp_path / "grid" / "grid.json").write_text('{"runs": [{"id": 1}]}')
+    with pytest.raises(UserError, match="no list of a grid's runs"):
+        read_results(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    write_run(tmp_path, "a", value=0.5)
+    write_run(tmp_path, "b/c", value=0.5)
+    real = os.scandir
+
+    def refuses(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(UserError, match="b' cannot be read: Permission"):
+        read_results(tmp_path)
 
 
 def test_nothing_to_report(tmp_path):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from panda_jax.experiments import paper
-from panda_jax.experiments.results import LABELS, LeftOut, Results
-from panda_jax.experiments.variants import DoneRun
+from panda_jax.experiments.outcomes import LABELS, DoneRun, LeftOut
+from panda_jax.experiments.results import Results
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
 
@@ -78,8 +78,8 @@ class Board:
       cells: (row, target) -> seed -> points of 100; higher = better.
       made: task -> seed -> points, of the prompts that were made to be
         sources.
-      lost: cells of which a run failed or is unfinished; the label of such a
-        run says nothing of a variant.
+      lost: cells of which a run failed, is unfinished or not begun; the label
+        of such a run says nothing of a variant.
     """
 
     backbone: str
@@ -133,7 +133,7 @@ class Board:
         return summary(self.cells.get((row, target), {}).values())
 
     def is_lost(self, row: Row, target: str) -> bool:
-        """Whether a run of the cell failed or is unfinished."""
+        """Whether a run of the cell failed, is unfinished or not begun."""
         plain = row._replace(label=_plain(row.label))
         return (plain, target) in self.lost
 
@@ -254,7 +254,7 @@ def _board(
     lost = {
         (Row(kinds.get(out.label, "panda"), out.label, out.source), out.target)
         for out in left_out
-        if out.status in ("failed", "unfinished")
+        if out.status in ("failed", "unfinished", "not begun")
         and out.target in targets
         and out.label not in ("", LABELS["source"])
     }

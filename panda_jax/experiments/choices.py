@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from panda_jax.experiments.boards import Board
 from panda_jax.experiments.layout import MISSING, Table, change, points
-from panda_jax.scores import Scores, file_names
+from panda_jax.scores import Scores
 
 
 class Choice(NamedTuple):
@@ -118,9 +118,8 @@ def choice_table(
     rows.append(["average", *_averages(choices, choosers, targets)])
     rows[-1].append(points(statistics.fmean(means.values())))
     names = "backbone,label,target,chooser,source,score,behind_the_best"
-    stem = file_names([f"best_source_{board.backbone}_{label}"])
     return Table(
-        next(iter(stem.values())),
+        f"best_source_{board.backbone}_{label}",
         f"Best source of {label} on {board.backbone}",
         ["target", *choosers, "mean other source"],
         rows,

@@ -1,8 +1,7 @@
 """Is one way to adapt better than another, and how sure is that?
 
-Runs are compared in pairs: the same backbone, target and seed, and the same
-source where both have one. A difference is the mean over a source's seeds, then
-over a target's sources, over targets, over backbones.
+A difference is the mean over a source's seeds, then over a target's sources,
+over targets, over backbones.
 """
 
 import math
@@ -12,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from panda_jax.experiments import resampling
-from panda_jax.experiments.boards import Board, Row
+from panda_jax.experiments.boards import Board
 from panda_jax.experiments.cells import Cell
+from panda_jax.experiments.pairs import Pairs, compared, paired
 
 # Random sign patterns, where all are too many.
 _FLIPS = 10_000
@@ -57,14 +57,6 @@ class Comparison(NamedTuple):
     holm_seeds: float
 
 
-class _Pairs(NamedTuple):
-    """The differences of two labels: a cell a backbone and target."""
-
-    cells: list[Cell]
-    sources: list[str]
-    unpaired: list[str]
-
-
 def compare(
     boards: Sequence[Board],
     *,
@@ -91,7 +83,7 @@ def compare(
         scopes.append(("", list(boards)))
     found: list[Comparison] = []
     for backbone, members in scopes:
-        names = dict.fromkeys(n for board in members for n in _pairs_of(board))
+        names = dict.fromkeys(n for board in members for n in compared(board))
         family = [
             one
             for first, second in names
@@ -100,7 +92,7 @@ def compare(
                     backbone,
                     first,
                     second,
-                    _paired(members, first, second),
+                    paired(members, first, second),
                     resamples=resamples,
                     confidence=confidence,
                     seed=seed,
@@ -118,90 +110,11 @@ def compare(
     return found
 
 
-def _pairs_of(board: Board) -> list[tuple[str, str]]:
-    """The labels that are compared."""
-    plain, pots = board.labels("prompt"), board.labels("pot")
-    controls = board.labels("control")
-    return [
-        *(
-            (panda, other)
-            for panda in board.labels("panda")
-            for others in (pots, plain, controls)
-            for other in _alike(panda, others)
-        ),
-        *((pot, other) for pot in pots for other in _alike(pot, plain)),
-    ]
-
-
-def _alike(label: str, others: Sequence[str]) -> Sequence[str]:
-    """The one of the same variant if there is, else all."""
-    variant = label.partition(" [")[2]
-    same = [other for other in others if other.partition(" [")[2] == variant]
-    return same if variant and same else others
-
-
-def _paired(boards: Sequence[Board], first: str, second: str) -> _Pairs:
-    sources = sorted(
-        {row.source for board in boards for row in board.of(first)}
-    )
-    cells: list[Cell] = []
-    unpaired: list[str] = []
-    for board in boards:
-        partners = {row.source: row for row in board.of(second)}
-        for target in board.targets:
-            values: dict[tuple[int, str], float] = {}
-            for row in board.of(first):
-                other = partners.get(row.source, partners.get(""))
-                _differences(board, row, other, target, values, unpaired)
-            if values:
-                cells.append(_cell(board.backbone, target, sources, values))
-    return _Pairs(cells, sources, unpaired)
-
-
-def _differences(
-    board: Board,
-    row: Row,
-    other: Row | None,
-    target: str,
-    values: dict[tuple[int, str], float],
-    unpaired: list[str],
-) -> None:
-    theirs = board.cells.get((other, target), {}) if other else {}
-    for seed, value in sorted(board.cells.get((row, target), {}).items()):
-        if seed in theirs:
-            values[seed, row.source] = value - theirs[seed]
-        else:
-            unpaired.append(f"{row.source}>{target} seed {seed}")
-
-
-def _cell(
-    backbone: str,
-    target: str,
-    sources: Sequence[str],
-    values: dict[tuple[int, str], float],
-) -> Cell:
-    """The differences of one target: of every source, and by seed."""
-    own = sorted({source for _, source in values}, key=sources.index)
-    seeds = sorted({seed for seed, _ in values})
-    table = np.array(
-        [[values.get((seed, s), math.nan) for s in own] for seed in seeds]
-    )
-    return Cell(
-        backbone,
-        target,
-        np.array([sources.index(source) for source in own]),
-        np.nanmean(table, axis=0),
-        table,
-        {},
-        None,
-    )
-
-
 def _compare(
     backbone: str,
     first: str,
     second: str,
-    pairs: _Pairs,
+    pairs: Pairs,
     *,
     resamples: int,
     confidence: float,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from panda_jax.experiments.boards import Summary
 
 MISSING = "–"
-# Behind a cell some of whose runs failed or are unfinished.
+# Behind a cell some of whose runs failed, are unfinished or not begun.
 LOST = "†"
 
 
@@ -15,7 +15,8 @@ class Table(NamedTuple):
     """A table as people read it, and as programs do.
 
     Attributes:
-      stem: of its files; letters, digits, `_`, `-` and `.`.
+      stem: of its `.csv`, but for signs that no file's name should have; no
+        other table's.
       title: above it.
       head: the columns' names.
       rows: cells as text, as many as columns.

@@ -5,17 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from panda_jax.experiments import paper
+from panda_jax.experiments import doubts, paper
 from panda_jax.experiments.boards import Board
 from panda_jax.experiments.layout import MISSING, Table, change, points
-
-# What of ours stands beside what of the paper's.
-_METHODS = {
-    "model": "model",
-    "prompt": "prompt",
-    "pot": "pot",
-    "panda": "panda",
-}
 
 
 class Beside(NamedTuple):
@@ -59,8 +51,8 @@ def headline_table() -> Table:
 def doubts_table() -> Table:
     """What in the paper's tables cannot be right."""
     published = paper.read()
-    counts = paper.question_counts(published.targets)
-    flags = paper.doubts(published.cells, counts)
+    counts = doubts.question_counts(published.targets)
+    flags = doubts.doubts(published.cells, counts)
     return Table(
         "published_doubts",
         "Rows and cells of the paper's tables in doubt",
@@ -76,7 +68,7 @@ def doubts_table() -> Table:
             ]
             for flag in flags
         ],
-        [paper.Flag._fields, *flags],
+        [doubts.Flag._fields, *flags],
         [
             f"{len(flags)} of {len(published.cells)} cells and their rows. "
             "A score that is the mean of several runs need be no k / n. They "
@@ -93,10 +85,9 @@ def beside(boards: Sequence[Board]) -> list[Beside]:
     found = []
     for board in boards:
         for row in board.rows:
-            method = _METHODS.get(row.kind, "")
             for target in board.targets:
                 ours = board.cell(row, target)
-                place = (board.backbone, method, row.source, target)
+                place = (board.backbone, row.kind, row.source, target)
                 if place in cells and ours.n:
                     printed = cells[place]
                     found.append(

@@ -1,12 +1,13 @@
 """The report of an experiment: a pure function of its result files."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from panda_jax import csv_rows, pictures
-from panda_jax.errors import UserError
+from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments import (
     html_page,
     report_sections,
@@ -15,6 +16,7 @@ from panda_jax.experiments import (
 from panda_jax.experiments.boards import Board, Gain, make_boards
 from panda_jax.experiments.comparisons import compare
 from panda_jax.experiments.layout import Picture, Section
+from panda_jax.experiments.pairs import alike
 from panda_jax.experiments.results import Results, read_results
 from panda_jax.files import PathLike, write_text
 from panda_jax.scores import Scores, file_names
@@ -68,17 +70,21 @@ def write_report(
         (board, board.gain(first, second))
         for board in boards
         for first in board.labels("panda")
-        for second in board.labels("pot")
+        for second in alike(first, board.labels("pot"))
     ]
     comparisons = compare(
         boards, resamples=resamples, confidence=confidence, seed=seed
     )
-    drawn, paths = _draw(boards, gains, folder)
+    tables = _read_scores(scores, boards)
+    drawn, paths = _draw(list(_maps(boards, gains)), folder)
     sections = [
         report_sections.summary(results, boards, comparisons),
         *(
             report_sections.of_backbone(
-                board, gains, _scores_of(scores, board), drawn
+                board,
+                gains,
+                tables.get(board.backbone, tables.get("")),
+                drawn.get(board.backbone, ()),
             )
             for board in boards
         ),
@@ -100,40 +106,74 @@ def _check(resamples: int, confidence: float) -> None:
         )
 
 
-def _scores_of(files: str | None, board: Board) -> Scores | None:
-    """What the score files say of a backbone: of its name, or of none."""
+def _read_scores(
+    files: str | None, boards: Sequence[Board]
+) -> dict[str, Scores]:
+    """Backbone -> its scores; "" -> those that do not say of which.
+
+    Raises:
+      UserError: a file is bad, or two are of the same backbone, or one is of a
+        backbone without a run.
+    """
     tables: dict[str, Scores] = {}
+    known = [board.backbone for board in boards]
     for path in filter(None, map(str.strip, (files or "").split(","))):
-        tables |= Scores.by_backbone(path)
-    return tables.get(board.backbone, tables.get(""))
+        for name, table in Scores.by_backbone(path).items():
+            if name in tables:
+                raise UserError(
+                    f"{path}: a second file with scores of "
+                    f"{name or 'a backbone that it does not name'}. Score all "
+                    "metrics at once, or add a column 'backbone'."
+                )
+            if name and name not in known:
+                raise unknown_name(f"backbone in {path}:", name, known)
+            if not name and len(boards) > 1:
+                raise UserError(
+                    f"{path} does not say of which backbone its scores are, "
+                    f"and there are {', '.join(known)}: add a column "
+                    "'backbone'."
+                )
+            tables[name] = table
+    return tables
 
 
-def _draw(
-    boards: Sequence[Board],
-    gains: Sequence[tuple[Board, Gain]],
-    folder: pathlib.Path,
-) -> tuple[dict[str, list[Picture]], list[pathlib.Path]]:
-    """Heat maps of PoT and of the gains: by backbone, and their files."""
-    maps: dict[str, tuple[Board, Sequence[str], np.ndarray]] = {}
+class _Map(NamedTuple):
+    """A heat map that is to be drawn: what of which board."""
+
+    board: Board
+    title: str
+    sources: Sequence[str]
+    matrix: np.ndarray
+
+
+def _maps(
+    boards: Sequence[Board], gains: Sequence[tuple[Board, Gain]]
+) -> Iterator[_Map]:
+    """PoT, and what PANDA gains over it."""
     for board in boards:
         for label in board.labels("pot"):
             rows = board.of(label)
             matrix = [
                 [board.cell(r, t).mean for t in board.targets] for r in rows
             ]
-            title = f"{label} on {board.backbone}, points of 100"
-            maps[title] = board, [row.source for row in rows], np.array(matrix)
+            title = f"{label} on {board.backbone}"
+            yield _Map(board, title, [r.source for r in rows], np.array(matrix))
     for board, gain in gains:
         if gain.sources:
-            title = (
-                f"{gain.first} minus {gain.second} on {board.backbone}, points"
-            )
-            maps[title] = board, gain.sources, gain.matrix
+            title = f"{gain.first} minus {gain.second} on {board.backbone}"
+            yield _Map(board, title, gain.sources, gain.matrix)
+
+
+def _draw(
+    maps: Sequence[_Map], folder: pathlib.Path
+) -> tuple[dict[str, list[Picture]], list[pathlib.Path]]:
+    """The heat maps by backbone, and their files."""
     drawn: dict[str, list[Picture]] = {}
     paths = []
-    stems = file_names(title.partition(",")[0] for title in maps)
-    for title, (board, sources, matrix) in maps.items():
-        name = f"heatmap_{stems[title.partition(',')[0]]}.png"
+    stems = file_names(each.title for each in maps)
+    for board, title, sources, matrix in maps:
+        name = f"heatmap_{stems[title]}.png"
+        title += ", points of 100"
         pictures.heatmap(
             folder / name,
             matrix,

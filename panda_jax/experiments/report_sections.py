@@ -30,12 +30,18 @@ def summary(
     """The first thing that is read: how many runs, and the averages."""
     counts = {
         status: sum(out.status == status for out in results.left_out)
-        for status in ("failed", "unfinished", "unreadable", "other")
+        for status in (
+            "failed",
+            "unfinished",
+            "not begun",
+            "unreadable",
+            "other",
+        )
     }
     lost = [f"{n} {status}" for status, n in counts.items() if n]
     text = [
         f"{len(results.runs)} runs are done, "
-        + (f"{', '.join(lost)} (listed at the end)." if lost else "none lost.")
+        + (f"{', '.join(lost)} (named at the end)." if lost else "none lost.")
     ]
     value = {
         "best": "best evaluation on the development split",
@@ -98,7 +104,7 @@ def of_backbone(
     board: Board,
     gains: Sequence[tuple[Board, Gain]],
     scores: Scores | None,
-    drawn: dict[str, list[Picture]],
+    drawn: Sequence[Picture],
 ) -> Section:
     tables = [report_tables.wide(board, f"results_{board.backbone}")]
     for owner, gain in gains:
@@ -115,7 +121,7 @@ def of_backbone(
             ),
         ),
     )
-    return Section(board.backbone, (), tables, drawn.get(board.backbone, ()))
+    return Section(board.backbone, (), tables, drawn)
 
 
 def statistics(

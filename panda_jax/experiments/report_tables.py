@@ -12,7 +12,7 @@ from panda_jax.experiments.layout import (
     cell,
     mean_of,
 )
-from panda_jax.experiments.results import LeftOut
+from panda_jax.experiments.outcomes import LeftOut
 
 
 class _Line(NamedTuple):
@@ -109,7 +109,9 @@ def _wide_notes(board: Board, counts: set[int]) -> list[str]:
         "than there are says so, and compares with no other."
     ]
     if board.lost:
-        notes.append(f"{LOST}: a run of the cell failed or is unfinished.")
+        notes.append(
+            f"{LOST}: a run of the cell failed, is unfinished or not begun."
+        )
     return notes
 
 
@@ -136,13 +138,25 @@ def made_table(boards: Sequence[Board]) -> Table | None:
 
 
 def left_out_table(left_out: Sequence[LeftOut]) -> Table:
-    """Every run that no average holds, but for mere doubles."""
-    shown = [out for out in left_out if not _is_plain_double(out)]
-    doubles = len(left_out) - len(shown)
-    notes = [
-        f"{doubles} more folders hold a run that another folder holds too; it "
-        "is counted once."
+    """Every run that no average holds; of some kinds only how many."""
+    waiting = sum(out.status == "not begun" for out in left_out)
+    doubles = sum(_is_plain_double(out) for out in left_out)
+    shown = [
+        out
+        for out in left_out
+        if out.status != "not begun" and not _is_plain_double(out)
     ]
+    notes = []
+    if waiting:
+        notes.append(
+            f"{waiting} runs of the grid have not begun; left_out.csv names "
+            "them."
+        )
+    if doubles:
+        notes.append(
+            f"{doubles} more folders hold a run that another folder holds "
+            "too; it is counted once."
+        )
     return Table(
         "left_out",
         "Runs that are in no average",
@@ -160,7 +174,7 @@ def left_out_table(left_out: Sequence[LeftOut]) -> Table:
             for out in shown
         ],
         [LeftOut._fields, *left_out],
-        notes * bool(doubles),
+        notes,
         words=7,
     )
 

@@ -5,72 +5,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# What a row or column says already.
-_IDENTITY = ("task", "backbone", "method", "recipe", "seed")
-# Settings of the distillation, which only PANDA has.
-_DISTILLATION = (
-    "kd_lambda",
-    "kd_beta",
-    "kd_weight",
-    "kd_transform",
-    "transfer_metric",
-    "temperature",
-    "fusion",
-)
-Excluded = tuple[str, "DoneRun", str]
+from panda_jax.experiments.outcomes import DoneRun, LeftOut
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DoneRun:
-    """One run that is done.
-
-    Attributes:
-      run_id: its name.
-      folder: below the folder of all, with `/`.
-      nested: whether another run made it for itself.
-      backbone: its id.
-      kind: `model`, `prompt`, `source`, `pot`, `panda` or `control`.
-      label: of the rows it is in, such as "PANDA paper".
-      source: the source task; "" where there is none.
-      target: the task it was trained on.
-      seed: its seed.
-      metric: of the value.
-      value: in points of 100; higher = better.
-      settings: those of `run.json`.
-      needs: the prompts and data it rests on, by role.
-    """
-
-    run_id: str
-    folder: str
-    nested: bool
-    backbone: str
-    kind: str
-    label: str
-    source: str
-    target: str
-    seed: int
-    metric: str
-    value: float
-    settings: dict[str, Any]
-    needs: dict[str, Any]
-
-    @property
-    def cell(self) -> tuple[str, str, str, str]:
-        """Backbone, label, source and target."""
-        return self.backbone, self.label, self.source, self.target
-
-    @property
-    def compared(self) -> dict[str, Any]:
-        """The settings that tell it from another run of the same cell."""
-        unused = set(_IDENTITY)
-        if self.kind != "panda":
-            unused |= set(_DISTILLATION)
-        if self.kind in ("model", "source"):
-            unused |= {"top_k"}
-        return {k: v for k, v in self.settings.items() if k not in unused}
-
-
-def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
+def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[LeftOut]]:
     """Every run once, and at most one run a cell and seed.
 
     Of a run that lies in several folders the outermost counts. A run that
@@ -79,10 +17,9 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
     what they rest on), those settings become part of their label.
 
     Returns:
-      The runs that count, in order of their folders, and (status, run, reason)
-      of the others.
+      The runs that count, in order of their folders, and the others.
     """
-    excluded: list[Excluded] = []
+    excluded: list[LeftOut] = []
     ordered = sorted(
         runs, key=lambda r: (r.nested, r.folder.count("/"), r.folder)
     )
@@ -90,7 +27,7 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
     for run in ordered:
         first = once.setdefault(run.run_id, run)
         if first is not run:
-            excluded.append(("double", run, _double(run, first)))
+            excluded.append(run.left_out("double", _double(run, first)))
     kept = _alone(list(once.values()), excluded)
     kept = _labelled(kept)
     counted: dict[tuple[Any, ...], DoneRun] = {}
@@ -101,7 +38,7 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
                 f"a second run of the same cell and seed, whose settings do "
                 f"not differ: {first.folder} counts"
             )
-            excluded.append(("other", run, reason))
+            excluded.append(run.left_out("other", reason))
     return sorted(counted.values(), key=lambda run: run.folder), excluded
 
 
@@ -115,7 +52,7 @@ def _double(run: DoneRun, first: DoneRun) -> str:
     return reason
 
 
-def _alone(runs: list[DoneRun], excluded: list[Excluded]) -> list[DoneRun]:
+def _alone(runs: list[DoneRun], excluded: list[LeftOut]) -> list[DoneRun]:
     """Leaves out what other runs made where the cell has its own runs."""
     own: dict[tuple[str, ...], list[DoneRun]] = {}
     for run in runs:
@@ -131,7 +68,7 @@ def _alone(runs: list[DoneRun], excluded: list[Excluded]) -> list[DoneRun]:
             reason = (
                 f"made for another run: the cell's own, {first.folder}, counts"
             )
-            excluded.append(("other", run, reason))
+            excluded.append(run.left_out("other", reason))
         else:
             kept.append(run)
     return kept
