@@ -148,6 +148,30 @@ def test_a_row_all_of_whose_runs_failed_is_seen(tmp_path):
     assert "| PoT: mnli | 60.0 | 60.0 |" in text
 
 
+def test_a_mean_of_sources_is_of_those_that_have_a_result(tmp_path):
+    pot = {"method": "pot", "backbone": "bert-tiny", "seed": 0}
+    for source, task, value in (
+        ("mnli", "cb", 0.6),
+        ("mnli", "rte", 0.5),
+        ("sst2", "cb", 0.8),
+    ):
+        write_run(
+            tmp_path,
+            f"{source}{task}",
+            value=value,
+            task=task,
+            source=source,
+            method="pot",
+        )
+    for task in ("cb", "rte"):
+        fail(tmp_path, f"x{task}", "why", task=task, source="squad", **pot)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| PoT: mean of 2 sources | 70.0 | 50.0 (1) | 60.0 |" in text
+    assert "| PoT: squad | † | † | – |" in text
+    assert "| bert-tiny | PoT | 2 | 60.0 | 2/2 |" in text
+
+
 def test_gains(grid, out):
     scores = grid[1]
     gains = {

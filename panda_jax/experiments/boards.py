@@ -128,6 +128,11 @@ class Board:
         """The rows of a label."""
         return tuple(row for row in self.rows if row.label == label)
 
+    def done(self, label: str) -> tuple[Row, ...]:
+        """The rows of a label that have any result."""
+        known = {row for row, _ in self.cells}
+        return tuple(row for row in self.of(label) if row in known)
+
     def cell(self, row: Row, target: str) -> Summary:
         """Mean, sd and n of a cell over its seeds."""
         return summary(self.cells.get((row, target), {}).values())

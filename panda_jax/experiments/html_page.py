@@ -34,8 +34,8 @@ nav a { display: inline-block; padding: .35rem 0; }
   border: 1px solid #c3cad3; border-radius: 4px; }
 .box:focus { outline: 2px solid #00538a; }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
+  line-height: 20px; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #e3e7ec; background: #fff; }
 thead th { position: sticky; top: 0; z-index: 2; background: #eaf1f7;
   border-bottom: 2px solid #00538a; vertical-align: bottom; }
@@ -52,9 +52,8 @@ figcaption { font-size: .875rem; color: #4a525c; margin-top: .35rem; }
   body { padding: 0 .75rem 2rem; font-size: 15px; }
   h1 { font-size: 1.4rem; }
   table { font-size: .8rem; }
-  th, td { padding: .3rem .45rem; }
-  tbody th { white-space: normal; min-width: 6.5rem; max-width: 9rem;
-    overflow-wrap: anywhere; }
+  th, td { padding: 5px .45rem; }
+  tbody th { white-space: normal; min-width: 6.5rem; max-width: 11rem; }
   .long { min-width: 14rem; }
 }
 @media print { .box { overflow: visible; max-height: none; border: 0; } }

@@ -63,7 +63,7 @@ def summary(
     rows = []
     for board in boards:
         for label in board.labels():
-            members = board.of(label)
+            members = board.done(label) or board.of(label)
             several = len(members) > 1
             found = board.average(members[0])
             if several:

@@ -16,12 +16,21 @@ from panda_jax.experiments.outcomes import LeftOut
 
 
 class _Line(NamedTuple):
-    """A row of the wide table: its cells, its averages, what it lost."""
+    """A row of the wide table.
+
+    Attributes:
+      row: of the board, or the mean of a label's.
+      cells: a target each.
+      averages: over each group of targets.
+      lost: of each target, whether a run was.
+      full: of each target, the n that is not worth a word.
+    """
 
     row: Row
     cells: list[Summary]
     averages: list[Summary]
     lost: list[bool]
+    full: int
 
 
 def wide(board: Board, stem: str) -> Table:
@@ -37,12 +46,12 @@ def wide(board: Board, stem: str) -> Table:
         groups.append(own)
         ends.append(f"average of the paper's {len(own)}")
     counts = {len(seeds) for seeds in board.cells.values()}
-    lines = list(_lines(board, groups))
+    lines = list(_lines(board, groups, counts))
     rows = [
         [
             line.row.name,
             *(
-                cell(found, lost=gone, count=len(counts) > 1)
+                cell(found, lost=gone, count=found.n != line.full)
                 for found, gone in zip(line.cells, line.lost, strict=True)
             ),
             *(
@@ -72,8 +81,11 @@ def wide(board: Board, stem: str) -> Table:
     )
 
 
-def _lines(board: Board, groups: Sequence[tuple[str, ...]]) -> Iterable[_Line]:
+def _lines(
+    board: Board, groups: Sequence[tuple[str, ...]], counts: set[int]
+) -> Iterable[_Line]:
     """Each label's rows, and behind several sources their mean."""
+    seeds = max(counts) if len(counts) == 1 else 0
     for label in board.labels():
         members = board.of(label)
         for row in members:
@@ -82,31 +94,32 @@ def _lines(board: Board, groups: Sequence[tuple[str, ...]]) -> Iterable[_Line]:
                 [board.cell(row, target) for target in board.targets],
                 [board.average(row, group) for group in groups],
                 [board.is_lost(row, target) for target in board.targets],
+                seeds,
             )
-        if len(members) > 1:
+        sources = len(board.done(label))
+        if sources > 1:
             means = [board.over_sources(label, t) for t in board.targets]
-            source = f"mean of {len(members)} sources"
+            source = f"mean of {sources} sources"
             yield _Line(
                 Row(members[0].kind, label, source),
                 # What they differ by is no noise.
                 [found._replace(sd=math.nan) for found in means],
                 [board.mean_source(label, group) for group in groups],
                 [False] * len(board.targets),
+                sources,
             )
 
 
 def _wide_notes(board: Board, counts: set[int]) -> list[str]:
     many = f"{min(counts)} seed{'s' * (counts != {1})}"
     if len(counts) > 1:
-        many = (
-            f"{min(counts)} to {max(counts)} seeds (in brackets; in a mean of "
-            "sources, how many sources)"
-        )
+        many = f"{min(counts)} to {max(counts)} seeds (in brackets)"
     notes = [
         "Points of 100, higher is better; mean ± standard deviation (n - 1) "
         f"over {many}. That of an average is over the averages of the seeds "
         "that have all of the row's targets. An average over fewer targets "
-        "than there are says so, and compares with no other."
+        "than there are says so, and compares with no other; so does a mean "
+        "of fewer sources (in brackets)."
     ]
     if board.lost:
         notes.append(
