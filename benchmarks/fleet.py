@@ -91,7 +91,12 @@ def main() -> None:
     rows = len(lanes) * args.examples * args.epochs
     medians = {k: statistics.median(v) for k, v in seconds.items()}
     report = {
-        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "command": "python benchmarks/fleet.py "
+        + " ".join(
+            f"--{name}={value}"
+            for name, value in vars(args).items()
+            if name not in ("data_dir", "out")
+        ),
         "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
         "versions": versions(),
         "lanes": len(lanes),
