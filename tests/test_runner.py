@@ -1,5 +1,6 @@
 """Running grids: by need, once each, past failures, and past any kill."""
 
+import csv
 import json
 import pathlib
 import random
@@ -326,6 +327,14 @@ def test_a_failure_is_recorded_and_the_others_go_on(whole, tmp_path, capsys):
     assert "6 failed" in capsys.readouterr().err
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["done"], progress["failed"]) == (5, 6)
+    write_report(tmp_path, tmp_path / "report", resamples=10)
+    with open(tmp_path / "report" / "left_out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run_id"]: row["reason"] for row in rows} == found.failed
+    assert {row["status"] for row in rows} == {"failed"}
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "5 runs are done, 6 failed" in page
+    assert "| PoT: toy\\_acceptability | † | – |" in page
     # Left alone, then tried again: the culprits and what rests on them.
     before = len(begun(tmp_path))
     assert run_grid(Grid(**bad), tmp_path, **options).failed == found.failed
