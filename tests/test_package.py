@@ -19,6 +19,7 @@ TASKS = next(p for p in (ROOT / "tasks", ROOT.parent / "tasks") if p.is_dir())
 LAYERS = [
     {"errors", "types", "progress", "hlo_text", "plan_text"},
     {"experiments", "experiments.ranking_stats", "experiments.outcomes"},
+    {"experiments.summaries"},
     {"files", "trees", "cluster", "t5x_names", "chips", "hlo"},
     {"distributed", "prompts", "tasks.lexicon", "tasks.spec", "text_metrics"},
     {"csv_rows", "vector_cache"},
@@ -76,6 +77,7 @@ LAYERS = [
     {"givens"},
     {"training", "plan"},
     {"experiments.attempts"},
+    {"experiments.worker"},
     {"demo", "experiments.runner"},
     {"cli"},
     {"__main__", "__init__", "tasks", "interop"},

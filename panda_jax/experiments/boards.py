@@ -12,6 +12,7 @@ import numpy as np
 from panda_jax.experiments import paper
 from panda_jax.experiments.outcomes import LABELS, DoneRun, LeftOut
 from panda_jax.experiments.results import Results
+from panda_jax.experiments.summaries import Summary, average, summary
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
 
@@ -27,22 +28,6 @@ class Row(NamedTuple):
     def name(self) -> str:
         """The label, with the source where there is one."""
         return f"{self.label}: {self.source}" if self.source else self.label
-
-
-class Summary(NamedTuple):
-    """Several seeds of one cell, or a row's average over targets.
-
-    Attributes:
-      mean: in points of 100; NaN without a value.
-      sd: over seeds, with n - 1; NaN below 2.
-      n: seeds.
-      of: of an average, how many targets it is over; else 1.
-    """
-
-    mean: float
-    sd: float
-    n: int
-    of: int = 1
 
 
 class Gain(NamedTuple):
@@ -201,27 +186,6 @@ class Board:
         )
         both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         return statistics.fmean(both) if both else math.nan
-
-
-def summary(values: Iterable[float]) -> Summary:
-    """Mean, sd (n - 1) and n; NaN where there are too few."""
-    found = list(values)
-    return Summary(
-        statistics.fmean(found) if found else math.nan,
-        statistics.stdev(found) if len(found) > 1 else math.nan,
-        len(found),
-    )
-
-
-def average(cells: Sequence[Mapping[int, float]]) -> Summary:
-    """The mean of several targets' means, and the sd over whole seeds."""
-    means = [summary(cell.values()).mean for cell in cells]
-    whole = set.intersection(*map(set, cells)) if cells else set()
-    by_seed = summary(
-        statistics.fmean(cell[seed] for cell in cells) for seed in sorted(whole)
-    )
-    mean = statistics.fmean(means) if means else math.nan
-    return Summary(mean, by_seed.sd, by_seed.n, len(cells))
 
 
 def make_boards(results: Results) -> list[Board]:

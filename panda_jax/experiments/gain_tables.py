@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from panda_jax.experiments.boards import Board, Gain, summary
+from panda_jax.experiments.boards import Board, Gain
 from panda_jax.experiments.layout import Table, change
+from panda_jax.experiments.summaries import summary
 
 
 def gain_table(gain: Gain, board: Board, stem: str) -> Table:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from panda_jax.experiments.boards import Summary
+from panda_jax.experiments.summaries import Summary
 
 MISSING = "–"
 # Behind a cell some of whose runs failed, are unfinished or not begun.

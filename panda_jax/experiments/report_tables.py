@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from panda_jax.experiments import paper
-from panda_jax.experiments.boards import Board, Row, Summary, summary
+from panda_jax.experiments.boards import Board, Row
 from panda_jax.experiments.layout import (
     LOST,
     Table,
@@ -13,6 +13,7 @@ from panda_jax.experiments.layout import (
     mean_of,
 )
 from panda_jax.experiments.outcomes import LeftOut
+from panda_jax.experiments.summaries import Summary, summary
 
 
 class _Line(NamedTuple):
