@@ -80,6 +80,9 @@ def main() -> None:
             data_dir=args.data_dir,
         )
         for name, result in done.items():
+            if isinstance(result, Exception):
+                print(f"{name} to {target} left out: {result}", flush=True)
+                continue
             _, source, seed = name.split("-")
             value = result.result["first_epoch"]["value"]
             rows.append((source, target, value, seed))

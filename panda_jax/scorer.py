@@ -4,7 +4,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from panda_jax.probing import (
     rows_of_examples,
     rows_without_text,
 )
-from panda_jax.runs import Run, make_run
+from panda_jax.runs import Run, make_run, run_id
 from panda_jax.sharding import Partitioner
 from panda_jax.starts import initial_prompt
 from panda_jax.steps import Trainable
@@ -39,6 +39,8 @@ EXAMPLES = 100
 # Prompts that are compared, and readouts that are fitted, at a time.
 _BLOCK = 256
 _FITTED = 8
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,19 +463,8 @@ class Scorer:
             # A source's resized prompt would be another prompt's score.
             run = self._run(target, method="pot", steps=self.options.steps)
             examples = self._examples(target, 2 * self.options.examples)
-            losses = []
-            for block in _blocks(self.sources):
-                prompts = [entry.load() for entry in block if entry.load]
-                losses.append(
-                    first_steps.first_steps_losses(
-                        self.backbone,
-                        run,
-                        prompts,
-                        examples,
-                        partitioner=self.options.partitioner,
-                    )
-                )
-            found = measure.function(np.concatenate(losses))
+            losses = self._first_losses(run, examples)
+            found = measure.function(losses)
             for source, score in zip(self.sources, found, strict=True):
                 if np.isnan(score):
                     warnings.warn(
@@ -486,12 +477,39 @@ class Scorer:
             columns.append(found)
         return np.stack(columns, 1)
 
+    def _first_losses(self, run: Run, examples: AnyExamples) -> np.ndarray:
+        """[M] losses after the first steps; runs only what was not kept."""
+        cache, backbone = self.prober.cache, self.backbone
+        about = [run_id(run, {}), examples.fingerprint, backbone.fingerprint]
+        keys = [
+            cache.key([entry.hash, *about, str(backbone.config)])
+            for entry in self.sources
+        ]
+        found = {key: cache.get(key) for key in keys}
+        new = {
+            key: entry
+            for key, entry in zip(keys, self.sources, strict=True)
+            if found[key] is None
+        }
+        for block in _blocks(list(new.items())):
+            losses = first_steps.first_steps_losses(
+                backbone,
+                run,
+                [entry.load() for _, entry in block if entry.load],
+                examples,
+                partitioner=self.options.partitioner,
+            )
+            for (key, _), loss in zip(block, losses, strict=True):
+                found[key] = loss
+                cache.put(key, loss)
+        return np.array([found[key] for key in keys])
+
 
 def _vectors_of(entries: Sequence[Entry]) -> np.ndarray:
     return np.stack([np.asarray(entry.vectors()) for entry in entries])
 
 
-def _blocks(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
+def _blocks(entries: Sequence[T]) -> list[Sequence[T]]:
     return [
         entries[begin : begin + _BLOCK]
         for begin in range(0, len(entries), _BLOCK)

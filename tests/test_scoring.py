@@ -330,8 +330,10 @@ def test_the_readout_s_gradient_is_that_of_its_loss(tiny):
     assert slope == pytest.approx(float(jnp.linalg.norm(gradient)), rel=0.05)
 
 
-def test_first_steps_of_many_sources_are_each_one_s_own(tiny, bank, cache):
-    def losses(sources):
+def test_first_steps_of_many_sources_are_each_one_s_own(
+    tiny, bank, cache, monkeypatch
+):
+    def losses(sources, *, cached=False):
         return pj.score(
             sources=sources,
             targets=["toy_review"],
@@ -340,6 +342,7 @@ def test_first_steps_of_many_sources_are_each_one_s_own(tiny, bank, cache):
             max_length=32,
             examples=32,
             steps=7,
+            cached=cached,
         ).values["first_steps"][:, 0]
 
     together = losses(bank)
@@ -347,6 +350,21 @@ def test_first_steps_of_many_sources_are_each_one_s_own(tiny, bank, cache):
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert len(set(together.tolist())) == len(bank)
     assert np.all(together < 0)
+    # What is kept is not run again; what is new is, alone.
+    first, *others = sorted(bank)
+    losses({name: bank[name] for name in others}, cached=True)
+    real, ran = first_steps.first_steps_losses, []
+
+    def counted(*args, **options):
+        ran.append([prompt.info.task for prompt in args[2]])
+        return real(*args, **options)
+
+    monkeypatch.setattr(scorer.first_steps, "first_steps_losses", counted)
+    again = losses(bank, cached=True)
+    np.testing.assert_allclose(again, together, atol=1e-5)
+    assert ran == [[bank[first].info.task]]
+    losses(bank, cached=True)
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize("task", ["toy_review", "toy_topic"])
