@@ -13,7 +13,7 @@ import pytest
 from grid_worker import ENDED, SMALL, Workers
 
 import panda_jax as pj
-from panda_jax import UserError, loop
+from panda_jax import UserError, lane, loop
 from panda_jax.errors import InterruptedRun, StorageError
 from panda_jax.experiments import attempts, news, runner
 from panda_jax.experiments.claims import Claims
@@ -528,6 +528,34 @@ def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
         Grid(**{**SMALL, "methods": "prompt,control"}), copied, **QUICK
     )
     assert (found.done, found.failed) == (4, {})
+
+
+def test_killed_between_two_results_the_rest_only_finish(
+    whole, copied, monkeypatch
+):
+    """The checkpoint is of all lanes, and one of them is done."""
+    real, finished = lane.Lane.finish, []
+
+    def dies(self, **values):
+        if finished:
+            raise KeyboardInterrupt
+        finished.append(self.run_id)
+        return real(self, **values)
+
+    grid = Grid(**{**SMALL, "methods": "prompt,control"})
+    with monkeypatch.context() as patch:
+        patch.setattr(lane.Lane, "finish", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_grid(grid, copied, **QUICK)
+    assert Ledger(expand(grid), copied).counts()["done"] == 2 + 1
+    # Nothing is trained again.
+    monkeypatch.setattr(loop.Fleet, "_stretch", lambda *given: 1 / 0)
+    found = run_grid(grid, copied, **QUICK)
+    assert (found.done, found.failed) == (4, {})
+    plan = expand(grid)
+    assert table(copied, plan) == {
+        run.name: table(whole)[run.name] for run in plan.runs
+    }
 
 
 def test_work_that_was_taken_over_is_left_to_the_other(copied, monkeypatch):
