@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from panda_jax.experiments import paper
-from panda_jax.experiments.outcomes import LABELS, DoneRun, LeftOut
+from panda_jax.experiments.outcomes import LABELS, DoneRun, Excluded
 from panda_jax.experiments.results import Results
-from panda_jax.experiments.summaries import Summary, average, summary
+from panda_jax.experiments.summaries import Spread, average, spread
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
 
@@ -118,16 +118,16 @@ class Board:
         known = {row for row, _ in self.cells}
         return tuple(row for row in self.of(label) if row in known)
 
-    def cell(self, row: Row, target: str) -> Summary:
+    def cell(self, row: Row, target: str) -> Spread:
         """Mean, sd and n of a cell over its seeds."""
-        return summary(self.cells.get((row, target), {}).values())
+        return spread(self.cells.get((row, target), {}).values())
 
     def is_lost(self, row: Row, target: str) -> bool:
         """Whether a run of the cell failed, is unfinished or not begun."""
         plain = row._replace(label=_plain(row.label))
         return (plain, target) in self.lost
 
-    def average(self, row: Row, targets: Sequence[str] = ()) -> Summary:
+    def average(self, row: Row, targets: Sequence[str] = ()) -> Spread:
         """A row's mean over targets, those that it lacks left out.
 
         The sd is over the averages of the seeds that have all of the row's
@@ -144,7 +144,7 @@ class Board:
         ]
         return average(cells)
 
-    def mean_source(self, label: str, targets: Sequence[str] = ()) -> Summary:
+    def mean_source(self, label: str, targets: Sequence[str] = ()) -> Spread:
         """The average of a label's mean source (see `over_sources`)."""
         values = [
             found.mean
@@ -152,12 +152,12 @@ class Board:
             if (found := self.over_sources(label, target)).n
         ]
         mean = statistics.fmean(values) if values else math.nan
-        return Summary(mean, math.nan, 0, len(values))
+        return Spread(mean, math.nan, 0, len(values))
 
-    def over_sources(self, label: str, target: str) -> Summary:
+    def over_sources(self, label: str, target: str) -> Spread:
         """Mean and sd of a target's cells over the n sources of a label."""
         means = [self.cell(row, target).mean for row in self.of(label)]
-        return summary(mean for mean in means if not math.isnan(mean))
+        return spread(mean for mean in means if not math.isnan(mean))
 
     def gain(self, first: str, second: str) -> Gain:
         """What label `first` brings over `second` for the same source."""
@@ -203,7 +203,7 @@ def make_boards(results: Results) -> list[Board]:
 
 
 def _board(
-    name: str, runs: Sequence[DoneRun], left_out: Sequence[LeftOut]
+    name: str, runs: Sequence[DoneRun], left_out: Sequence[Excluded]
 ) -> Board:
     adapted = [run for run in runs if run.kind not in ("prompt", "source")]
     first = paper.read().targets

@@ -8,13 +8,13 @@ import numpy as np
 
 from panda_jax.experiments.boards import Board, Gain
 from panda_jax.experiments.layout import Table, change
-from panda_jax.experiments.summaries import summary
+from panda_jax.experiments.summaries import spread
 
 
 def gain_table(gain: Gain, board: Board, stem: str) -> Table:
     """The gain of every pair, with averages of both sides."""
     by_target = [
-        summary(column[np.isfinite(column)].tolist()).mean
+        spread(column[np.isfinite(column)].tolist()).mean
         for column in gain.matrix.T
     ]
     lines = [

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from panda_jax.experiments.summaries import Summary
+from panda_jax.experiments.summaries import Spread
 
 MISSING = "–"
 # Behind a cell some of whose runs failed, are unfinished or not begun.
@@ -90,7 +90,7 @@ def chance(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.4f}"
 
 
-def cell(found: Summary, *, lost: bool = False, count: bool = False) -> str:
+def cell(found: Spread, *, lost: bool = False, count: bool = False) -> str:
     """Mean, sd and n of a cell.
 
     Args:
@@ -106,7 +106,7 @@ def cell(found: Summary, *, lost: bool = False, count: bool = False) -> str:
     return f"{points(found.mean)}{sd}{n}{mark}"
 
 
-def mean_of(found: Summary, targets: int) -> str:
+def mean_of(found: Spread, targets: int) -> str:
     """An average over targets; of how many, where some are missing."""
     if math.isnan(found.mean):
         return MISSING

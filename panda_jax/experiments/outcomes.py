@@ -25,7 +25,7 @@ _DISTILLATION = (
 )
 
 
-class LeftOut(NamedTuple):
+class Excluded(NamedTuple):
     """A run that no average holds.
 
     Attributes:
@@ -100,9 +100,9 @@ class DoneRun:
             unused |= {"top_k"}
         return {k: v for k, v in self.settings.items() if k not in unused}
 
-    def left_out(self, status: str, reason: str) -> LeftOut:
+    def left_out(self, status: str, reason: str) -> Excluded:
         """The same run as one that does not count."""
-        return LeftOut(
+        return Excluded(
             status,
             self.run_id,
             self.folder,

@@ -12,8 +12,8 @@ from panda_jax.experiments.layout import (
     cell,
     mean_of,
 )
-from panda_jax.experiments.outcomes import LeftOut
-from panda_jax.experiments.summaries import Summary, summary
+from panda_jax.experiments.outcomes import Excluded
+from panda_jax.experiments.summaries import Spread, spread
 
 
 class _Line(NamedTuple):
@@ -28,8 +28,8 @@ class _Line(NamedTuple):
     """
 
     row: Row
-    cells: list[Summary]
-    averages: list[Summary]
+    cells: list[Spread]
+    averages: list[Spread]
     lost: list[bool]
     full: int
 
@@ -132,7 +132,7 @@ def _wide_notes(board: Board, counts: set[int]) -> list[str]:
 def made_table(boards: Sequence[Board]) -> Table | None:
     """What the source prompts score on their own tasks."""
     lines = [
-        (board.backbone, task, summary(seeds.values()))
+        (board.backbone, task, spread(seeds.values()))
         for board in boards
         for task, seeds in sorted(board.made.items())
     ]
@@ -151,7 +151,7 @@ def made_table(boards: Sequence[Board]) -> Table | None:
     )
 
 
-def left_out_table(left_out: Sequence[LeftOut]) -> Table:
+def left_out_table(left_out: Sequence[Excluded]) -> Table:
     """Every run that no average holds; of some kinds only how many."""
     waiting = sum(out.status == "not begun" for out in left_out)
     doubles = sum(_is_plain_double(out) for out in left_out)
@@ -187,11 +187,11 @@ def left_out_table(left_out: Sequence[LeftOut]) -> Table:
             ]
             for out in shown
         ],
-        [LeftOut._fields, *left_out],
+        [Excluded._fields, *left_out],
         notes,
         words=7,
     )
 
 
-def _is_plain_double(out: LeftOut) -> bool:
+def _is_plain_double(out: Excluded) -> bool:
     return out.status == "double" and "another value" not in out.reason

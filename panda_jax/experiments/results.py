@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from panda_jax.errors import UserError
-from panda_jax.experiments.outcomes import DoneRun, LeftOut
+from panda_jax.experiments.outcomes import DoneRun, Excluded
 from panda_jax.experiments.run_folders import (
     GRID,
     MARKS,
@@ -31,7 +31,7 @@ class Results:
     """
 
     runs: tuple[DoneRun, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
     value: str
 
 
@@ -61,7 +61,7 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
             "--out_dir of panda-jax grid, or any folder of run folders."
         )
     found: list[DoneRun] = []
-    left: list[LeftOut] = []
+    left: list[Excluded] = []
     for folder, nested in _folders(root):
         name = folder.relative_to(root).as_posix()
         if (folder / GRID).exists():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.experiments.outcomes import LABELS, DoneRun, LeftOut
+from panda_jax.experiments.outcomes import LABELS, DoneRun, Excluded
 from panda_jax.files import read_json
 
 # The scores of a result file that a report may be of.
@@ -23,7 +23,7 @@ UNKNOWN = "(unknown)"
 
 def read_folder(
     folder: pathlib.Path, name: str, *, nested: bool, value: str
-) -> DoneRun | LeftOut:
+) -> DoneRun | Excluded:
     """What became of a run.
 
     Args:
@@ -50,14 +50,14 @@ def read_folder(
                 **settings,
                 **_mapping(failure, "settings"),
             }
-            return LeftOut(
+            return Excluded(
                 "failed",
                 _text(failure.get("run_id") or about.get("run_id") or name),
                 name,
                 _text(failure.get("error") or "no reason is given"),
                 **_about(settings, about, name),
             )
-        return LeftOut(
+        return Excluded(
             "unfinished",
             _text(about.get("run_id") or name),
             name,
@@ -67,10 +67,10 @@ def read_folder(
     except UserError as error:
         # By name alone: where the files lie is no part of the results.
         reason = str(error).replace(repr(str(path)), f"{name}/{path.name}")
-        return LeftOut("unreadable", name, name, reason)
+        return Excluded("unreadable", name, name, reason)
 
 
-def not_begun(folder: pathlib.Path, name: str) -> Iterator[LeftOut]:
+def not_begun(folder: pathlib.Path, name: str) -> Iterator[Excluded]:
     """The runs on a grid's list that have left no file.
 
     Args:
@@ -87,7 +87,7 @@ def not_begun(folder: pathlib.Path, name: str) -> Iterator[LeftOut]:
             kind, _, recipe = run["kind"].partition("-")
             if run["roles"] == ["source"]:
                 kind = "source"
-            yield LeftOut(
+            yield Excluded(
                 "not begun",
                 run["name"],
                 (pathlib.PurePosixPath(name) / run["folder"]).as_posix(),

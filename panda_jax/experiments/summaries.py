@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
-class Summary(NamedTuple):
+class Spread(NamedTuple):
     """Several seeds of one cell, or a row's average over targets.
 
     Attributes:
@@ -22,22 +22,22 @@ class Summary(NamedTuple):
     of: int = 1
 
 
-def summary(values: Iterable[float]) -> Summary:
+def spread(values: Iterable[float]) -> Spread:
     """Mean, sd (n - 1) and n; NaN where there are too few."""
     found = list(values)
-    return Summary(
+    return Spread(
         statistics.fmean(found) if found else math.nan,
         statistics.stdev(found) if len(found) > 1 else math.nan,
         len(found),
     )
 
 
-def average(cells: Sequence[Mapping[int, float]]) -> Summary:
+def average(cells: Sequence[Mapping[int, float]]) -> Spread:
     """The mean of several targets' means, and the sd over whole seeds."""
-    means = [summary(cell.values()).mean for cell in cells]
+    means = [spread(cell.values()).mean for cell in cells]
     whole = set.intersection(*map(set, cells)) if cells else set()
-    by_seed = summary(
+    by_seed = spread(
         statistics.fmean(cell[seed] for cell in cells) for seed in sorted(whole)
     )
     mean = statistics.fmean(means) if means else math.nan
-    return Summary(mean, by_seed.sd, by_seed.n, len(cells))
+    return Spread(mean, by_seed.sd, by_seed.n, len(cells))

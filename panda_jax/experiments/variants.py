@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from panda_jax.experiments.outcomes import DoneRun, LeftOut
+from panda_jax.experiments.outcomes import DoneRun, Excluded
 
 
-def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[LeftOut]]:
+def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
     """Every run once, and at most one run a cell and seed.
 
     Of a run that lies in several folders the outermost counts. A run that
@@ -19,7 +19,7 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[LeftOut]]:
     Returns:
       The runs that count, in order of their folders, and the others.
     """
-    excluded: list[LeftOut] = []
+    excluded: list[Excluded] = []
     ordered = sorted(
         runs, key=lambda r: (r.nested, r.folder.count("/"), r.folder)
     )
@@ -52,7 +52,7 @@ def _double(run: DoneRun, first: DoneRun) -> str:
     return reason
 
 
-def _alone(runs: list[DoneRun], excluded: list[LeftOut]) -> list[DoneRun]:
+def _alone(runs: list[DoneRun], excluded: list[Excluded]) -> list[DoneRun]:
     """Leaves out what other runs made where the cell has its own runs."""
     own: dict[tuple[str, ...], list[DoneRun]] = {}
     for run in runs:
