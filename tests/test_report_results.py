@@ -1,5 +1,7 @@
 """What of a folder of runs counts, and what is left out by name."""
 
+import dataclasses
+import itertools
 import json
 import os
 
@@ -212,17 +214,127 @@ def test_settings_of_different_targets_make_no_variants(tmp_path):
 
 
 def test_runs_of_a_cell_that_rest_on_different_prompts(tmp_path):
-    for digest in ("aaaaaaaaaa", "bbbbbbbbbb"):
+    """Each seed has its own prompts, so that these tell no rows apart."""
+    for seed, digest in itertools.product((0, 1), "ab"):
         write_run(
             tmp_path,
-            digest,
+            f"{digest}{seed}",
             value=0.5,
             method="pot",
             source="mnli",
-            needs={"source": f"mnli@{digest}"},
+            seed=seed,
+            needs={"source": f"mnli@{digest}{seed}"},
         )
-    labels = {run.label for run in read_results(tmp_path).runs}
-    assert labels == {"PoT [source=mnli@aaaaaa]", "PoT [source=mnli@bbbbbb]"}
+    found = read_results(tmp_path)
+    assert [(run.label, run.folder) for run in found.runs] == [
+        ("PoT", "a0"),
+        ("PoT", "a1"),
+    ]
+    assert statuses(found) == {"b0": "other", "b1": "other"}
+    assert "rests on other prompts" in found.left_out[0].reason
+
+
+def test_values_that_are_cut_stay_apart(tmp_path):
+    texts = [f"a text of more than 24 letters {n}" for n in "ab"]
+    texts += ["/here/model", "/there/model"]
+    for number, text in enumerate(texts):
+        settings = {"init_text": text}
+        write_run(tmp_path, f"{number}", value=0.5, settings=settings)
+    found = read_results(tmp_path)
+    assert len({run.label for run in found.runs}) == 4
+    assert found.left_out == ()
+
+
+def listed_grid(root, value, **settings):
+    """A small grid's list and its runs, all done, as the grid leaves them."""
+    plan = expand(
+        Grid(
+            backbones="random:bert-tiny",
+            sources="toy_sentiment,toy_topic",
+            targets="toy_review",
+            seeds="0,1",
+            settings={"epochs": 2},
+            **settings,
+        )
+    )
+    Ledger(plan, root).write_plan()
+    for planned in plan.runs:
+        run = planned.run
+        if (root / planned.folder).exists():  # of a former list
+            continue
+        write_run(
+            root,
+            planned.folder,
+            value=value,
+            task=run.task,
+            method=run.method,
+            seed=run.seed,
+            source=planned.source,
+            recipe=run.recipe if run.method == "panda" else None,
+            kd_weight=0.0 if run.kd_weight == 0 else 0.3,
+            transfer_metric="panda" if run.kd_weight != 0 else None,
+            backbone=run.backbone,
+            run_id=planned.name,
+            settings=dataclasses.asdict(run),
+            needs=dict(planned.needs),
+        )
+    return plan
+
+
+def test_what_a_grid_lists_no_more_does_not_count(tmp_path):
+    """The runs of former settings stay in the folder."""
+    old = listed_grid(
+        tmp_path,
+        0.4,
+        overrides={"source toy_sentiment": {"learning_rate": 0.1}},
+    )
+    new = listed_grid(
+        tmp_path,
+        0.6,
+        overrides={"source toy_sentiment": {"learning_rate": 0.2}},
+    )
+    both = {run.folder for run in old.runs} & {run.folder for run in new.runs}
+    kept = next(run for run in new.runs if run.run.method == "panda")
+    for run in (old.runs[0], kept):
+        write_run(
+            tmp_path,
+            f"{run.folder}/teacher",
+            value=0.1,
+            task="toy_review",
+            method="pot",
+            source="toy_topic",
+            backbone=run.run.backbone,
+        )
+    found = read_results(tmp_path)
+    counted = {run.folder for run in found.runs} - both
+    assert counted <= {run.folder for run in new.runs}
+    assert {run.label for run in found.runs} == {
+        "source prompt",
+        "model-tuning",
+        "prompt-tuning",
+        "PoT",
+        "PANDA paper",
+        "PANDA weight 0",
+    }
+    gone = {o.folder for o in found.left_out if o.status == "not listed"}
+    assert gone >= {run.folder for run in old.runs} - both
+    assert f"{old.runs[0].folder}/teacher" in gone
+    assert statuses(found)[f"{kept.folder}/teacher"] == "other"
+    (board,) = make_boards(found)
+    assert all(len(seeds) == 2 for seeds in board.cells.values())
+
+
+def test_the_list_knows_whose_an_unreadable_file_is(tmp_path):
+    plan = listed_grid(tmp_path, 0.5)
+    run = next(run for run in plan.runs if run.run.method == "pot")
+    (tmp_path / run.folder / "result.json").write_text("{")
+    (out,) = read_results(tmp_path).left_out
+    assert (out.status, out.label, out.target) == (
+        "unreadable",
+        "PoT",
+        "toy_review",
+    )
+    assert "result.json" in out.reason
 
 
 def test_a_second_run_that_nothing_tells_apart_is_named(tmp_path):

@@ -30,8 +30,9 @@ class Excluded(NamedTuple):
 
     Attributes:
       status: `failed` (the run says why), `unfinished`, `not begun` (a grid
-        lists it), `unreadable`, `double`
-        (another folder of the same run counts) or `other` (another run of the
+        lists it), `not listed` (it lies below a grid that lists it no more),
+        `unreadable`, `double` (another folder of the same run counts), `other
+        metric` (than the target's other runs) or `other` (another run of the
         same cell counts).
       run_id: its name; its folder where it says none.
       folder: below the folder of all, with `/`.
@@ -69,6 +70,8 @@ class DoneRun:
       value: in points of 100; higher = better.
       settings: those of `run.json`.
       needs: the prompts and data it rests on, by role.
+      variant: the settings in which the runs of its label differ, which the
+        label names.
     """
 
     run_id: str
@@ -84,6 +87,7 @@ class DoneRun:
     value: float
     settings: dict[str, Any]
     needs: dict[str, Any]
+    variant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def cell(self) -> tuple[str, str, str, str]:

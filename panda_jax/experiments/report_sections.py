@@ -35,6 +35,8 @@ def summary(
             "unfinished",
             "not begun",
             "unreadable",
+            "not listed",
+            "other metric",
             "other",
         )
     }

@@ -155,16 +155,23 @@ def left_out_table(left_out: Sequence[Excluded]) -> Table:
     """Every run that no average holds; of some kinds only how many."""
     waiting = sum(out.status == "not begun" for out in left_out)
     doubles = sum(_is_plain_double(out) for out in left_out)
+    former = sum(out.status == "not listed" for out in left_out)
     shown = [
         out
         for out in left_out
-        if out.status != "not begun" and not _is_plain_double(out)
+        if out.status not in ("not begun", "not listed")
+        and not _is_plain_double(out)
     ]
     notes = []
     if waiting:
         notes.append(
             f"{waiting} runs of the grid have not begun; left_out.csv names "
             "them."
+        )
+    if former:
+        notes.append(
+            f"{former} runs are not in the grid's present list: they are of "
+            "other settings. left_out.csv names them."
         )
     if doubles:
         notes.append(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping, Set
 
 from panda_jax.errors import UserError
 from panda_jax.experiments.outcomes import DoneRun, Excluded
@@ -10,7 +11,7 @@ from panda_jax.experiments.run_folders import (
     GRID,
     MARKS,
     VALUES,
-    not_begun,
+    listed,
     read_folder,
 )
 from panda_jax.experiments.variants import settle
@@ -28,11 +29,13 @@ class Results:
       runs: those that count, in order of their folders.
       left_out: those that do not.
       value: which score was read: one of `VALUES`.
+      targets: (backbone id, task) of what a grid lists as more than a source.
     """
 
     runs: tuple[DoneRun, ...]
     left_out: tuple[Excluded, ...]
     value: str
+    targets: Set[tuple[str, str]] = frozenset()
 
 
 def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
@@ -40,8 +43,9 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
 
     A folder with `result.json` is a run that is done, one with `failed.json`
     alone failed, one with neither is unfinished. Runs that a run made for
-    itself (in `teacher`, `target_prompt`) count like any other, but once. A
-    grid's list also says which have not begun.
+    itself (in `teacher`, `target_prompt`) count like any other, but once.
+    Below a grid's list only the runs on it count: what lies there from other
+    settings is of another experiment. It also says which have not begun.
 
     Args:
       runs_dir: the folder.
@@ -62,24 +66,62 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
         )
     found: list[DoneRun] = []
     left: list[Excluded] = []
+    grids: dict[str, dict[str, Excluded]] = {}
+    targets: set[tuple[str, str]] = set()
+    begun: set[str] = set()
     for folder, nested in _folders(root):
         name = folder.relative_to(root).as_posix()
         if (folder / GRID).exists():
-            left += not_begun(folder, name)
+            grids[name], own = listed(folder, name)
+            targets |= own
         if not any((folder / mark).exists() for mark in MARKS):
             continue
         one = read_folder(folder, name, nested=nested, value=value)
-        if isinstance(one, DoneRun):
+        below, run = _on_list(name, grids)
+        begun.add(name)
+        if below and not run:
+            left.append(_not_listed(one))
+        elif isinstance(one, DoneRun):
             found.append(one)
+        elif run and run.folder == name:
+            # Also of files that cannot be read the list knows whose they are.
+            left.append(run._replace(status=one.status, reason=one.reason))
         else:
             left.append(one)
+    left += [
+        run
+        for grid in grids.values()
+        for run in grid.values()
+        if run.folder not in begun
+    ]
     if not found and not left:
         raise UserError(
             f"No run below {str(root)!r}: expected folders with run.json and "
             "result.json, as panda-jax train and grid leave them."
         )
     runs, others = settle(found)
-    return Results(tuple(runs), tuple(sorted([*left, *others])), value)
+    return Results(tuple(runs), tuple(sorted([*left, *others])), value, targets)
+
+
+def _on_list(
+    name: str, grids: Mapping[str, Mapping[str, Excluded]]
+) -> tuple[bool, Excluded | None]:
+    """Whether a folder lies below a grid, and what that lists it as.
+
+    What a run made for itself is on the list with that run.
+    """
+    places = [name, *map(str, pathlib.PurePosixPath(name).parents)]
+    grid = next((grids[place] for place in places if place in grids), None)
+    if grid is None:
+        return False, None
+    return True, next((grid[p] for p in places if p in grid), None)
+
+
+def _not_listed(run: DoneRun | Excluded) -> Excluded:
+    status, reason = "not listed", "not in the grid's present list"
+    if isinstance(run, DoneRun):
+        return run.left_out(status, reason)
+    return run._replace(status=status, reason=reason)
 
 
 def _folders(root: pathlib.Path) -> list[tuple[pathlib.Path, bool]]:

@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.errors import UserError
@@ -70,27 +70,37 @@ def read_folder(
         return Excluded("unreadable", name, name, reason)
 
 
-def not_begun(folder: pathlib.Path, name: str) -> Iterator[Excluded]:
-    """The runs on a grid's list that have left no file.
+def listed(
+    folder: pathlib.Path, name: str
+) -> tuple[dict[str, Excluded], set[tuple[str, str]]]:
+    """A grid's present list of its runs.
 
     Args:
       folder: the grid's.
       name: of it below the folder of all, with `/`; `.` for that itself.
 
+    Returns:
+      Run folder below that of all -> what the list says of the run, as one
+      that has not begun; and the (backbone, task) of those that are more than
+      sources: its targets.
+
     Raises:
       UserError: the list is not what a grid writes.
     """
+    found: dict[str, Excluded] = {}
+    targets: set[tuple[str, str]] = set()
     try:
         for run in read_json(folder / GRID)["runs"]:
-            if any((folder / run["folder"] / mark).exists() for mark in MARKS):
-                continue
             kind, _, recipe = run["kind"].partition("-")
             if run["roles"] == ["source"]:
                 kind = "source"
-            yield Excluded(
+            else:
+                targets.add((run["backbone"], run["task"]))
+            place = (pathlib.PurePosixPath(name) / run["folder"]).as_posix()
+            found[place] = Excluded(
                 "not begun",
                 run["name"],
-                (pathlib.PurePosixPath(name) / run["folder"]).as_posix(),
+                place,
                 "no file of it is there yet",
                 run["backbone"],
                 LABELS.get(kind, f"PANDA {recipe or 'paper'}"),
@@ -103,6 +113,7 @@ def not_begun(folder: pathlib.Path, name: str) -> Iterator[Excluded]:
             f"The file {str(folder / GRID)!r} is no list of a grid's runs: run "
             "panda-jax grid again, or remove it."
         ) from None
+    return found, targets
 
 
 def _result(

@@ -1,11 +1,16 @@
 """Runs of one cell: which is counted once, and which are rows of their own."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panda_jax.experiments.outcomes import DoneRun, Excluded
+
+# Why a second run of a cell and seed is left out, where it is of another
+# experiment for all that can be seen.
+RESTS = "rests on other prompts or data than another run of its cell and seed"
 
 
 def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
@@ -13,8 +18,9 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
 
     Of a run that lies in several folders the outermost counts. A run that
     another made for itself gives way to one of its cell that stands alone.
-    Where the runs of a cell still differ in a setting (or, within a seed, in
-    what they rest on), those settings become part of their label.
+    Where the runs of a cell still differ in a setting, it becomes part of their
+    label. What they rest on does not: each seed has its own prompts, so that
+    rows would be torn apart by seed.
 
     Returns:
       The runs that count, in order of their folders, and the others.
@@ -38,6 +44,8 @@ def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
                 f"a second run of the same cell and seed, whose settings do "
                 f"not differ: {first.folder} counts"
             )
+            if run.needs != first.needs:
+                reason = f"{RESTS}: {first.folder} counts"
             excluded.append(run.left_out("other", reason))
     return sorted(counted.values(), key=lambda run: run.folder), excluded
 
@@ -79,29 +87,24 @@ def _labelled(runs: list[DoneRun]) -> list[DoneRun]:
     rows: dict[tuple[str, str], list[DoneRun]] = {}
     for run in runs:
         rows.setdefault((run.backbone, run.label), []).append(run)
-    labels: dict[str, str] = {}
+    found: dict[str, DoneRun] = {}
     for (_, label), members in rows.items():
-        settings = _differing(members, lambda run: run.cell, "compared")
-        needs = []
-        if not settings:
-            needs = _differing(
-                members, lambda run: (run.cell, run.seed), "needs"
-            )
+        names = _differing(members)
         for run in members:
-            parts = [
-                *(f"{k}={_short(run.settings.get(k))}" for k in settings),
-                *(f"{k}={_short(run.needs.get(k))}" for k in needs),
-            ]
+            variant = {name: run.settings.get(name) for name in names}
+            parts = [f"{name}={_short(v)}" for name, v in variant.items()]
             suffix = f" [{', '.join(parts)}]" if parts else ""
-            labels[run.run_id] = label + suffix
-    return [dataclasses.replace(run, label=labels[run.run_id]) for run in runs]
+            found[run.run_id] = dataclasses.replace(
+                run, label=label + suffix, variant=variant
+            )
+    return [found[run.run_id] for run in runs]
 
 
-def _differing(runs: Sequence[DoneRun], key: Any, attribute: str) -> list[str]:
-    """The names under which runs of the same key have different values."""
+def _differing(runs: Sequence[DoneRun]) -> list[str]:
+    """The names of settings that differ between runs of the same cell."""
     groups: dict[Any, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(key(run), []).append(getattr(run, attribute))
+        groups.setdefault(run.cell, []).append(run.compared)
     return sorted(
         {
             name
@@ -115,9 +118,10 @@ def _differing(runs: Sequence[DoneRun], key: Any, attribute: str) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A value as a label can hold it: `rte@` and six digits of a hash."""
-    text = (
-        pathlib.PurePath(value).name if isinstance(value, str) else str(value)
-    )
-    name, at, digest = text.partition("@")
-    return f"{name}{at}{digest[:6]}" if at else text[:24]
+    """A value as a label can hold it: what is cut ends in digits of a hash."""
+    text = str(value)
+    short = pathlib.PurePath(text).name if isinstance(value, str) else text
+    if short == text and len(text) <= 24:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{short[:17]}~{digest[:6]}"
