@@ -10,7 +10,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+import traceback
 
+from panda_jax.errors import UserError
 from panda_jax.experiments.grid import Grid
 
 SMALL = {
@@ -52,7 +54,9 @@ class Workers:
           out_dir: of the grid; what is printed goes to `out_dir/NUMBER.txt`.
           **options: of `run_grid`; and `grid`, in place of `SMALL`, and
             `mesh`, the settings of `distributed.initialize` for processes that
-            train each fleet together, with a device each.
+            train each fleet together, with a device each; and `lacks`, what
+            this one cannot read: `prompts` or `data`; and `apart`, how many
+            seconds it then waits for the others.
         """
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
@@ -123,9 +127,28 @@ def main() -> None:
         if mesh is not None:
             os.environ["XLA_FLAGS"] = ""
             distributed.initialize(cluster.Settings(**mesh))
-        run_grid(Grid(**options.pop("grid", SMALL)), **options)
+        _lack(options.pop("lacks", None))
+        apart = options.pop("apart", distributed.APART_SECONDS)
+        distributed.APART_SECONDS = apart
+        try:
+            run_grid(Grid(**options.pop("grid", SMALL)), **options)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         print(ENDED, flush=True)
         os._exit(0)
+
+
+def _lack(what: str | None) -> None:
+    """As where a machine's disk holds less than those of the others."""
+    from panda_jax.experiments import attempts
+
+    def fails(*unused: object, **options: object) -> None:
+        raise UserError(f"no {what} here")
+
+    name = {"data": "train_fleet", "prompts": "load_prompt"}.get(what or "")
+    if name is not None:
+        setattr(attempts, name, fails)
 
 
 if __name__ == "__main__":

@@ -243,31 +243,62 @@ def test_what_is_done_as_it_is_claimed_is_not_done_again(
     assert begun(copied) == []
 
 
-def test_two_processes_train_each_fleet_together(whole, tmp_path):
-    """One decides and claims, the other does as it says."""
+def as_one(out, grid, *options):
+    """Processes of one mesh, when they have ended; options of each."""
     with socket.socket() as made:
         made.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{made.getsockname()[1]}"
-    bad = {"source toy_acceptability": {"learning_rate": 1e30}}
-    grid = {**SMALL, "methods": "prompt,pot", "overrides": bad}
-    plan = expand(Grid(**grid))
     with Workers() as workers:
         pair = [
             workers.start(
-                tmp_path,
+                out,
                 grid=grid,
                 poll_seconds=0.05,
                 mesh={
                     "coordinator_address": address,
-                    "process_count": 2,
+                    "process_count": len(options),
                     "process_index": index,
                 },
+                **each,
             )
-            for index in range(2)
+            for index, each in enumerate(options)
         ]
         end = time.monotonic() + 200
         while any(worker.alive for worker in pair) and time.monotonic() < end:
             time.sleep(0.05)
+        assert not any(worker.alive for worker in pair)
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("lacks", "alone"), [("prompts", True), ("data", True), ("data", False)]
+)
+def test_no_process_of_a_mesh_waits_for_one_that_lacks_something(
+    copied, lacks, alone
+):
+    grid, lacking = {**SMALL, "methods": "pot"}, {"lacks": lacks}
+    if alone:
+        pair = as_one(copied, grid, {}, {**lacking, "apart": 1.0})
+    else:
+        pair = as_one(copied, grid, lacking, lacking)
+    if lacks == "data" and alone:
+        # The other is in the middle of it: both end, and no run has failed.
+        assert "UserError: no data here" in pair[1].said
+        assert all(ENDED not in worker.said for worker in pair)
+        assert not failed(copied)
+        return
+    # Known before any trains, or by all: the runs fail, for all.
+    for worker in pair:
+        assert ENDED in worker.said, worker.said
+    assert list(failed(copied).values()) == [f"no {lacks} here"] * 2
+
+
+def test_two_processes_train_each_fleet_together(whole, tmp_path):
+    """One decides and claims, the other does as it says."""
+    bad = {"source toy_acceptability": {"learning_rate": 1e30}}
+    grid = {**SMALL, "methods": "prompt,pot", "overrides": bad}
+    plan = expand(Grid(**grid))
+    pair = as_one(tmp_path, grid, {}, {})
     for worker in pair:
         assert ENDED in worker.said, worker.said
     assert len(list((tmp_path / "log").iterdir())) == 1

@@ -52,17 +52,24 @@ class Attempts:
           InterruptedRun: asked to end, and saved.
           OSError, StorageError: a full disk, which the other runs would meet
             too.
+          UserError: in one of several processes that train together: it lacks
+            what the others have.
         """
         folder = self._ledger.out / "runs" / group.name
         if distributed.is_main():
             self._ledger.begin_again(todo)
-        found: dict[str, Outcome] = {}
-        lanes = {}
+        lanes, wrong = {}, {}
         for run in todo:
             try:
                 lanes[run.lane] = self._given(run)
             except UserError as error:
-                found[run.lane] = error
+                wrong[run.lane] = str(error)
+        found: dict[str, Outcome] = {}
+        # All train the same lanes: those whose prompts each of them can read.
+        for said in distributed.gathered(wrong):
+            for lane, why in said.items():
+                lanes.pop(lane, None)
+                found.setdefault(lane, UserError(why))
         if lanes:
             found |= self._trained(folder, todo[0], lanes)
         return found
@@ -101,7 +108,8 @@ class Attempts:
             )
             # One of several processes that fails so has rather lost another.
             lost = jax.process_count() > 1 and not isinstance(error, UserError)
-            if disk or lost:
+            # Nor may one that fails alone go on to lanes of its own.
+            if disk or lost or not distributed.all_failed():
                 raise
             if len(lanes) == 1:
                 return dict.fromkeys(lanes, error)
