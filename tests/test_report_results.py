@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 
 import pytest
 from made_up_runs import describe, fail, write_run
@@ -13,6 +14,8 @@ from panda_jax.experiments.boards import make_boards
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.pairs import compared
+from panda_jax.experiments.report import write_report
 from panda_jax.experiments.results import read_results
 
 
@@ -357,7 +360,127 @@ def test_source_prompts_are_no_row(tmp_path):
     assert board.targets == ("cb",)
     assert [row.name for row in board.rows] == ["prompt-tuning", "PoT: mnli"]
     assert board.cell(board.rows[0], "cb").mean == 60
-    assert board.made == {"mnli": {0: 80}, "cb": {0: 70}}
+    assert board.made == {
+        ("source prompt", "mnli"): {0: 80},
+        ("source prompt", "cb"): {0: 70},
+    }
+
+
+def test_source_prompts_of_two_settings_stay_apart(tmp_path):
+    for rate in (0.1, 0.2):
+        write_run(
+            tmp_path,
+            f"sources/{rate}",
+            value=rate,
+            task="mnli",
+            settings={"learning_rate": rate},
+        )
+    write_run(tmp_path, "plain", value=0.3, task="mnli")
+    write_run(tmp_path, "m", value=0.3, task="cb", method="model")
+    (board,) = make_boards(read_results(tmp_path))
+    assert board.made == {
+        ("prompt-tuning", "mnli"): {0: 30},
+        ("source prompt [learning_rate=0.1]", "mnli"): {0: 10},
+        ("source prompt [learning_rate=0.2]", "mnli"): {0: 20},
+    }
+
+
+def test_a_report_of_every_stage_of_a_grid(tmp_path):
+    """Sources, prompts, controls, PoT: its targets are columns from the first
+    on."""
+    done = tmp_path / "done"
+    plan = listed_grid(done, 0.5)
+    root = tmp_path / "grid"
+    Ledger(plan, root).write_plan()
+    for role in ("source", "prompt", "control", "pot", "panda", "model"):
+        for run in plan.runs:
+            if role in run.roles:
+                shutil.copytree(
+                    done / run.folder, root / run.folder, dirs_exist_ok=True
+                )
+        write_report(root, tmp_path / role, resamples=10)
+        (board,) = make_boards(read_results(root))
+        assert board.targets == ("toy_review",)
+        text = (tmp_path / role / "report.md").read_text()
+        waiting = "not begun" in text
+        assert waiting is (role != "model")
+    assert "†" not in text
+
+
+def test_sources_alone_make_a_report(tmp_path):
+    write_run(tmp_path, "sources/mnli", value=0.8, task="mnli")
+    write_report(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "Nothing but source prompts" in text
+    assert "| bert-tiny | source prompt | mnli | 80.0 | 1 |" in text
+
+
+def test_a_target_on_which_all_failed_is_a_column(tmp_path):
+    for method, source in (("model", None), ("prompt", None), ("pot", "mnli")):
+        how = {"method": method, "source": source}
+        write_run(tmp_path, f"a{method}", value=0.6, **how)
+        how |= {"task": "rte", "backbone": "bert-tiny", "seed": 0}
+        fail(tmp_path, f"b{method}", "no data", **how)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| PoT: mnli | 60.0 | † | 60.0 (1/2) |" in text
+    assert "| bert-tiny | PoT | 1 | 60.0 | 1/2 |" in text
+
+
+def test_a_prompt_is_a_row_before_anything_is_transferred(tmp_path):
+    plan = listed_grid(tmp_path, 0.5)
+    for run in plan.runs:
+        if run.roles not in (("source",), ("prompt",)):
+            shutil.rmtree(tmp_path / run.folder)
+    (board,) = make_boards(read_results(tmp_path))
+    (row,) = board.done("prompt-tuning")
+    assert board.cell(row, "toy_review").n == 2
+    assert {label for label, _ in board.made} == {"source prompt"}
+
+
+def test_a_lost_run_marks_its_own_variant(tmp_path):
+    for weight, seed in itertools.product((1, 3), (0, 1)):
+        panda = {"method": "panda", "source": "mnli", "seed": seed}
+        settings = {"kd_lambda": weight}
+        if (weight, seed) == (3, 1):
+            settings |= {"recipe": "paper", "backbone": "bert-tiny"}
+            fail(tmp_path, "x", "why", task="cb", **panda, **settings)
+        else:
+            name = f"{weight}{seed}"
+            panda |= {"kd_weight": 0.5, "settings": settings}
+            write_run(tmp_path, name, value=0.5, **panda)
+    (board,) = make_boards(read_results(tmp_path))
+    assert [(row.label, board.is_lost(row, "cb")) for row in board.rows] == [
+        ("PANDA paper [kd_lambda=1]", False),
+        ("PANDA paper [kd_lambda=3]", True),
+    ]
+
+
+def test_a_control_is_compared_at_its_own_settings(tmp_path):
+    """In a sweep of which it has no part."""
+    for rate, weight in itertools.product((0.1, 0.2), (1, 3)):
+        write_run(
+            tmp_path,
+            f"{rate} {weight}",
+            value=0.5,
+            method="panda",
+            source="mnli",
+            kd_weight=0.5,
+            settings={"learning_rate": rate, "kd_lambda": weight},
+        )
+    for rate in (0.1, 0.2):
+        settings = {"learning_rate": rate, "kd_lambda": 1}
+        write_run(
+            tmp_path, f"{rate}", value=0.5, method="panda", settings=settings
+        )
+    (board,) = make_boards(read_results(tmp_path))
+    assert compared(board) == [
+        (
+            f"PANDA paper [kd_lambda={weight}, learning_rate={rate}]",
+            f"PANDA weight 0 [learning_rate={rate}]",
+        )
+        for weight, rate in itertools.product((1, 3), (0.1, 0.2))
+    ]
 
 
 def test_what_a_grid_has_not_begun_is_named(tmp_path):

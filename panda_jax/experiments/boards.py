@@ -5,7 +5,7 @@ import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from panda_jax.experiments.results import Results
 from panda_jax.experiments.summaries import Spread, average, spread
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
+# Runs that leave a gap where a score should be.
+_LOST = ("failed", "unfinished", "not begun", "unreadable", "other metric")
 
 
 class Row(NamedTuple):
@@ -58,20 +60,23 @@ class Board:
 
     Attributes:
       backbone: its name, without the folders that it may lie in.
-      targets: N names: the tasks that anything but a plain prompt was
-        trained on, those of the paper first and in its order.
+      targets: N names: the tasks that anything but a plain prompt was or
+        should have been trained on, and all targets of a grid; those of the
+        paper first and in its order.
       cells: (row, target) -> seed -> points of 100; higher = better.
-      made: task -> seed -> points, of the prompts that were made to be
-        sources.
-      lost: cells of which a run failed, is unfinished or not begun; the label
-        of such a run says nothing of a variant.
+      made: (label, task) -> seed -> points, of the prompts that were made to
+        be sources.
+      lost: cell -> seeds whose run has no result that counts; the label of
+        such a run says nothing of a variant.
+      variants: label -> the settings that it names.
     """
 
     backbone: str
     targets: tuple[str, ...]
     cells: Mapping[tuple[Row, str], Mapping[int, float]]
-    made: Mapping[str, Mapping[int, float]]
-    lost: Set[tuple[Row, str]]
+    made: Mapping[tuple[str, str], Mapping[int, float]]
+    lost: Mapping[tuple[Row, str], Set[str]]
+    variants: Mapping[str, Mapping[str, Any]]
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -80,8 +85,15 @@ class Board:
         Those without any result are among them, so that they are seen.
         """
         found = {row for row, _ in self.cells}
-        known = {(_plain(row.label), row.source) for row in found}
-        found |= {row for row, _ in self.lost if row[1:] not in known}
+        # Of a variant without any result no label is known.
+        found |= {
+            row
+            for row, target in self.lost
+            if not any(
+                _plain_row(other) == row and self.is_lost(other, target)
+                for other in found
+            )
+        }
         place = ordered((row.source for row in found), paper.read().sources)
         return tuple(
             sorted(
@@ -98,7 +110,7 @@ class Board:
     def is_incomplete(self) -> bool:
         """Whether a row lacks a target, or a seed that another cell has."""
         seeds = {seed for found in self.cells.values() for seed in found}
-        return any(
+        return bool(self.lost) or any(
             set(self.cells.get((row, target), {})) != seeds
             for row in self.rows
             for target in self.targets
@@ -123,9 +135,10 @@ class Board:
         return spread(self.cells.get((row, target), {}).values())
 
     def is_lost(self, row: Row, target: str) -> bool:
-        """Whether a run of the cell failed, is unfinished or not begun."""
-        plain = row._replace(label=_plain(row.label))
-        return (plain, target) in self.lost
+        """Whether a run of the cell has no result that counts."""
+        has = set(map(str, self.cells.get((row, target), ())))
+        # A seed that the row has was lost by another variant.
+        return bool(self.lost.get((_plain_row(row), target), set()) - has)
 
     def average(self, row: Row, targets: Sequence[str] = ()) -> Spread:
         """A row's mean over targets, those that it lacks left out.
@@ -169,7 +182,10 @@ class Board:
         ]
         matrix = np.array(
             [
-                [self._difference(*pair, target) for target in self.targets]
+                [
+                    spread(self.differences(*pair, target).values()).mean
+                    for target in self.targets
+                ]
                 for pair in pairs
             ]
         ).reshape(len(pairs), len(self.targets))
@@ -180,59 +196,76 @@ class Board:
         sources = tuple(row.source for row, _ in pairs)
         return Gain(first, second, sources, self.targets, matrix, by_source)
 
-    def _difference(self, row: Row, other: Row, target: str) -> float:
+    def differences(
+        self, row: Row, other: Row, target: str
+    ) -> dict[int, float]:
+        """Seed -> points of one row minus another, of the seeds of both."""
         ours, theirs = (
             self.cells.get((one, target), {}) for one in (row, other)
         )
-        both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        return statistics.fmean(both) if both else math.nan
+        return {s: ours[s] - theirs[s] for s in sorted(ours) if s in theirs}
 
 
 def make_boards(results: Results) -> list[Board]:
     """A board a backbone, those of the paper first and in its order."""
     ids = dict.fromkeys(run.backbone for run in results.runs)
+    # Also one of which no run is done yet.
+    ids |= dict.fromkeys(sorted(backbone for backbone, _ in results.targets))
     names = display_names(ids)
     found = []
     for backbone in ids:
         runs = [run for run in results.runs if run.backbone == backbone]
         lost = [out for out in results.left_out if out.backbone == backbone]
-        found.append(_board(names[backbone], runs, lost))
+        wanted = {task for name, task in results.targets if name == backbone}
+        found.append(_board(names[backbone], runs, lost, wanted))
     known = list(paper.read().backbones)
     known += sorted(board.backbone for board in found)
     return sorted(found, key=lambda board: known.index(board.backbone))
 
 
 def _board(
-    name: str, runs: Sequence[DoneRun], left_out: Sequence[Excluded]
+    name: str,
+    runs: Sequence[DoneRun],
+    left_out: Sequence[Excluded],
+    wanted: Set[str],
 ) -> Board:
-    adapted = [run for run in runs if run.kind not in ("prompt", "source")]
-    first = paper.read().targets
-    targets = ordered((run.target for run in adapted), first)
-    made: dict[str, dict[int, float]] = {}
+    """One board; `wanted` are the targets that a grid lists."""
+    sources = ("", LABELS["source"])
+    gaps = [
+        out
+        for out in left_out
+        if out.status in _LOST and out.label not in sources
+    ]
+    found = {run.target for run in runs if run.kind not in ("prompt", "source")}
+    found |= {out.target for out in gaps if out.label != LABELS["prompt"]}
+    # Runs that failed are columns too, else averages would seem whole.
+    targets = ordered(found | wanted, paper.read().targets)
+    if not targets:
+        plain = {run.target for run in runs if run.kind == "prompt"}
+        plain |= {out.target for out in gaps}
+        targets = ordered(plain, paper.read().targets)
+    made: dict[tuple[str, str], dict[int, float]] = {}
     cells: dict[tuple[Row, str], dict[int, float]] = {}
-    if not adapted:
-        plain = (run.target for run in runs if run.kind == "prompt")
-        targets = ordered(plain, first)
     for run in runs:
         if run.kind == "source" or run.target not in targets:
-            made.setdefault(run.target, {})[run.seed] = run.value
-            continue
-        row = Row(run.kind, run.label, run.source)
-        cells.setdefault((row, run.target), {})[run.seed] = run.value
+            seeds = made.setdefault((run.label, run.target), {})
+        else:
+            row = Row(run.kind, run.label, run.source)
+            seeds = cells.setdefault((row, run.target), {})
+        seeds[run.seed] = run.value
     kinds = {label: kind for kind, label in LABELS.items() if kind in KINDS}
-    lost = {
-        (Row(kinds.get(out.label, "panda"), out.label, out.source), out.target)
-        for out in left_out
-        if out.status in ("failed", "unfinished", "not begun")
-        and out.target in targets
-        and out.label not in ("", LABELS["source"])
-    }
-    return Board(name, targets, cells, made, lost)
+    lost: dict[tuple[Row, str], set[str]] = {}
+    for out in gaps:
+        if out.target in targets:
+            row = Row(kinds.get(out.label, "panda"), out.label, out.source)
+            lost.setdefault((_plain_row(row), out.target), set()).add(out.seed)
+    variants = {run.label: run.variant for run in runs}
+    return Board(name, targets, cells, made, lost, variants)
 
 
-def _plain(label: str) -> str:
-    """A label without its variant."""
-    return label.partition(" [")[0]
+def _plain_row(row: Row) -> Row:
+    """A row without its variant."""
+    return row._replace(label=row.label.partition(" [")[0])
 
 
 def ordered(tasks: Iterable[str], first: Sequence[str]) -> tuple[str, ...]:

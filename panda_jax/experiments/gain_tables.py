@@ -145,6 +145,8 @@ def beats(board: Board) -> Table | None:
                 rows.append(
                     [row.name, change(more, digits=2), f"{won}/{len(both)}"]
                 )
+    if not data:
+        return None
     names = "backbone,label,source,against,difference,targets_won,targets"
     return Table(
         f"above_model_tuning_{board.backbone}",

@@ -36,17 +36,25 @@ def compared(board: Board) -> list[tuple[str, str]]:
             (panda, other)
             for panda in board.labels("panda")
             for others in (pots, plain, controls)
-            for other in alike(panda, others)
+            for other in alike(board, panda, others)
         ),
-        *((pot, other) for pot in pots for other in alike(pot, plain)),
+        *((pot, other) for pot in pots for other in alike(board, pot, plain)),
     ]
 
 
-def alike(label: str, others: Sequence[str]) -> Sequence[str]:
-    """The one of the same variant if there is, else all."""
-    variant = label.partition(" [")[2]
-    same = [other for other in others if other.partition(" [")[2] == variant]
-    return same if variant and same else others
+def alike(board: Board, label: str, others: Sequence[str]) -> list[str]:
+    """Those that agree in every setting in which both have variants.
+
+    A control has none in the weight of the distillation, so that it is for all
+    of these, and of the sweep's learning rates for its own.
+    """
+    ours = board.variants.get(label, {})
+    found = []
+    for other in others:
+        theirs = board.variants.get(other, {})
+        if all(ours[name] == theirs[name] for name in ours.keys() & theirs):
+            found.append(other)
+    return found
 
 
 def paired(boards: Sequence[Board], first: str, second: str) -> Pairs:

@@ -70,8 +70,9 @@ def write_report(
         (board, board.gain(first, second))
         for board in boards
         for first in board.labels("panda")
-        for second in alike(first, board.labels("pot"))
+        for second in alike(board, first, board.labels("pot"))
     ]
+    gains = [(board, g) for board, g in gains if np.isfinite(g.matrix).any()]
     comparisons = compare(
         boards, resamples=resamples, confidence=confidence, seed=seed
     )
@@ -157,11 +158,12 @@ def _maps(
                 [board.cell(r, t).mean for t in board.targets] for r in rows
             ]
             title = f"{label} on {board.backbone}"
-            yield _Map(board, title, [r.source for r in rows], np.array(matrix))
+            if board.done(label):
+                sources = [row.source for row in rows]
+                yield _Map(board, title, sources, np.array(matrix))
     for board, gain in gains:
-        if gain.sources:
-            title = f"{gain.first} minus {gain.second} on {board.backbone}"
-            yield _Map(board, title, gain.sources, gain.matrix)
+        title = f"{gain.first} minus {gain.second} on {board.backbone}"
+        yield _Map(board, title, gain.sources, gain.matrix)
 
 
 def _draw(

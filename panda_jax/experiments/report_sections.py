@@ -108,9 +108,11 @@ def of_backbone(
     scores: Scores | None,
     drawn: Sequence[Picture],
 ) -> Section:
+    if not board.rows:
+        return Section(board.backbone, ["Nothing but source prompts so far."])
     tables = [report_tables.wide(board, f"results_{board.backbone}")]
     for owner, gain in gains:
-        if owner is board and gain.sources:
+        if owner is board:
             stem = f"gain_{board.backbone}_{gain.first}_{gain.second}"
             tables.append(gain_tables.gain_table(gain, board, stem))
     tables += filter(

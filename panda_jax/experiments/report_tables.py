@@ -112,7 +112,7 @@ def _lines(
 
 
 def _wide_notes(board: Board, counts: set[int]) -> list[str]:
-    many = f"{min(counts)} seed{'s' * (counts != {1})}"
+    many = f"{max(counts, default=0)} seed{'s' * (counts != {1})}"
     if len(counts) > 1:
         many = f"{min(counts)} to {max(counts)} seeds (in brackets)"
     notes = [
@@ -124,7 +124,8 @@ def _wide_notes(board: Board, counts: set[int]) -> list[str]:
     ]
     if board.lost:
         notes.append(
-            f"{LOST}: a run of the cell failed, is unfinished or not begun."
+            f"{LOST}: a run of the cell has no result that counts: it failed, "
+            "is unfinished or not begun, or cannot be read."
         )
     return notes
 
@@ -132,22 +133,22 @@ def _wide_notes(board: Board, counts: set[int]) -> list[str]:
 def made_table(boards: Sequence[Board]) -> Table | None:
     """What the source prompts score on their own tasks."""
     lines = [
-        (board.backbone, task, spread(seeds.values()))
+        (board.backbone, label, task, spread(seeds.values()))
         for board in boards
-        for task, seeds in sorted(board.made.items())
+        for (label, task), seeds in sorted(board.made.items())
     ]
     if not lines:
         return None
     return Table(
         "source_prompts",
         "Prompts of the source tasks",
-        ["backbone", "task", "score", "seeds"],
-        [[b, t, cell(found), str(found.n)] for b, t, found in lines],
+        ["backbone", "row", "task", "score", "seeds"],
+        [[*names, cell(found), str(found.n)] for *names, found in lines],
         [
-            ["backbone", "task", "mean", "sd", "n"],
-            *([b, t, f.mean, f.sd, f.n] for b, t, f in lines),
+            ["backbone", "label", "task", "mean", "sd", "n"],
+            *([*names, f.mean, f.sd, f.n] for *names, f in lines),
         ],
-        words=2,
+        words=3,
     )
 
 
