@@ -113,6 +113,26 @@ def test_silence_is_counted_by_the_observer(tmp_path, silent, clock):
     assert said(tmp_path)["owner"] == late.owner
 
 
+def test_a_holder_that_speaks_seldom_is_waited_for(tmp_path, silent, clock):
+    """Its signs of life come by its own seconds, whatever ours are."""
+    assert Claims(tmp_path, stale=1000).take("fleet") is not None
+    hasty = Claims(tmp_path, stale=1)
+    assert hasty.take("fleet") is None
+    clock[0] += 999
+    assert hasty.take("fleet") is None
+    clock[0] += 2
+    assert hasty.take("fleet") is not None
+    patient = Claims(tmp_path, stale=1000)
+    assert patient.take("fleet") is None
+    clock[0] += 999
+    assert patient.take("fleet") is None
+    # As an earlier version wrote it.
+    rewrite(tmp_path, stale=None)
+    assert hasty.take("fleet") is None
+    clock[0] += 2
+    assert hasty.take("fleet") is not None
+
+
 def test_a_holder_gives_signs_of_life(tmp_path):
     holder, other = Claims(tmp_path, stale=0.8), Claims(tmp_path, stale=0.8)
     with holder.take("fleet"):

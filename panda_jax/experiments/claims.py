@@ -37,9 +37,9 @@ class Claims:
 
     Args:
       folder: shared by all; made when absent.
-      stale: seconds of silence after which a claim is anyone's. They are
-        counted here, from when the same sign was first seen, so that the
-        clocks of machines may differ.
+      stale: seconds of silence after which a claim is anyone's; of a claim
+        whose holder said more, those. They are counted here, from when the
+        same sign was first seen, so that the clocks of machines may differ.
 
     Raises:
       UserError: no seconds at all.
@@ -100,7 +100,7 @@ class Claims:
         now = _now()
         if known != sign:
             self._seen[name] = sign, now
-        elif now - since > self.stale:
+        elif now - since > max(self.stale, _seconds(said.get("stale"))):
             return None
         return None if _is_dead(said) else said
 
@@ -148,6 +148,7 @@ class Claim:
             "machine": _machine(),
             "process_began": _began(os.getpid()),
             "since": clock(),
+            "stale": claims.stale,
             "beat": 0,
             "released": False,
         }
@@ -212,6 +213,11 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 def clock() -> str:
     """The time, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _seconds(said: Any) -> float:
+    """What a claim says of its own silence; 0 where it says nothing."""
+    return float(said) if isinstance(said, int | float) else 0.0
 
 
 def _machine() -> str:
