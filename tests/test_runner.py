@@ -400,6 +400,26 @@ def test_a_damaged_prompt_fails_the_runs_that_start_from_it(copied):
     assert found.done == 6
 
 
+def test_a_need_that_another_has_mended_dooms_nothing(copied, monkeypatch):
+    """Read as failed at first, made meanwhile by one that tried again."""
+    source = named("toy_sentiment-prompt-s0")
+    result = copied / source.folder / "result.json"
+    text = result.read_text()
+    result.unlink()
+    Ledger(PLAN, copied).fail(source, UserError("for a while"))
+    real = Claims.take
+
+    def late(self, name, **options):
+        (copied / source.folder / "failed.json").unlink(missing_ok=True)
+        result.write_text(text)
+        return real(self, name, **options)
+
+    monkeypatch.setattr(Claims, "take", late)
+    found = run_grid(Grid(**SMALL), copied, **QUICK)
+    assert not failed(copied)
+    assert (found.done, found.failed) == (8, {})
+
+
 def refusing(monkeypatch, error, *, when):
     """Lets `train_fleet` raise for some lanes; returns what it was given."""
     real, calls = attempts.train_fleet, []
@@ -467,6 +487,7 @@ def test_no_room_for_a_checkpoint_is_no_run_s_failure(copied, monkeypatch):
         ({"backbones": "bert-large"}, {}, "no weights on this machine"),
         ({"backbones": "random:bert-tinny"}, {}, "bert-tiny"),
         ({}, {"data_dir": "nowhere"}, "'nowhere' is no folder"),
+        ({}, {}, "'elsewhere' is no folder"),
     ],
 )
 def test_what_no_run_here_can_do_without_is_told_first(
@@ -474,6 +495,7 @@ def test_what_no_run_here_can_do_without_is_told_first(
 ):
     """A machine that lacks it would fail the runs of all who share a grid."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PANDA_DATA_DIR", "elsewhere")
     with pytest.raises(UserError, match=words):
         run_grid(Grid(**{**SMALL, **change}), "grid", **QUICK, **options)
     assert list(tmp_path.iterdir()) == []

@@ -62,6 +62,13 @@ class Ledger:
             if failure is not None and failure != self._old.get(run.id):
                 self.failures[run.id] = str(failure.get("error"))
 
+    def look_again(self, some: Iterable[Planned]) -> None:
+        """Reads anew runs that had failed: another may have tried again."""
+        some = list(some)
+        for run in some:
+            self.failures.pop(run.id, None)
+        self.look(some)
+
     def state(self, run: Planned) -> str:
         """`done`, `failed` or `todo`, when last looked at."""
         if run.id in self._seconds:

@@ -87,8 +87,10 @@ def _check_here(ledger: Ledger, data_dir: PathLike | None) -> None:
     left = [run for run in ledger.plan.runs if ledger.state(run) == "todo"]
     for name in dict.fromkeys(run.run.backbone for run in left):
         check_here(name)
-    if left and data_dir is not None and not os.path.isdir(data_dir):
+    where = data_dir or os.environ.get("PANDA_DATA_DIR")
+    if left and where and not os.path.isdir(where):
         raise UserError(
-            f"The data_dir {str(data_dir)!r} is no folder on this machine. "
-            "Give the folder of the distribution files (--data_dir=DATA)."
+            f"The data_dir {str(where)!r} is no folder on this machine. Give "
+            "the folder of the distribution files (--data_dir=DATA, or "
+            "PANDA_DATA_DIR)."
         )

@@ -146,16 +146,15 @@ class Worker:
         """What is left of a fleet; records runs whose needs have failed."""
         ledger, left = self.ledger, []
         for run in ledger.left(group):
-            failed = [
-                need.name
-                for need in ledger.needed(run)
-                if ledger.state(need) == "failed"
-            ]
+            needs = ledger.needed(run)
+            ledger.look_again(n for n in needs if ledger.state(n) == "failed")
+            states = {need.name: ledger.state(need) for need in needs}
+            failed = [name for name, it in states.items() if it == "failed"]
             if failed:
                 ledger.begin_again([run])
                 error = UserError(f"needs {' and '.join(failed)}, which failed")
                 ledger.fail(run, error)
-            else:
+            elif "todo" not in states.values():
                 left.append(run)
         return left
 
