@@ -24,6 +24,7 @@ LAYERS = [
     {"distributed", "prompts", "tasks.lexicon", "tasks.spec", "text_metrics"},
     {"csv_rows", "vector_cache"},
     {"experiments.run_folders", "experiments.variants"},
+    {"experiments.agreement"},
     {"experiments.results"},
     {"losses", "optim", "metrics", "similarity", "readouts", "writers"},
     {"models.layers", "models.relative", "pictures", "sharding"},

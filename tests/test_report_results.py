@@ -427,6 +427,56 @@ def test_a_target_on_which_all_failed_is_a_column(tmp_path):
     assert "| bert-tiny | PoT | 1 | 60.0 | 1/2 |" in text
 
 
+def test_points_of_two_metrics_are_not_averaged(tmp_path):
+    for seed, metric in enumerate(("accuracy", "f1", "accuracy")):
+        write_run(
+            tmp_path, f"p{seed}", value=0.1 * seed, seed=seed, metric=metric
+        )
+    write_run(tmp_path, "m", value=0.6, task="rte", metric="f1")
+    found = read_results(tmp_path)
+    assert statuses(found) == {"p1": "other metric"}
+    assert "its score is f1" in found.left_out[0].reason
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "The runs of cb on bert-tiny have more than one metric" in text
+    assert "| prompt-tuning | 10.0 ± 14.1 (2)† |" in text
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("development data", "of cb on bert-tiny differ in development data"),
+        ("backbone weights", "of bert-tiny differ in backbone weights"),
+        ("training data", ""),
+        ("dtype", "of cb on bert-tiny differ in dtype: bfloat16 (1 runs, "),
+    ],
+)
+def test_runs_on_other_data_or_weights_are_named(tmp_path, what, words):
+    for digest, method in (("float32", "prompt"), ("bfloat16", "pot")):
+        write_run(
+            tmp_path,
+            method,
+            value=0.5,
+            method=method,
+            source="mnli" if method == "pot" else None,
+            needs={what: digest},
+            settings={what: digest},
+        )
+    write_run(tmp_path, "r", value=0.5, task="rte")
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert words in text
+    assert ("Warning" in text) is bool(words)
+
+
+def test_two_experiments_in_one_folder_are_told(tmp_path):
+    for folder in "ab":
+        write_run(tmp_path, folder, value=0.5, needs={"training data": folder})
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "holds more than one experiment" in text
+
+
 def test_a_prompt_is_a_row_before_anything_is_transferred(tmp_path):
     plan = listed_grid(tmp_path, 0.5)
     for run in plan.runs:

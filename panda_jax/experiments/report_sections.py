@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from panda_jax.experiments import (
+    agreement,
     choices,
     gain_tables,
     paper_tables,
@@ -50,6 +51,7 @@ def summary(
         "final": "last evaluation",
         "first_epoch": "evaluation after the first epoch",
     }[results.value]
+    text += agreement.warnings(results.runs, results.left_out)
     text.append(f"A run's score is that of its {value}, in points of 100.")
     if any(board.is_incomplete for board in boards):
         text.append(

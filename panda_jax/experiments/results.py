@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Set
 
 from panda_jax.errors import UserError
+from panda_jax.experiments.agreement import one_metric
 from panda_jax.experiments.outcomes import DoneRun, Excluded
 from panda_jax.experiments.run_folders import (
     GRID,
@@ -99,8 +100,11 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
             f"No run below {str(root)!r}: expected folders with run.json and "
             "result.json, as panda-jax train and grid leave them."
         )
+    found, unlike = one_metric(found)
     runs, others = settle(found)
-    return Results(tuple(runs), tuple(sorted([*left, *others])), value, targets)
+    return Results(
+        tuple(runs), tuple(sorted([*left, *unlike, *others])), value, targets
+    )
 
 
 def _on_list(
