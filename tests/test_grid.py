@@ -244,6 +244,19 @@ def test_mistakes_are_told(change, words):
         expand(Grid(**{**TINY, **change}))
 
 
+def test_one_folder_is_one_backbone_however_it_is_written():
+    grids = [
+        Grid(**{**TINY, "backbones": name, "overrides": {name: {"clip": 2.0}}})
+        for name in ("./at/bert-tiny", "at/bert-tiny/", "at//bert-tiny")
+    ]
+    plans = [expand(grid) for grid in grids]
+    assert plans[0] == plans[1] == plans[2]
+    assert {run.run.backbone for run in plans[0].runs} == {"at/bert-tiny"}
+    assert {run.run.clip for run in plans[0].runs} == {2.0}
+    with pytest.raises(UserError, match="twice"):
+        Grid(**{**TINY, "backbones": "at/bert-tiny,at/bert-tiny/"})
+
+
 def test_settings_may_be_json():
     given = {**TINY, "settings": '{"epochs": 2, "prompt_length": 4}'}
     assert expand(Grid(**given)) == expand(Grid(**TINY))

@@ -400,6 +400,26 @@ def test_a_damaged_prompt_fails_the_runs_that_start_from_it(copied):
     assert found.done == 6
 
 
+def test_a_source_that_becomes_a_target_is_not_trained_again(
+    whole, copied, monkeypatch
+):
+    monkeypatch.setattr(attempts, "train_fleet", lambda *given, **more: 1 / 0)
+    grid = Grid(**{**SMALL, "targets": "toy_sentiment", "methods": "prompt"})
+    found = run_grid(grid, copied, **QUICK)
+    assert (found.total, found.done) == (2, 2)
+    plan = expand(grid)
+    both = named("toy_sentiment-prompt-s0", plan)
+    assert both.roles == ("source", "prompt")
+    assert both.folder != named("toy_sentiment-prompt-s0").folder
+    assert table(copied, plan)[both.name] == table(whole)[both.name]
+    bank = PromptBank(copied / "targets" / "random-bert-tiny" / "s0")
+    assert bank.names == ["toy_sentiment"]
+    # Nor where it is no target any more.
+    shutil.rmtree(copied / named("toy_sentiment-prompt-s0").folder)
+    grid = Grid(**{**SMALL, "targets": ()})
+    assert run_grid(grid, copied, **QUICK).done == 2
+
+
 def test_a_need_that_another_has_mended_dooms_nothing(copied, monkeypatch):
     """Read as failed at first, made meanwhile by one that tried again."""
     source = named("toy_sentiment-prompt-s0")

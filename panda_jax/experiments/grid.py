@@ -5,6 +5,7 @@ This module must stay light (no JAX): `panda-jax --help` reads it.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ class Grid:
         for name in ("settings", "overrides", "sweep"):
             self._set(name, _mapping(name, getattr(self, name)))
         check_types(self)
+        self._set("backbones", tuple(map(_normal, self.backbones)))
         for name in ("sources", "targets", "backbones", "methods", "recipes"):
             _check_names(name, getattr(self, name), str)
         _check_names("seeds", self.seeds, int)
@@ -104,7 +106,7 @@ class Grid:
                     f"overrides has the key {key!r}, expected words such as "
                     "'panda' or 'source mnli'; settings are those of all runs."
                 )
-            for word in key.split():
+            for word in _words(key):
                 if word not in words:
                     raise unknown_name("word in overrides", word, words)
             _check_names_of(f"overrides[{key!r}]", settings)
@@ -124,9 +126,9 @@ class Grid:
         """
         said: dict[str, list[tuple[int, str, Any]]] = {}
         for key, settings in (self.overrides or {}).items():
-            if set(key.split()) <= words:
+            if set(_words(key)) <= words:
                 for name, value in settings.items():
-                    each = len(key.split()), key, value
+                    each = len(_words(key)), key, value
                     said.setdefault(name, []).append(each)
         found = dict(self.settings or {})
         for name, each in said.items():
@@ -149,6 +151,18 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
+
+
+def _normal(name: Any) -> Any:
+    """A folder without `./` and a slash at its end, which make no other run."""
+    if isinstance(name, str) and os.sep in name:
+        return os.path.normpath(name)
+    return name
+
+
+def _words(key: str) -> list[str]:
+    """The words of an override; a backbone as in the grid's list."""
+    return [_normal(word) for word in key.split()]
 
 
 def _numbers(values: Any) -> Any:

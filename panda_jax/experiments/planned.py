@@ -124,6 +124,16 @@ class Planned:
         """Its run folder, below the grid's."""
         return f"runs/{self.fleet}/{self.lane}"
 
+    @property
+    def elsewhere(self) -> str:
+        """Where a grid has it that lists its task otherwise.
+
+        A source that becomes a target too is the same run in another folder.
+        """
+        only = self.lane != self.name
+        lane = self.name if only else f"sources/{self.name}"
+        return f"runs/{self.fleet}/{lane}"
+
     def bank(self, role: str) -> str:
         """Where its prompt lies among those of the role, below the grid's.
 

@@ -133,6 +133,7 @@ class Worker:
                 continue
             # Another may have made them before the claim was ours.
             ledger.look(group.runs)
+            ledger.fetch(group.runs)
             left = self._without_doomed(group)
             if left:
                 return {"group": number, "runs": [run.id for run in left]}
