@@ -676,6 +676,25 @@ def test_the_time_left_is_that_of_like_runs(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    # Six of 40 rows; two sources of 400 took 100 s each, or of nobody knows.
+    [(400, 6 * 100 / 10), (None, 6 * 100)],
+)
+def test_the_time_left_is_by_rows_where_they_are_known(
+    tmp_path, rows, expected
+):
+    changed = {"source": {"train_examples": rows}}
+    plan = expand(Grid(**{**SMALL, "overrides": changed}))
+    for run in plan.runs:
+        if run.roles == ("source",):
+            (tmp_path / run.folder).mkdir(parents=True)
+            path = tmp_path / run.folder / "result.json"
+            path.write_text('{"seconds": 100.0}')
+    found = Ledger(plan, tmp_path).seconds_left(1)
+    assert found == pytest.approx(expected)
+
+
 def test_a_wrong_shard_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="shard"):
         run_grid(Grid(**SMALL), tmp_path / "new", shard="3/2")

@@ -141,27 +141,33 @@ class Ledger:
     def seconds_left(self, workers: int) -> float | None:
         """An estimate from the runs that are done; None without any.
 
-        A fleet's runs all have its time. A run of a stage takes what those of
-        the stage took, or of any stage where none is done.
+        A fleet's runs all have its time. A row to learn from takes what those
+        of its stage took, or of any stage where none is done; where a run has
+        all rows of its task, whose number is not known here, a run does.
 
         Args:
           workers: how many are at work.
         """
+        counted = all(run.rows for run in self.plan.runs)
         spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         done: dict[str, int] = dict.fromkeys(STAGES, 0)
         left = dict(done)
         for group in self.plan.groups:
-            took = [self._seconds.get(run.id) for run in group.runs]
-            took = [seconds for seconds in took if seconds is not None]
-            spent[group.stage] += max(took, default=0.0)
-            done[group.stage] += len(took)
-            left[group.stage] += len(self.left(group))
+            took = [0.0]
+            for run in group.runs:
+                work = (counted and run.rows) or 1
+                if run.id in self._seconds:
+                    took.append(self._seconds[run.id])
+                    done[group.stage] += work
+                elif self.state(run) == "todo":
+                    left[group.stage] += work
+            spent[group.stage] += max(took)
         if not any(done.values()):
             return None
         pace = sum(spent.values()) / sum(done.values())
         total = sum(
-            count * (spent[stage] / done[stage] if done[stage] else pace)
-            for stage, count in left.items()
+            work * (spent[stage] / done[stage] if done[stage] else pace)
+            for stage, work in left.items()
         )
         return total / max(1, workers)
 

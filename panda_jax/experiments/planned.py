@@ -89,6 +89,14 @@ class Planned:
         return self.run.method if self.needs or alone else "prompt"
 
     @property
+    def rows(self) -> int | None:
+        """How many it learns from, each as often as it comes; None for all."""
+        run, size = self.run, self.run.batch_size
+        if run.steps is None and run.train_examples is None:
+            return None
+        return run.total_steps((run.train_examples or 0) // size or 1) * size
+
+    @property
     def name(self) -> str:
         """A readable name that ends in the id."""
         parts = (slug(self.run.backbone), self.run.task, self.kind, self.source)
