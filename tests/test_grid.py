@@ -1,5 +1,6 @@
 """Grids: which runs follow, their ids and needs, and who shares a fleet."""
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -109,7 +110,10 @@ def test_ids_are_the_same_in_other_processes_and_pythons():
         )
         assert done.returncode == 0, done.stderr
         said.add(done.stdout)
-    assert len(said) == 1
+    # Held against literals too: a single Python agrees with itself.
+    (text,) = said
+    ids = {run[0] for run in ast.literal_eval(text.splitlines()[0])}
+    assert set(GOLDEN.values()) <= ids
 
 
 def test_each_run_names_what_it_starts_from():
