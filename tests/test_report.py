@@ -167,9 +167,9 @@ def test_a_mean_of_sources_is_of_those_that_have_a_result(tmp_path):
         fail(tmp_path, f"x{task}", "why", task=task, source="squad", **pot)
     write_report(tmp_path, tmp_path / "out", resamples=0)
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| PoT: mean of 2 sources | 70.0 | 50.0 (1) | 60.0 |" in text
+    assert "| PoT: mean of 2 sources | 70.0† | 50.0 (1)† | 60.0 |" in text
     assert "| PoT: squad | † | † | – |" in text
-    assert "| bert-tiny | PoT | 2 | 60.0 | 2/2 |" in text
+    assert "| bert-tiny | PoT | 2 | 60.0† | 2/2 |" in text
 
 
 def test_gains(grid, out):
@@ -275,11 +275,13 @@ def test_comparisons(grid, out):
         mean = statistics.mean(by_target)
         assert float(row["difference"]) == pytest.approx(mean)
         assert float(row["p"]) == pytest.approx(flips(by_target))
+        # What each seed adds to the difference; its mean is that, times 3.
         by_seed = [
-            statistics.mean(
-                d for (t, _, s), d in pairs.items() if (t, s) == (target, seed)
+            sum(
+                d / sum((t, s) == key[:2] for t, s, _ in pairs)
+                for key, d in pairs.items()
+                if key[2] == seed
             )
-            for target in TARGETS
             for seed in SEEDS
         ]
         assert float(row["p_seeds"]) == pytest.approx(flips(by_seed))
@@ -357,6 +359,112 @@ def test_seeds_of_one_target_are_drawn_too(tmp_path):
     assert one.difference == pytest.approx(10)
     assert one.low < 5 < 15 < one.high
     assert (one.p, one.p_seeds) == (1.0, 0.5)
+
+
+def test_seeds_are_flipped_and_drawn_by_name(tmp_path):
+    """One source prompt a seed serves all targets: 3 seeds are 3 witnesses."""
+    gains = (0.1, 0.2, 0.3)
+    for task, seed in itertools.product(("cb", "rte", "wic", "copa"), range(3)):
+        where = {"task": task, "seed": seed}
+        write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
+        where |= {"method": "pot", "source": "mnli"}
+        write_run(tmp_path, f"{task}{seed}b", value=0.5 + gains[seed], **where)
+    (one,) = compare(make_boards(read_results(tmp_path)), resamples=4000)
+    assert (one.seeds, one.pairs, one.p_seeds) == (3, 12, 0.25)
+    # All that varies is the seed: the interval is that of drawing three.
+    drawn = np.random.default_rng(0).choice(gains, (20_000, 3)).mean(axis=1)
+    wanted = 100 * np.quantile(drawn, [0.025, 0.975])
+    assert [one.low, one.high] == pytest.approx(wanted, abs=0.1)
+
+
+def test_seeds_that_a_target_lacks(tmp_path):
+    """Seeds have names: the second of one target is not that of another."""
+    for task, seeds in (("cb", (0, 1)), ("rte", (1, 2))):
+        for seed in seeds:
+            where = {"task": task, "seed": seed}
+            gain = {0: 0.1, 1: 0.2, 2: -0.1}[seed]
+            write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
+            where |= {"method": "pot", "source": "mnli"}
+            write_run(tmp_path, f"{task}{seed}b", value=0.5 + gain, **where)
+    (one,) = compare(make_boards(read_results(tmp_path)), resamples=10)
+    assert one.seeds == 3
+    assert one.difference == pytest.approx(10)
+    # Of +-2.5 +-10 -+2.5: those of size 10 or more.
+    assert one.p_seeds == 0.75
+
+
+def write_own(root):
+    """PoT and PANDA from cb and mnli on cb, with prompt-tuning."""
+    for source, gain in (("cb", 0.3), ("mnli", 0.1)):
+        how = {"source": source, "task": "cb"}
+        write_run(root, f"{source}pot", value=0.5, method="pot", **how)
+        how |= {"method": "panda", "kd_weight": 0.5}
+        write_run(root, f"{source}panda", value=0.5 + gain, **how)
+    write_run(root, "plain", value=0.4, task="cb")
+
+
+def test_pairs_of_a_task_with_itself_have_rows_without_them(tmp_path):
+    write_own(tmp_path)
+    write_report(tmp_path, tmp_path / "out", resamples=10)
+    rows = read(tmp_path / "out" / "gains.csv")
+    assert [(row["tasks"], float(row["mean"])) for row in rows] == [
+        ("all", pytest.approx(20)),
+        ("other", pytest.approx(10)),
+    ]
+    rows = read(tmp_path / "out" / "comparisons.csv")
+    found = {(r["tasks"], r["first"], r["second"]): r for r in rows}
+    panda = {
+        tasks: found[tasks, "PANDA paper", "PoT"] for tasks in ("all", "other")
+    }
+    assert float(panda["all"]["difference"]) == pytest.approx(20)
+    assert float(panda["other"]["difference"]) == pytest.approx(10)
+    assert panda["other"]["pairs"] == "1"
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "2 cells are of a task with its own prompt as source" in text
+    assert "| PANDA paper - PoT, other tasks only | +10.00 |" in text
+
+
+def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
+    for task in ("cb", "rte"):
+        write_run(tmp_path, f"{task}p", value=0.4, task=task)
+        write_run(tmp_path, f"{task}c", value=0.4, task=task, method="panda")
+        how = {"task": task, "source": "mnli"}
+        write_run(tmp_path, f"{task}q", value=0.5, method="pot", **how)
+        how |= {"method": "panda", "kd_weight": 0.5}
+        write_run(tmp_path, f"{task}d", value=0.6, **how)
+    write_report(tmp_path, tmp_path / "out", resamples=10)
+    found = {
+        (r["first"], r["second"]): r
+        for r in read(tmp_path / "out" / "comparisons.csv")
+    }
+    twin = found["PANDA paper", "PANDA weight 0"]
+    assert twin["same_as"] == "prompt-tuning"
+    assert twin["holm"] == found["PANDA paper", "prompt-tuning"]["holm"]
+    # p = 0.5 of each; three tests, not four.
+    assert {row["holm"] for row in found.values()} == {"1.0"}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "PANDA weight 0 is identical to prompt-tuning on bert-tiny" in text
+    assert "Holm counts them once" in text
+
+
+def test_means_of_different_sources_stand_beside_common_ones(tmp_path):
+    """All gains are 0, though the means differ by 20."""
+    for source, value in (("mnli", 0.9), ("sst2", 0.7), ("squad", 0.2)):
+        how = {"source": source, "task": "cb"}
+        if source == "squad":
+            lost = {"backbone": "bert-tiny", "method": "pot", "seed": 0}
+            fail(tmp_path, f"{source}pot", "why", **how, **lost)
+        else:
+            write_run(
+                tmp_path, f"{source}pot", value=value, method="pot", **how
+            )
+        how |= {"method": "panda", "kd_weight": 0.5}
+        write_run(tmp_path, f"{source}panda", value=value, **how)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| bert-tiny | PoT | 2 | 80.0† | 1/1 | 80.0 |" in text
+    assert "| bert-tiny | PANDA paper | 3 | 60.0 | 1/1 | 80.0 |" in text
+    assert "| PoT: mean of 2 sources | 80.0† | 80.0 |" in text
 
 
 def test_over_all_backbones(tmp_path):

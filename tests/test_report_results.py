@@ -424,7 +424,7 @@ def test_a_target_on_which_all_failed_is_a_column(tmp_path):
     write_report(tmp_path, tmp_path / "out", resamples=0)
     text = (tmp_path / "out/report.md").read_text()
     assert "| PoT: mnli | 60.0 | † | 60.0 (1/2) |" in text
-    assert "| bert-tiny | PoT | 1 | 60.0 | 1/2 |" in text
+    assert "| bert-tiny | PoT | 1 | 60.0† | 1/2 |" in text
 
 
 def test_points_of_two_metrics_are_not_averaged(tmp_path):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from panda_jax.experiments.boards import Board
+from panda_jax.experiments.board import Board
 from panda_jax.experiments.layout import MISSING, Table, change, points
 from panda_jax.scores import Scores
 

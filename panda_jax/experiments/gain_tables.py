@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from panda_jax.experiments.boards import Board, Gain
+from panda_jax.experiments.board import Board, Gain
 from panda_jax.experiments.layout import Table, change
 from panda_jax.experiments.summaries import spread
 
@@ -49,7 +49,12 @@ def gain_table(gain: Gain, board: Board, stem: str) -> Table:
 def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
     """Mean, least and greatest gain: of pairs, and of sources as the paper."""
     rows, data = [], []
+    scopes = []
     for board, gain in gains:
+        scopes.append((board, gain, "all"))
+        if np.isfinite(gain.matrix[gain.own]).any():
+            scopes.append((board, gain.other_tasks(), "other"))
+    for board, gain, tasks in scopes:
         known = np.argwhere(np.isfinite(gain.matrix))
         if not len(known):
             continue
@@ -68,11 +73,12 @@ def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
             float(gain.by_source[best]),
             gain.sources[best],
         ]
-        data.append([board.backbone, gain.first, gain.second, *numbers])
+        data.append([board.backbone, gain.first, gain.second, tasks, *numbers])
         rows.append(
             [
                 board.backbone,
-                f"{gain.first} - {gain.second}",
+                f"{gain.first} - {gain.second}"
+                + ", other tasks only" * (tasks == "other"),
                 change(values.mean(), digits=2),
                 f"{change(values.min())} ({_pair(gain, low)})",
                 f"{change(values.max())} ({_pair(gain, high)})",
@@ -82,7 +88,7 @@ def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
             ]
         )
     names = (
-        "backbone,first,second,pairs,mean,least,least_pair,greatest,"
+        "backbone,first,second,tasks,pairs,mean,least,least_pair,greatest,"
         "greatest_pair,above_0,mean_by_source,greatest_by_source,best_source"
     )
     return Table(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panda_jax.experiments.boards import Board, Row
+from panda_jax.experiments.board import Board
 from panda_jax.experiments.cells import Cell
 
 
@@ -17,13 +17,16 @@ class Pairs(NamedTuple):
     """The differences of two labels.
 
     Attributes:
-      cells: one a backbone and target.
+      cells: one a backbone and target; their seeds are all of `seeds`, NaN
+        where a target lacks one.
       sources: all names, in order.
+      seeds: all, in order.
       unpaired: source>target and seed of runs without a partner.
     """
 
     cells: list[Cell]
     sources: list[str]
+    seeds: list[int]
     unpaired: list[str]
 
 
@@ -57,50 +60,55 @@ def alike(board: Board, label: str, others: Sequence[str]) -> list[str]:
     return found
 
 
-def paired(boards: Sequence[Board], first: str, second: str) -> Pairs:
-    """The differences of label `first` minus label `second` on some boards."""
-    sources = sorted(
-        {row.source for board in boards for row in board.of(first)}
-    )
-    cells: list[Cell] = []
+def paired(
+    boards: Sequence[Board],
+    first: str,
+    second: str,
+    *,
+    other_tasks: bool = False,
+) -> Pairs:
+    """The differences of label `first` minus label `second` on some boards.
+
+    Args:
+      boards: which.
+      first: a label.
+      second: a label.
+      other_tasks: whether to leave out sources of the target's own name.
+    """
+    found: list[tuple[str, str, dict[tuple[int, str], float]]] = []
     unpaired: list[str] = []
     for board in boards:
         partners = {row.source: row for row in board.of(second)}
         for target in board.targets:
             values: dict[tuple[int, str], float] = {}
             for row in board.of(first):
+                if other_tasks and row.source == target:
+                    continue
                 other = partners.get(row.source, partners.get(""))
-                _differences(board, row, other, target, values, unpaired)
+                both = board.differences(row, other, target) if other else {}
+                values |= {(seed, row.source): d for seed, d in both.items()}
+                unpaired += [
+                    f"{row.source}>{target} seed {seed}"
+                    for seed in sorted(board.cells.get((row, target), ()))
+                    if seed not in both
+                ]
             if values:
-                cells.append(_cell(board.backbone, target, sources, values))
-    return Pairs(cells, sources, unpaired)
-
-
-def _differences(
-    board: Board,
-    row: Row,
-    other: Row | None,
-    target: str,
-    values: dict[tuple[int, str], float],
-    unpaired: list[str],
-) -> None:
-    theirs = board.cells.get((other, target), {}) if other else {}
-    for seed, value in sorted(board.cells.get((row, target), {}).items()):
-        if seed in theirs:
-            values[seed, row.source] = value - theirs[seed]
-        else:
-            unpaired.append(f"{row.source}>{target} seed {seed}")
+                found.append((board.backbone, target, values))
+    sources = sorted({name for *_, values in found for _, name in values})
+    seeds = sorted({seed for *_, values in found for seed, _ in values})
+    cells = [_cell(*each, sources, seeds) for each in found]
+    return Pairs(cells, sources, seeds, unpaired)
 
 
 def _cell(
     backbone: str,
     target: str,
-    sources: Sequence[str],
     values: dict[tuple[int, str], float],
+    sources: Sequence[str],
+    seeds: Sequence[int],
 ) -> Cell:
     """The differences of one target: of every source, and by seed."""
     own = sorted({source for _, source in values}, key=sources.index)
-    seeds = sorted({seed for seed, _ in values})
     table = np.array(
         [[values.get((seed, s), math.nan) for s in own] for seed in seeds]
     )

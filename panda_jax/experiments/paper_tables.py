@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from panda_jax.experiments import doubts, paper
-from panda_jax.experiments.boards import Board
+from panda_jax.experiments.board import Board
 from panda_jax.experiments.layout import MISSING, Table, change, points
 
 

@@ -11,9 +11,11 @@ from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments import (
     html_page,
     report_sections,
+    report_summary,
     report_text,
 )
-from panda_jax.experiments.boards import Board, Gain, make_boards
+from panda_jax.experiments.board import Board, Gain
+from panda_jax.experiments.boards import make_boards
 from panda_jax.experiments.comparisons import compare
 from panda_jax.experiments.layout import Picture, Section
 from panda_jax.experiments.pairs import alike
@@ -79,7 +81,7 @@ def write_report(
     tables = _read_scores(scores, boards)
     drawn, paths = _draw(list(_maps(boards, gains)), folder)
     sections = [
-        report_sections.summary(results, boards, comparisons),
+        report_summary.summary(results, boards, comparisons),
         *(
             report_sections.of_backbone(
                 board,

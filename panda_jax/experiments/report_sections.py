@@ -3,105 +3,23 @@
 from collections.abc import Iterable, Sequence
 
 from panda_jax.experiments import (
-    agreement,
     choices,
     gain_tables,
     paper_tables,
     report_tables,
 )
-from panda_jax.experiments.boards import Board, Gain
+from panda_jax.experiments.board import Board, Gain
 from panda_jax.experiments.comparisons import Comparison
 from panda_jax.experiments.layout import (
-    MISSING,
     Picture,
     Section,
     Table,
     chance,
     change,
     interval,
-    points,
 )
 from panda_jax.experiments.results import Results
 from panda_jax.scores import Scores
-
-
-def summary(
-    results: Results, boards: Sequence[Board], comparisons: Sequence[Comparison]
-) -> Section:
-    """The first thing that is read: how many runs, and the averages."""
-    counts = {
-        status: sum(out.status == status for out in results.left_out)
-        for status in (
-            "failed",
-            "unfinished",
-            "not begun",
-            "unreadable",
-            "not listed",
-            "other metric",
-            "other",
-        )
-    }
-    lost = [f"{n} {status}" for status, n in counts.items() if n]
-    text = [
-        f"{len(results.runs)} runs are done, "
-        + (f"{', '.join(lost)} (named at the end)." if lost else "none lost.")
-    ]
-    value = {
-        "best": "best evaluation on the development split",
-        "final": "last evaluation",
-        "first_epoch": "evaluation after the first epoch",
-    }[results.value]
-    text += agreement.warnings(results.runs, results.left_out)
-    text.append(f"A run's score is that of its {value}, in points of 100.")
-    if any(board.is_incomplete for board in boards):
-        text.append(
-            "Not every row has every target and seed, so that averages are of "
-            "different runs. Gains and statistics compare only what both have."
-        )
-    text += [
-        f"{board.backbone} has no control (PANDA with weight 0): what its "
-        "settings do is not told apart from what the distillation does."
-        for board in boards
-        if board.labels("panda") and not board.labels("control")
-    ]
-    rows = []
-    for board in boards:
-        for label in board.labels():
-            members = board.done(label) or board.of(label)
-            several = len(members) > 1
-            found = board.average(members[0])
-            if several:
-                found = board.mean_source(label)
-            rows.append(
-                [
-                    board.backbone,
-                    label,
-                    str(len(members)) if members[0].source else MISSING,
-                    points(found.mean),
-                    f"{found.of}/{len(board.targets)}",
-                ]
-            )
-    table = Table(
-        "averages",
-        "Average over targets, mean of sources",
-        ["backbone", "row", "sources", "average", "targets"],
-        rows,
-        words=2,
-    )
-    return Section("Summary", [*text, *_in_words(comparisons)], [table])
-
-
-def _in_words(comparisons: Sequence[Comparison]) -> list[str]:
-    """Each comparison as a sentence, those over all backbones if any."""
-    overall = [one for one in comparisons if not one.backbone]
-    return [
-        f"{one.first} minus {one.second}"
-        + (f" on {one.backbone}" if one.backbone else "")
-        + f": {change(one.difference, digits=2)} points "
-        f"{interval(one.low, one.high)}, p = {chance(one.holm)} over "
-        f"targets, {chance(one.holm_seeds)} over seeds of these targets (Holm)."
-        for one in overall or comparisons
-    ]
 
 
 def of_backbone(
@@ -146,12 +64,14 @@ def statistics(
         "same source where both have one; then the mean over seeds, over "
         "sources, over targets, over backbones.",
         f"[low, high]: {100 * confidence:g}% bootstrap, {resamples} resamples, "
-        "of targets and sources by name and of the seeds within each target.",
+        "of targets, sources and seeds by name: a seed's source prompt serves "
+        "all targets, so that these are no independent witnesses of it.",
         "p (targets): the sign of all of a target's differences is flipped at "
         "once, all backbones together: what other targets would show. With N "
-        "targets it is at least 2 / 2^N. p (seeds): each target's seeds are "
-        "flipped: what other seeds of these targets would show. Holm: "
-        "corrected for the comparisons of the same backbone.",
+        "targets it is at least 2 / 2^N. p (seeds): that of all of a seed's "
+        "differences, all targets together: what other seeds of these targets "
+        "would show. With K seeds it is at least 2 / 2^K. Holm: corrected for "
+        "the comparisons of the same backbone.",
     ]
     if 0 < fewest < 6:
         text.append(
@@ -159,7 +79,28 @@ def statistics(
             f"{min(1.0, 2 / 2**fewest):.4f}, and the interval is too narrow: "
             "so few cannot speak for other tasks."
         )
-    unpaired = [one for one in comparisons if one.unpaired and one.backbone]
+    seeds = max((one.seeds for one in comparisons), default=0)
+    if 0 < seeds < 6:
+        text.append(
+            f"With {seeds} seed{'s' * (seeds > 1)} p (seeds) is at least "
+            f"{min(1.0, 2 / 2**seeds):.4f}."
+        )
+    if any(one.tasks == "other" for one in comparisons):
+        text.append(
+            "Other tasks only: without sources of the target's own name; "
+            "corrected among themselves."
+        )
+    text += [
+        f"{one.first} - {one.second} on {one.backbone or 'all'} has the very "
+        f"differences of {one.first} - {one.same_as}: Holm counts them once."
+        for one in comparisons
+        if one.same_as and one.tasks == "all"
+    ]
+    unpaired = [
+        one
+        for one in comparisons
+        if one.unpaired and one.backbone and one.tasks == "all"
+    ]
     text += [
         f"{one.first} - {one.second} on {one.backbone}: {len(one.unpaired)} "
         f"runs have no partner: {', '.join(one.unpaired[:8])}"
@@ -173,7 +114,8 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         [
             one.backbone or "all",
-            f"{one.first} - {one.second}",
+            f"{one.first} - {one.second}"
+            + ", other tasks only" * (one.tasks == "other"),
             change(one.difference, digits=2),
             interval(one.low, one.high),
             *map(chance, (one.p, one.holm, one.p_seeds, one.holm_seeds)),

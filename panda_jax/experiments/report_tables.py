@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from panda_jax.experiments import paper
-from panda_jax.experiments.boards import Board, Row
+from panda_jax.experiments.board import Board, Row
 from panda_jax.experiments.layout import (
     LOST,
     Table,
@@ -106,7 +106,10 @@ def _lines(
                 # What they differ by is no noise.
                 [found._replace(sd=math.nan) for found in means],
                 [board.mean_source(label, group) for group in groups],
-                [False] * len(board.targets),
+                [
+                    any(board.is_lost(row, target) for row in members)
+                    for target in board.targets
+                ],
                 sources,
             )
 
