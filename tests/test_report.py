@@ -785,6 +785,25 @@ def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_files_of_a_former_report_are_removed(tmp_path):
+    """Its own alone: a table that is no more looks like one that is."""
+    out = tmp_path / "out"
+    write_own(tmp_path / "runs")
+    write_report(tmp_path / "runs", out, resamples=0)
+    (out / "notes.csv").write_text("mine")
+    (tmp_path / "other.csv").write_text("mine")
+    with open(out / "files.txt", "a") as file:
+        file.write("../other.csv\n..\n\n")
+    assert (out / "heatmap_pot_on_bert-tiny_data.csv").exists()
+    write_run(tmp_path / "one", "a", value=0.5)
+    write_report(tmp_path / "one", out, resamples=0)
+    names = {path.name for path in out.iterdir()}
+    listed = set((out / "files.txt").read_text().split())
+    assert names == {*listed, "notes.csv", "files.txt"}
+    assert (tmp_path / "other.csv").exists()
+    assert "gains.csv" not in names
+
+
 def test_a_single_run(tmp_path):
     write_run(tmp_path, "a", value=0.5, task="rte")
     paths = write_report(tmp_path, tmp_path / "out")

@@ -24,6 +24,8 @@ from panda_jax.files import PathLike, write_text
 from panda_jax.scores import Scores, file_names
 
 TITLE = "Prompt transfer: results"
+# In a report's folder: the names of the files that it wrote there.
+FILES = "files.txt"
 
 
 def write_report(
@@ -38,7 +40,8 @@ def write_report(
 ) -> list[pathlib.Path]:
     """Writes everything that the runs below a folder show.
 
-    The same result files give the same bytes.
+    The same result files give the same bytes. What a former report wrote there
+    and this one does not is removed.
 
     Args:
       runs_dir: a folder with run folders at any depth.
@@ -97,7 +100,23 @@ def write_report(
         report_sections.published(boards),
         *report_sections.rest(results, boards),
     ]
-    return paths + _write(folder, sections, results)
+    paths += _write(folder, sections, results)
+    return [*paths, _tidy(folder, paths)]
+
+
+def _tidy(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Removes what only a former report wrote; the list of this one's files."""
+    listing = folder / FILES
+    maps = [path for path in paths if path.suffix == ".png"]
+    names = {path.name for path in [*paths, *map(pictures.data_path, maps)]}
+    former = listing.read_text().splitlines() if listing.exists() else []
+    for name in former:
+        # No path out of the folder, whatever the list says.
+        path = folder / name
+        if name not in names and name == path.name and path.is_file():
+            path.unlink()
+    write_text(listing, "".join(f"{name}\n" for name in sorted(names)))
+    return listing
 
 
 def _check(resamples: int, confidence: float) -> None:

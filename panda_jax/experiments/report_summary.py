@@ -95,6 +95,7 @@ def _averages(boards: Sequence[Board]) -> Table:
     for board in boards:
         for label in board.labels():
             members = board.done(label) or board.of(label)
+            sources = str(len(members)) if members[0].source else MISSING
             found = board.average(members[0])
             if len(members) > 1:
                 found = board.mean_source(label)
@@ -108,7 +109,7 @@ def _averages(boards: Sequence[Board]) -> Table:
                 [
                     board.backbone,
                     label,
-                    str(len(members)) if members[0].source else MISSING,
+                    sources,
                     points(found.mean) + LOST * lost,
                     f"{found.of}/{len(board.targets)}",
                     *[mean_of(shared, len(board.targets))] * uneven,
