@@ -77,8 +77,8 @@ def _cautions(boards: Sequence[Board]) -> Iterator[str]:
     )
     if own:
         yield (
-            f"{own} cells are of a task with its own prompt as source. As in "
-            "the paper they are in all averages, gains and statistics; rows "
+            f"Cells of a task with its own prompt as source: {own}. As in the "
+            "paper they are in all averages, gains and statistics; rows "
             '"other tasks only" under Statistics are without them.'
         )
     if any(board.is_uneven for board in boards):
