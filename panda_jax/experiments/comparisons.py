@@ -117,11 +117,11 @@ def _family(
             continue
         one = _compare(pairs, **options)
         one = one._replace(first=first, second=second, **names)
-        # Twice the very same differences are one test.
-        same = unique.setdefault(_key(pairs), one)
+        # What differs from two twins by the same has been tested once.
+        same = unique.setdefault(_key(first, pairs), one)
         if same is not one:
             one = one._replace(same_as=same.second)
-        found.append((one, _key(pairs)))
+        found.append((one, _key(first, pairs)))
     holm = dict(
         zip(
             unique,
@@ -139,9 +139,9 @@ def _family(
     ]
 
 
-def _key(pairs: Pairs) -> tuple[bytes, ...]:
-    """Equal where all differences are."""
-    return tuple(
+def _key(first: str, pairs: Pairs) -> tuple[bytes, ...]:
+    """Equal where all differences of the same first label are."""
+    return first.encode(), *(
         part
         for cell in pairs.cells
         for part in (cell.backbone.encode(), cell.target.encode())
