@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from panda_jax.backbone import load_backbone as load_backbone
     from panda_jax.errors import UserError as UserError
     from panda_jax.evaluation import evaluate as evaluate
+    from panda_jax.experiments.ranking import (
+        evaluate_ranking as evaluate_ranking,
+    )
     from panda_jax.lane import TrainResult as TrainResult
     from panda_jax.prompts import Prompt as Prompt
     from panda_jax.scores import Scores as Scores
@@ -46,6 +49,7 @@ _HOME = {
     "TrainResult": "lane.TrainResult",
     "UserError": "errors.UserError",
     "evaluate": "evaluation.evaluate",
+    "evaluate_ranking": "experiments.ranking.evaluate_ranking",
     "load_backbone": "backbone.load_backbone",
     "load_prompt": "store.load_prompt",
     "rank": "scoring.rank",
@@ -61,7 +65,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'panda_jax' has no attribute {name!r}")
-    module, attribute = _HOME[name].split(".")
+    module, attribute = _HOME[name].rsplit(".", 1)
     return getattr(importlib.import_module(f"panda_jax.{module}"), attribute)
 
 

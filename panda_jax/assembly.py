@@ -18,7 +18,13 @@ from panda_jax.lane import Lane
 from panda_jax.runs import Run
 from panda_jax.sharding import Partitioner
 from panda_jax.starts import initial_prompt
-from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
+from panda_jax.steps import (
+    Hyper,
+    Mixture,
+    StepSpec,
+    Trainable,
+    TrainState,
+)
 from panda_jax.tasks import specs
 from panda_jax.types import Params, PyTree
 
@@ -275,7 +281,7 @@ class Assembly:
         logits would fill the memory (roles: a hundred a token; text: the
         vocabulary). Lanes without a teacher have zeros, and weight 0.
         """
-        data, taught = self.train_data, [x.needs.teacher for x in self.lanes]
+        data, taught = self.train_data, [x.needs.teachers for x in self.lanes]
         text = isinstance(data, TextExamples)
         if text and not any(taught):
             return None, None
@@ -285,30 +291,52 @@ class Assembly:
         online = text or 4 * numbers > MOST_CACHED
         online |= self.step_spec.teacher_dropout
         if online and any(taught):
-            given = next(teacher.prompt for teacher in taught if teacher)
-            prompts = [
-                jax.tree.map(np.asarray, teacher.prompt)
-                if teacher
-                else jax.tree.map(np.zeros_like, given)
-                for teacher in taught
-            ]
-            stacked = fleet.stack(prompts, length=self.padded)
-            return None, self.place(stacked, "data")
+            return None, self._online(taught)
         if online and numbers * 4 > MOST_CACHED:
             return None, None
         assert not isinstance(data, TextExamples)
         rows = data.rows(np.arange(len(data)))
         cached = np.zeros((self.padded, *rows.shape, *shape), np.float32)
-        for lane, teacher in enumerate(taught):
-            if teacher is not None:
+        for lane, teachers in enumerate(taught):
+            for teacher, weight in teachers:
                 found = evaluation.outputs(
                     self.backbone.params,
                     self.backbone.config,
                     teacher.prompt,
                     data,
                 )
-                cached[lane] = found[rows]
+                cached[lane] += np.float32(weight) * found[rows]
         return cached, None
+
+    def _online(self, taught: list[Any]) -> Any:
+        """The teachers' prompts, [N, ...], or mixtures of K, [N, K, ...]."""
+        given = next(teachers[0][0] for teachers in taught if teachers)
+        shapes = {
+            np.shape(teacher.prompt.vectors)
+            for teachers in taught
+            for teacher, _ in teachers
+        }
+        if len(shapes) > 1:
+            raise UserError(
+                "Teachers that run in the step have prompts of one shape, got "
+                f"{sorted(shapes)}: give sources of one kind and length."
+            )
+        none = jax.tree.map(np.zeros_like, given.prompt)
+        most = max(map(len, taught))
+        lanes = []
+        for teachers in taught:
+            found = [
+                (jax.tree.map(np.asarray, teacher.prompt), weight)
+                for teacher, weight in teachers
+            ]
+            found += [(none, 0.0)] * (most - len(found))
+            if most == 1:
+                lanes.append(found[0][0])
+                continue
+            prompts = fleet.stack([prompt for prompt, _ in found], length=most)
+            weights = np.array([weight for _, weight in found], np.float32)
+            lanes.append(Mixture(prompts, weights))
+        return self.place(fleet.stack(lanes, length=self.padded), "data")
 
     def order(self, epoch: int) -> np.ndarray:
         """[S, N, B]: which examples each lane takes at each step."""

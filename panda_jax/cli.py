@@ -38,6 +38,8 @@ def _train(args: commands.Train) -> int:
     settings = {k: v for k, v in values.items() if k in fields}
     t5x_names.warn_of_pretraining(args.backbone, args.steps)
     paths = {k: v for k, v in values.items() if k not in fields}
+    if "," in (args.sources or ""):
+        paths["sources"] = list(_listed(paths["sources"]))
     backbone = settings.pop("backbone")
     partitioner = Partitioner.of_flags(
         **{name: paths.pop(name) for name in Partitioner.FLAGS}
@@ -79,27 +81,65 @@ def _evaluate(args: commands.Evaluate) -> int:
     return 0
 
 
+def _scoring(args: Any) -> dict[str, Any]:
+    """The arguments that `score` and `rank` take as they are."""
+    from panda_jax.sharding import Partitioner
+
+    values = dataclasses.asdict(args)
+    values["partitioner"] = Partitioner.of_flags(
+        values.pop("num_partitions"), values.pop("mesh_shape"), 1
+    )
+    return values
+
+
 def _score(args: commands.Score) -> int:
     from panda_jax.scoring import score
 
-    values = dataclasses.asdict(args)
+    values = _scoring(args)
     out_dir = values.pop("out_dir")
-    values["targets"] = args.targets or args.sources
-    values["metrics"] = tuple(name for name in args.metrics.split(",") if name)
-    scores = score(**values)
+    targets = values.pop("targets")
+    if targets is None:
+        targets = args.sources
+    elif not os.path.exists(targets) and os.sep not in targets:
+        targets = _listed(targets)
+    values["metrics"] = _listed(args.metrics)
+    scores = score(targets=targets, **values)
     for path in scores.write(out_dir):
         print(path)
     return 0
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _rank(args: commands.Rank) -> int:
     from panda_jax.scoring import rank
 
-    values = dataclasses.asdict(args)
-    for place, (name, value) in enumerate(
-        rank(values.pop("target"), **values), start=1
-    ):
+    ranked = rank(**_scoring(args))
+    for place, (name, value) in enumerate(ranked, start=1):
         print(f"{place:3d}  {value: .4f}  {name}")
+    return 0
+
+
+def _evaluate_ranking(args: commands.EvaluateRanking) -> int:
+    from panda_jax.experiments.ranking import evaluate_ranking
+
+    values = dataclasses.asdict(args)
+    out_dir, scatters = values.pop("out_dir"), values.pop("scatters")
+    values["metrics"] = args.metrics and _listed(args.metrics)
+    values["combine"] = _listed(args.combine)
+    try:
+        values["ks"] = tuple(int(k) for k in _listed(args.ks))
+    except ValueError:
+        raise UserError(
+            f"ks is {args.ks!r}, expected whole numbers, as 3,5."
+        ) from None
+    report = evaluate_ranking(**values)
+    print(report.table())
+    if out_dir is not None:
+        for path in report.write(out_dir, scatters=scatters):
+            print(path)
     return 0
 
 
@@ -250,6 +290,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "evaluate": (commands.Evaluate, _evaluate),
     "score": (commands.Score, _score),
     "rank": (commands.Rank, _rank),
+    "evaluate-ranking": (commands.EvaluateRanking, _evaluate_ranking),
     "import": (commands.Import, _import),
     "export": (commands.Export, _export),
     "tasks": (commands.Tasks, _tasks),
@@ -311,8 +352,9 @@ def _verb_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _gin_name(verb: str) -> str:
-    """`import` begins a statement of gin: that verb is `import_prompt`."""
-    return f"{verb}_prompt" if verb in ("import", "export") else verb
+    """A verb as gin can name it: `import` begins one of its statements."""
+    name = verb.replace("-", "_")
+    return f"{name}_prompt" if verb in ("import", "export") else name
 
 
 def _overview() -> str:
@@ -323,7 +365,7 @@ def _overview() -> str:
         "",
     ]
     for verb, (cls, _) in VERBS.items():
-        lines.append(f"  {verb:9s} {(cls.__doc__ or '').splitlines()[0]}")
+        lines.append(f"  {verb:16s} {(cls.__doc__ or '').splitlines()[0]}")
     lines += ["", "panda-jax VERB --help shows the flags of a verb."]
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from panda_jax.runs import Run, check_types
 # Read and written as files; TFDS alone knows buckets too.
 _PATHS = (
     "backbone",
+    "ceiling",
     "data_dir",
     "json",
     "markdown",
@@ -22,6 +23,7 @@ _PATHS = (
     "out_dir",
     "path",
     "prompt",
+    "scores",
     "source",
     "sources",
     "target",
@@ -29,6 +31,7 @@ _PATHS = (
     "targets",
     "teacher",
     "text_vocabulary",
+    "truth",
 )
 
 
@@ -50,6 +53,8 @@ class Train(Settings, Run):
 
     Attributes:
       source: pot and panda: folder of the source task's prompt (or run).
+      sources: several in place of one: a bank, or comma-separated folders; see
+        transfer_metric, top_k and fusion.
       teacher: panda: folder of the source's prompt tuned on the target; made
         first where absent.
       target_prompt: panda: folder of the target's own prompt, for the
@@ -69,6 +74,7 @@ class Train(Settings, Run):
     """
 
     source: str | None = None
+    sources: str | None = None
     teacher: str | None = None
     target_prompt: str | None = None
     similarity: float | None = None
@@ -165,10 +171,18 @@ class _Scoring(_Arguments):
       backbone: id or folder; by default the one the prompts name.
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
-      examples: training rows a task for metric panda.
+      examples: training rows a task; first_steps learns from as many and is
+        judged by as many.
       max_length: longest text in word pieces; None for each prompt's own.
-      readout: for panda: pooled, first or mean.
+      readout: pooled, first, mean, or layer_3 (the third layer's mean).
       contrast: for panda: subtract the output without the prompt.
+      on_layers: for on: 3:6 for the fourth to the sixth layer; None for all.
+      on_input: for on: empty (special tokens only) or examples.
+      on_binarised: for on: whether a neuron is active, or how much.
+      steps: of first_steps.
+      seed: of the start that gradient and first_steps begin at.
+      num_partitions: devices that hold a layer together, as in T5X.
+      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2).
     """
 
     sources: str
@@ -179,6 +193,13 @@ class _Scoring(_Arguments):
     max_length: int | None = None
     readout: str = "mean"
     contrast: bool = False
+    on_layers: str | None = None
+    on_input: str = "empty"
+    on_binarised: bool = True
+    steps: int = 30
+    seed: int = 0
+    num_partitions: int | None = None
+    mesh_shape: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,8 +207,12 @@ class Score(_Scoring):
     """Score every source for every target; higher = more transferable.
 
     Attributes:
-      targets: bank; by default the sources.
-      metrics: comma-separated: panda, e_avg, on.
+      targets: bank; by default the sources. For metrics of the targets' labels
+        comma-separated task ids will do.
+      metrics: comma-separated. Of two prompts: panda, on (run the backbone),
+        e_avg, e_pairs, e_concat, d_concat, d_avg (compare vectors). Of the
+        target's labelled training rows: logme, h_score, probe, gradient,
+        first_steps. Sums of ranks too, as e_avg+on+panda.
       out_dir: where scores.csv, matrices and heat maps go.
     """
 
@@ -202,14 +227,50 @@ class Rank(_Scoring):
 
     Attributes:
       target: folder of the target's own tuned prompt, or the name of a prompt
-        or task in the bank.
-      metric: panda, e_avg or on.
+        or task in the bank; for a metric of labels any task id.
+      metric: one of score's, or a sum of their ranks as e_avg+on+panda.
       k: how many; None for all.
     """
 
     target: str
-    metric: str = "panda"
+    metric: str = "e_avg+on+panda"
     k: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateRanking(_Arguments):
+    """Judge metrics by what the transfers did: which ranks sources best.
+
+    Attributes:
+      scores: score file, several with commas, or "published".
+      truth: file source,target,score (backbone and seed if it has); several
+        go with the score files in order; or "published".
+      metrics: comma-separated; None for all in the scores.
+      combine: combinations, comma-separated, such as e_avg+on+1.5*prior.
+      ceiling: other results of the same transfers, judged beside the metrics.
+      include_self: whether a source of the target's own name counts.
+      ks: comma-separated: how many NDCG and regret look at.
+      resamples: of the bootstrap; 0 for no intervals.
+      permutations: of the sources; 0 for no p.
+      confidence: of the intervals.
+      seed: of everything drawn.
+      out_dir: where tables go; None prints only.
+      scatters: with out_dir: also a scatter a metric and backbone.
+    """
+
+    scores: str
+    truth: str
+    metrics: str | None = None
+    combine: str = ""
+    ceiling: str | None = None
+    include_self: bool = True
+    ks: str = "3,5"
+    resamples: int = 2000
+    permutations: int = 10_000
+    confidence: float = 0.95
+    seed: int = 0
+    out_dir: str | None = None
+    scatters: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.files import write_text
 from panda_jax.loop import TrainResult
+from panda_jax.measures import DEFAULT
 from panda_jax.scores import Scores
-from panda_jax.scoring import DEFAULT_METRIC, score
+from panda_jax.scoring import score
 from panda_jax.tasks import specs
 from panda_jax.training import train
 
@@ -74,7 +75,7 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
         examples=args.target_examples,
     )
     table.write(out)
-    ranked = table.top(args.target, k=len(bank), metric=DEFAULT_METRIC)
+    ranked = table.top(args.target, k=len(bank), metric=DEFAULT)
     best, similarity = ranked[0]
     for seed in range(args.seeds):
         teacher = _target(

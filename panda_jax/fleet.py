@@ -17,7 +17,13 @@ import numpy as np
 from panda_jax import steps
 from panda_jax.models import decode
 from panda_jax.prompts import Prompt
-from panda_jax.steps import Hyper, StepSpec, Trainable, TrainState
+from panda_jax.steps import (
+    Hyper,
+    Mixture,
+    StepSpec,
+    Trainable,
+    TrainState,
+)
 from panda_jax.types import Array, ArrayLike, Batch, Params, PyTree
 
 
@@ -96,7 +102,7 @@ def run_steps(
     position: ArrayLike,
     frozen: Params,
     feed: Feed,
-    teachers: Prompt | None,
+    teachers: Prompt | Mixture | None,
     hypers: Hyper,
     *,
     spec: StepSpec,
@@ -130,7 +136,7 @@ def run_steps(
         states: TrainState,
         batch: Batch,
         taught: ArrayLike | None,
-        teacher: Prompt | None,
+        teacher: Prompt | Mixture | None,
         hyper: Hyper,
     ) -> tuple[TrainState, dict[str, Array]]:
         return steps.update(

@@ -4,16 +4,22 @@ import dataclasses
 import os
 from typing import Any
 
-from panda_jax import runs, scoring
+from panda_jax import runs, scoring, several
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError
 from panda_jax.evaluation import load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike
+from panda_jax.measures import METRICS
 from panda_jax.models.bert import BertConfig
 from panda_jax.runs import Run
 from panda_jax.sharding import Partitioner
-from panda_jax.store import StoredPrompt, content_hash, load_prompt
+from panda_jax.store import (
+    PromptBank,
+    StoredPrompt,
+    content_hash,
+    load_prompt,
+)
 
 PromptLike = StoredPrompt | PathLike
 
@@ -73,14 +79,73 @@ def as_path(value: PromptLike | None) -> str | None:
     return os.path.abspath(path)
 
 
+def as_paths(sources: Any) -> str | None:
+    """Where several sources lie, as a flag says it; None for those in memory.
+
+    A bank is its folder, several folders are joined by commas.
+    """
+    if isinstance(sources, PromptBank):
+        sources = sources.path
+    if isinstance(sources, list | tuple):
+        return ",".join(os.path.abspath(path) for path in sources)
+    one = isinstance(sources, str | os.PathLike)
+    return os.path.abspath(sources) if one else None
+
+
 def prompt(
     value: PromptLike | None, backbone: Backbone, role: str
 ) -> StoredPrompt | None:
     if value is None:
         return None
     stored = value if isinstance(value, StoredPrompt) else load_prompt(value)
-    scoring.check_prompt(backbone, f"{role} ({stored.info.task})", stored)
+    return checked(stored, backbone, f"{role} ({stored.info.task})")
+
+
+def checked(
+    stored: StoredPrompt, backbone: Backbone, name: str
+) -> StoredPrompt:
+    """The prompt, if it is one of the backbone's."""
+    scoring.check_prompt(backbone, name, stored)
     return stored
+
+
+def candidates(
+    run: Run,
+    backbone: Backbone,
+    sources: several.SourcesLike | None,
+    given: dict[str, StoredPrompt | None],
+) -> dict[str, StoredPrompt]:
+    """Several sources by name, of other tasks than the target.
+
+    Raises:
+      UserError: a single source or a teacher beside them, a method without
+        any use for them, or nothing to choose from.
+    """
+    if sources is None:
+        return {}
+    for role in ("source", "teacher"):
+        if given[role] is not None:
+            raise UserError(
+                f"sources and {role} were both given: give --sources alone, "
+                "or one --source."
+            )
+    if run.method not in ("pot", "panda"):
+        raise UserError(
+            f"Method {run.method!r} makes no use of sources. Leave out "
+            "--sources, or choose --method=panda or pot."
+        )
+    if run.fusion == "late" and run.method != "panda":
+        raise UserError(
+            "--fusion=late mixes the logits of teachers, which method "
+            f"{run.method!r} has none of: give --method=panda or "
+            "--fusion=early."
+        )
+    if not run.needs_source:
+        return {}  # The control takes none, given or not.
+    return {
+        name: checked(stored, backbone, f"source {name}")
+        for name, stored in several.as_sources(sources, task=run.task).items()
+    }
 
 
 def check_needs(
@@ -151,6 +216,8 @@ def check_readable(
     """Refuses, before a teacher is trained, prompts that no metric can read."""
     if not run.weighs_by_similarity or similarity is not None:
         return
+    if not METRICS[run.transfer_metric].reads_encoder:
+        return
     assert run.prompt_kind is not None
     scoring.check_readable(backbone, "The target's prompt", run.prompt_kind)
     if source is not None:
@@ -164,6 +231,7 @@ def describe(
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
     data: tuple[AnyExamples, AnyExamples],
+    candidates: dict[str, StoredPrompt],
 ) -> dict[str, Any]:
     """The content of `run.json`."""
     needs: dict[str, str | float | None] = {
@@ -171,6 +239,9 @@ def describe(
         for role, stored in given.items()
     }
     needs["similarity"] = similarity
+    for name, stored in candidates.items():
+        known = f"{stored.info.task}@{content_hash(stored.prompt)}"
+        needs[f"source {name}"] = known
     return {
         "run_id": runs.run_id(run, needs),
         "settings": dataclasses.asdict(run),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from panda_jax import runs
+from panda_jax import runs, several
 from panda_jax.backbone import Backbone
 from panda_jax.files import write_json
 from panda_jax.interop import hf
@@ -29,12 +29,30 @@ class Needs:
       teacher: of PANDA: the source's prompt tuned on the target.
       similarity: of source and target, where it was measured.
       kd_weight: factor on the distillation loss.
+      mixture: of late fusion: all teachers, each with its logits' weight;
+        `teacher` is the first.
+      choice: of several sources: how each scored, and what is kept.
     """
 
     source: StoredPrompt | None = None
     teacher: StoredPrompt | None = None
     similarity: float | None = None
     kd_weight: float = 0.0
+    mixture: tuple[tuple[StoredPrompt, float], ...] = ()
+    choice: dict[str, Any] | None = None
+
+    @property
+    def teachers(self) -> tuple[tuple[StoredPrompt, float], ...]:
+        """Each teacher with its weight."""
+        one = () if self.teacher is None else ((self.teacher, 1.0),)
+        return self.mixture or one
+
+    @property
+    def source_name(self) -> str | None:
+        """The source's task, or those of several."""
+        if self.mixture:
+            return "+".join(str(t.info.source) for t, _ in self.mixture)
+        return self.source.info.task if self.source else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +226,6 @@ class Lane:
                 model = self.folder / "model"
                 hf.save(model, tuned, backbone.config)
                 backbone.tokenizer.save(model)
-        source = self.needs.source
         names = specs.get(run.task).output_names
         info = PromptInfo(
             task=run.task,
@@ -217,7 +234,7 @@ class Lane:
             kind=prompt.kind,
             method=run.method,
             recipe=run.recipe if run.method == "panda" else None,
-            source=source.info.task if source else None,
+            source=self.needs.source_name,
             seed=run.seed,
             data_fingerprint=data_fingerprint,
             max_length=run.max_length,
@@ -253,17 +270,21 @@ class Lane:
         if prompt is None:  # a resumed run that did not improve any more
             assert self.folder is not None
             prompt = load_prompt(self.folder / "prompt")
-        source, teacher = self.needs.source, self.needs.teacher
+        teacher = self.needs.teacher
+        weighed = run.weighs_by_similarity or None
         result = {
             "run_id": self.run_id,
             "task": run.task,
             "backbone": run.backbone,
             "method": run.method,
             "recipe": run.recipe if run.method == "panda" else None,
-            "source": source.info.task if source else None,
+            "source": self.needs.source_name,
             "teacher": teacher.info.task if teacher else None,
             "similarity": self.needs.similarity,
+            "transfer_metric": weighed and run.transfer_metric,
+            "kd_transform": weighed and several.transform_of(run),
             "kd_weight": self.needs.kd_weight,
+            "choice": self.needs.choice,
             "seed": run.seed,
             "metric": self.metric,
             "best": {

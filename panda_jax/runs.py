@@ -22,6 +22,23 @@ RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
 SCHEDULES = ("linear", "constant", "exponential")
 OPTIMIZERS = ("adamw", "adafactor")
+TRANSFORMS = ("clip", "square", "shift", "sigmoid")
+FUSIONS = ("early", "late")
+# Of `measures.METRICS`, which loads JAX; a test holds them together.
+METRICS = (
+    "panda",
+    "e_avg",
+    "on",
+    "e_pairs",
+    "e_concat",
+    "d_concat",
+    "d_avg",
+    "logme",
+    "h_score",
+    "probe",
+    "gradient",
+    "first_steps",
+)
 INITIALISERS = ("normal", "vocabulary", "labels", "text")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -88,6 +105,14 @@ class Run:
       kd_lambda: strength of recipes `paper` and `ours`.
       kd_beta: strength of recipe `released`.
       kd_weight: sets the distillation weight itself; 0 is the control.
+      kd_transform: how the similarity becomes the weight's factor: `clip` to
+        [0, 1], `square` of that, `shift` (1 + s) / 2, or `sigmoid`; None for
+        clip, and sigmoid of a metric without bounds.
+      transfer_metric: that measures the similarity of source and target, and
+        chooses among several sources.
+      top_k: of several sources, how many; None for all.
+      fusion: of several sources: `early`, one prompt from their weighted mean,
+        or `late` (panda), a teacher each, their logits mixed.
       temperature: of recipe `ours`.
       remat: compute activations again in the backward pass rather than keep
         them: less memory, the same numbers.
@@ -125,6 +150,10 @@ class Run:
     kd_lambda: float = 1.0
     kd_beta: float = 0.1
     kd_weight: float | None = None
+    kd_transform: str | None = None
+    transfer_metric: str = "panda"
+    top_k: int | None = None
+    fusion: str = "early"
     temperature: float = 2.0
     remat: bool = False
     dtype: str | None = None
@@ -138,6 +167,9 @@ class Run:
             ("prompt_init", (*INITIALISERS, None)),
             ("optimizer", (*OPTIMIZERS, None)),
             ("schedule", (*SCHEDULES, None)),
+            ("kd_transform", (*TRANSFORMS, None)),
+            ("transfer_metric", METRICS),
+            ("fusion", FUSIONS),
         ):
             if getattr(self, name) not in known:
                 known = [value for value in known if value]
@@ -153,6 +185,7 @@ class Run:
             "train_examples",
             "eval_examples",
             "prompt_length",
+            "top_k",
         ):
             _check_range(self, name, 1, "of 1 or more")
         _check_range(self, "max_length", 3, "of 3 or more")

@@ -1,21 +1,16 @@
 """The scores of every source x target pair, as tables and heat maps."""
 
-import csv
 import dataclasses
-import io
 import math
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from panda_jax import csv_rows, pictures
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import PathLike, atomic_file, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from panda_jax.files import PathLike
 
 COLUMNS = ("source", "target", "metric", "score")
 
@@ -87,7 +82,7 @@ class Scores:
 
     def to_csv(self, path: PathLike) -> None:
         """Writes `source,target,metric,score`; floats read back exactly."""
-        _write_rows(path, [COLUMNS, *self.rows()])
+        csv_rows.write_rows(path, [COLUMNS, *self.rows()])
 
     @classmethod
     def from_csv(cls, path: PathLike) -> "Scores":
@@ -99,28 +94,24 @@ class Scores:
           UserError: the file is missing or a line is malformed or double; the
             message names file and line.
         """
-        cells: dict[tuple[str, str, str], float] = {}
-        for line, row in _read_rows(pathlib.Path(path)):
-            source, target, metric, text = row
-            try:
-                score = float(text)
-            except ValueError:
-                raise UserError(
-                    f"{path}:{line}: score is {text!r}, expected a number."
-                ) from None
-            if not (source and target and metric):
-                raise UserError(
-                    f"{path}:{line}: got {row}, expected names for source, "
-                    "target and metric."
-                )
-            if (source, target, metric) in cells:
-                raise UserError(
-                    f"{path}:{line}: a second {metric} score of {source} for "
-                    f"{target}; remove one."
-                )
-            cells[source, target, metric] = score
-        if not cells:
-            raise UserError(f"{path}: no scores, expected a line a pair.")
+        return cls._of_cells(_read_cells(path)[""])
+
+    @classmethod
+    def by_backbone(cls, path: PathLike) -> "dict[str, Scores]":
+        """Reads a file that may say in a column `backbone` what each is of.
+
+        Returns:
+          Backbone -> its scores, in the file's order; one named "" where the
+          file has no such column.
+
+        Raises:
+          UserError: as `from_csv`.
+        """
+        cells = _read_cells(path, optional=("backbone",))
+        return {name: cls._of_cells(part) for name, part in cells.items()}
+
+    @classmethod
+    def _of_cells(cls, cells: dict[tuple[str, str, str], float]) -> "Scores":
         sources, targets, metrics = (
             tuple(dict.fromkeys(names)) for names in zip(*cells, strict=True)
         )
@@ -142,7 +133,7 @@ class Scores:
             [source, *scores]
             for source, scores in zip(self.sources, matrix, strict=True)
         ]
-        _write_rows(path, [["source", *self.targets], *rows])
+        csv_rows.write_rows(path, [["source", *self.targets], *rows])
 
     def heatmap(
         self,
@@ -150,6 +141,7 @@ class Scores:
         metric: str | None = None,
         *,
         title: str | None = None,
+        data: bool = True,
     ) -> None:
         """Draws one metric, sources down and targets across, values printed.
 
@@ -159,28 +151,44 @@ class Scores:
           path: a `.png`, or another format that Matplotlib writes.
           metric: which; None for the first.
           title: above the picture; None for the metric's name.
+          data: whether the figures are written beside it (`x_data.csv`).
         """
-        # Matplotlib takes half a second to import; its pyplot keeps global
-        # state and wants a display, so figures are made without it.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         matrix = self._matrix(metric)
-        M, N = matrix.shape
-        longest = max(map(len, self.sources))
-        size = (1.8 + 0.09 * longest + 0.55 * N, 1.5 + 0.32 * M)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        _draw(axes, matrix)
-        axes.set_xticks(range(N), self.targets, rotation=45, ha="left")
-        axes.set_yticks(range(M), self.sources)
-        axes.set_xlabel("target")
-        axes.set_ylabel("source")
         name = title or metric or next(iter(self.values))
-        figure.suptitle(f"{name} (higher = more transferable)", fontsize=10)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+        pictures.heatmap(
+            path,
+            matrix,
+            rows=self.sources,
+            columns=self.targets,
+            title=f"{name} (higher = more transferable)",
+            data=data,
+        )
+
+    def clustermap(
+        self,
+        path: PathLike,
+        metric: str | None = None,
+        *,
+        title: str | None = None,
+    ) -> None:
+        """Draws one metric with like sources (and targets) side by side.
+
+        See `pictures.clustermap`, which also writes the matrix beside it.
+
+        Args:
+          path: a `.png`, or another format that Matplotlib writes.
+          metric: which; None for the first.
+          title: above the picture; None for the metric's name.
+        """
+        matrix = self._matrix(metric)
+        name = title or metric or next(iter(self.values))
+        pictures.clustermap(
+            path,
+            matrix,
+            rows=self.sources,
+            columns=self.targets,
+            title=f"{name} (higher = more transferable)",
+        )
 
     def write(self, out_dir: PathLike) -> list[pathlib.Path]:
         """Writes scores.csv, and a matrix and a heat map for each metric.
@@ -192,11 +200,11 @@ class Scores:
         folder = pathlib.Path(out_dir)
         paths = [folder / "scores.csv"]
         self.to_csv(paths[0])
-        for metric, name in _file_names(self.values).items():
+        for metric, name in file_names(self.values).items():
             matrix = folder / f"matrix_{name}.csv"
             heatmap = folder / f"heatmap_{name}.png"
             self.matrix_csv(matrix, metric)
-            self.heatmap(heatmap, metric)
+            self.heatmap(heatmap, metric, data=False)
             paths += [matrix, heatmap]
         return paths
 
@@ -207,34 +215,7 @@ class Scores:
         return self.values[metric]
 
 
-def _draw(axes: "Axes", matrix: np.ndarray) -> None:
-    """The coloured cells and the numbers in them."""
-    from matplotlib import colormaps
-
-    finite = matrix[np.isfinite(matrix)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    # cividis reads the same with and without colour blindness.
-    colours = colormaps["cividis"].with_extremes(bad="0.8")
-    shown = np.ma.masked_invalid(matrix)
-    image = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.figure.colorbar(image, ax=axes)
-    middle = (low + high) / 2
-    digits = 2 if high - low >= 0.1 else 3
-    for (m, n), score in np.ndenumerate(matrix):
-        dark = math.isfinite(score) and score < middle
-        axes.text(
-            n,
-            m,
-            "–" if math.isnan(score) else f"{score:z.{digits}f}",
-            color="white" if dark else "black",
-            ha="center",
-            va="center",
-            fontsize=8,
-        )
-
-
-def _file_names(metrics: dict[str, np.ndarray]) -> dict[str, str]:
+def file_names(metrics: Iterable[str]) -> dict[str, str]:
     """A file name part for each metric, safe and distinct."""
     names: dict[str, str] = {}
     for metric in metrics:
@@ -246,37 +227,28 @@ def _file_names(metrics: dict[str, np.ndarray]) -> dict[str, str]:
     return names
 
 
-def _write_rows(path: PathLike, rows: list) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields each line's number and its four cells, in `COLUMNS`' order."""
-    try:
-        # Spreadsheets put a byte-order mark before the first column's name.
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The score file {str(path)!r} cannot be read: {error}."
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
+def _read_cells(
+    path: PathLike, optional: tuple[str, ...] = ()
+) -> dict[str, dict[tuple[str, str, str], float]]:
+    """Backbone ("" without one) -> (source, target, metric) -> score."""
+    found: dict[str, dict[tuple[str, str, str], float]] = {}
+    for line, row in csv_rows.read_rows(
+        path, COLUMNS, optional=optional, what="score file"
+    ):
+        score = csv_rows.number(path, line, "score", row.pop("score"))
+        if not all(row.values()):
             raise UserError(
-                f"{path}:1: got the columns {header}, expected "
-                f"{','.join(COLUMNS)}."
+                f"{path}:{line}: got {list(row.values())}, expected names for "
+                f"{', '.join(row)}."
             )
-        wanted = [header.index(name) for name in COLUMNS]
-        for row in reader:
-            if len(row) != len(header):
-                raise UserError(
-                    f"{path}:{reader.line_num}: got {len(row)} cells, "
-                    f"expected {len(header)}."
-                )
-            yield reader.line_num, [row[i].strip() for i in wanted]
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}.") from None
+        cells = found.setdefault(row.get("backbone", ""), {})
+        source, target, metric = (row[name] for name in COLUMNS[:3])
+        if (source, target, metric) in cells:
+            raise UserError(
+                f"{path}:{line}: a second {metric} score of {source} for "
+                f"{target}; remove one."
+            )
+        cells[source, target, metric] = score
+    if not found:
+        raise UserError(f"{path}: no scores, expected a line a pair.")
+    return found

@@ -6,6 +6,7 @@ arguments (start, teacher logits, KD weight), so they share one compilation.
 
 import dataclasses
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 
 from panda_jax import losses, optim
-from panda_jax.models import Config, bert, t5
+from panda_jax.models import Config, bert, layers, t5
 from panda_jax.models.bert import BertConfig
 from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt
@@ -56,6 +57,18 @@ class TrainState(NamedTuple):
     trainable: Trainable
     opt_state: optax.OptState
     stopped: Array
+
+
+class Mixture(NamedTuple):
+    """Several online teachers of one lane, whose logits are mixed.
+
+    Attributes:
+      prompts: [K, ...].
+      weights: [K], 0 past a lane's last.
+    """
+
+    prompts: Prompt
+    weights: ArrayLike
 
 
 class Hyper(NamedTuple):
@@ -138,7 +151,7 @@ def loss_and_metrics(
     frozen: Params,
     batch: Batch,
     teacher_logits: ArrayLike | None,
-    teacher: Prompt | None,
+    teacher: Prompt | Mixture | None,
     hyper: Hyper,
     key: Array,
     *,
@@ -192,12 +205,25 @@ def loss_and_metrics(
         return losses.scored(logits, labels, tokens, kind=spec.kind)
 
     student = run(params, trainable.prompt, student_key)
-    if teacher is not None:
-        taught = run(
-            frozen,
-            jax.lax.stop_gradient(teacher),
-            teacher_key if spec.teacher_dropout else None,
+    taught_key = teacher_key if spec.teacher_dropout else None
+    if isinstance(teacher, Mixture):
+        stopped = jax.lax.stop_gradient(teacher)
+        each = [
+            run(
+                frozen,
+                jax.tree.map(operator.itemgetter(k), stopped.prompts),
+                taught_key,
+            )
+            for k in range(len(stopped.weights))
+        ]
+        mixed = jnp.tensordot(
+            jnp.asarray(stopped.weights),
+            jnp.stack([one.logits for one in each]),
+            axes=1,
         )
+        taught = each[0]._replace(logits=mixed)
+    elif teacher is not None:
+        taught = run(frozen, jax.lax.stop_gradient(teacher), taught_key)
     elif teacher_logits is not None:
         cached = jnp.asarray(teacher_logits)
         taught = losses.scored(cached, labels, tokens, kind=spec.kind)
@@ -229,7 +255,7 @@ def update(
     frozen: Params,
     batch: Batch,
     teacher_logits: ArrayLike | None,
-    teacher: Prompt | None,
+    teacher: Prompt | Mixture | None,
     hyper: Hyper,
     *,
     spec: StepSpec,
@@ -294,7 +320,7 @@ def _gradient(
     frozen: Params,
     batch: Batch,
     teacher_logits: ArrayLike | None,
-    teacher: Prompt | None,
+    teacher: Prompt | Mixture | None,
     hyper: Hyper,
     key: Array,
     *,
@@ -365,39 +391,44 @@ def predict_step(
     return jnp.where(finite, logits.argmax(-1), -1)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def probe_step(
+def probe(
     params: Params,
     tokens: ArrayLike,
     segments: ArrayLike,
     vectors: ArrayLike,
-    probe: ScalarLike,
     *,
     config: Config,
 ) -> dict[str, Array]:
-    """Activations without dropout, in fp32, for the similarity metrics.
+    """Activations without dropout, in fp32, for the transferability metrics.
+
+    Args:
+      params: the backbone.
+      tokens: [B, T] ids, 0 where padded.
+      segments: [B, T]; T5 reads none.
+      vectors: a prompt's.
+      config: sizes of the backbone.
 
     Returns:
       pooled [B, D] (BERT alone); first [B, D], the last layer at the first
       text position; mean [B, D], the last layer averaged over the text's real
-      tokens; neurons [L, B, F] at position `probe`.
+      tokens; hidden [B, T, D], the last layer; layers [L, B, D], every
+      layer's mean; neurons [L, B, F] at the first text position, or under a
+      shallow prompt, which stands before it, likewise.
     """
     prompt = Prompt(vectors, {})
+    shallow = 0 if prompt.kind == "deep" else prompt.length
     if isinstance(config, T5Config):
-        _, _, aux = t5.encode(params, config, tokens, prompt, probe=probe)
+        _, _, aux = t5.encode(params, config, tokens, prompt, probe=shallow)
     else:
         _, aux = bert.apply(
-            params, config, tokens, segments, prompt, probe=probe
+            params, config, tokens, segments, prompt, probe=shallow
         )
-    hidden = jnp.asarray(aux["hidden"], jnp.float32)
-    hidden = hidden[:, hidden.shape[1] - tokens.shape[1] :]
-    real = (jnp.asarray(tokens) != 0)[..., None]
-    mean = (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
-    pooled = {}
-    if "pooled" in aux:
-        pooled["pooled"] = jnp.asarray(aux["pooled"], jnp.float32)
-    return pooled | {
+    tokens = jnp.asarray(tokens)
+    found = {name: jnp.asarray(x, jnp.float32) for name, x in aux.items()}
+    hidden = found["hidden"][:, shallow:]
+    weights = layers.mean_weights(tokens, tokens.shape[1])
+    return found | {
+        "hidden": hidden,
         "first": hidden[:, 0],
-        "mean": mean,
-        "neurons": jnp.asarray(aux["neurons"], jnp.float32),
+        "mean": layers.weighted_mean(hidden, weights),
     }

@@ -256,7 +256,7 @@ class PromptBank:
     """
 
     def __init__(self, path: PathLike):
-        path = pathlib.Path(path)
+        path = self.path = pathlib.Path(path)
         if not path.is_dir():
             raise UserError(f"The prompt bank {str(path)!r} does not exist.")
         found = {p.name: _prompt_folder(p) for p in sorted(path.iterdir())}
@@ -281,6 +281,7 @@ class PromptBank:
     def of(cls, prompts: Mapping[str, StoredPrompt]) -> "PromptBank":
         """A bank in memory."""
         bank = cls.__new__(cls)
+        bank.path = None
         bank._paths = {}
         bank._loaded = {name: prompts[name] for name in sorted(prompts)}
         return bank
@@ -294,6 +295,10 @@ class PromptBank:
         if name not in self._loaded:
             self._loaded[name] = load_prompt(self._paths[name])
         return self._loaded[name]
+
+    def read(self, name: str) -> StoredPrompt:
+        """A prompt by its folder's name, read anew and not kept here."""
+        return self._loaded.get(name) or load_prompt(self._paths[name])
 
     def items(self) -> Iterator[tuple[str, StoredPrompt]]:
         """Name and prompt, sorted by name."""

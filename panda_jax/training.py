@@ -2,20 +2,22 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from panda_jax import givens, losses, runs, scoring
+from panda_jax import givens, losses, runs, scoring, several
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples
-from panda_jax.files import PathLike, write_json, write_text
+from panda_jax.files import PathLike, read_json, write_json, write_text
 from panda_jax.lane import Lane, Needs, TrainResult
 from panda_jax.loop import Fleet
+from panda_jax.measures import METRICS
 from panda_jax.runs import Run
+from panda_jax.scorer import EXAMPLES
 from panda_jax.sharding import Partitioner
 from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
@@ -25,6 +27,7 @@ def train(
     backbone: Backbone | str = "minilm-l6",
     *,
     source: givens.PromptLike | None = None,
+    sources: several.SourcesLike | None = None,
     teacher: givens.PromptLike | None = None,
     target_prompt: givens.PromptLike | None = None,
     similarity: float | None = None,
@@ -44,6 +47,9 @@ def train(
       backbone: loaded, or an id (see `load_backbone`).
       source: for `pot` and `panda`: a prompt tuned on the source task, or the
         folder of one (or of its run).
+      sources: several in place of one: a bank, or folders. `transfer_metric`
+        measures each, `top_k` of them are kept and by `fusion` made one
+        prompt or one teacher each, weighed by their similarity.
       teacher: for `panda`: the source's prompt tuned on the target. Without
         it, that run is made first, in `model_dir/teacher`.
       target_prompt: for `panda` with recipe `paper` or `ours`: the target's
@@ -73,7 +79,9 @@ def train(
         "teacher": teacher,
         "target_prompt": target_prompt,
     }
-    begun = _begin(run, backbone, prompts, similarity, where, folder)
+    begun = _begin(
+        run, backbone, prompts, similarity, where, folder, sources=sources
+    )
     if isinstance(begun, TrainResult):
         return begun
     lane, data = begun
@@ -178,6 +186,8 @@ def _begin(
     similarity: float | None,
     where: givens.Where,
     folder: pathlib.Path | None,
+    *,
+    sources: several.SourcesLike | None = None,
 ) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
     """A run that is ready to train, with its data; or the result it has.
 
@@ -196,14 +206,18 @@ def _begin(
         role: givens.prompt(value, backbone, role.replace("_", " "))
         for role, value in prompts.items()
     }
-    if given["source"] is not None and run.needs_source:
-        shape = given["source"].prompt
+    candidates = givens.candidates(run, backbone, sources, given)
+    first = given["source"] or next(iter(candidates.values()), None)
+    if first is not None and run.needs_source:
+        shape = first.prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
-    givens.check_needs(run, given, similarity)
-    givens.check_readable(run, given["source"], similarity, backbone)
+    givens.check_needs(run, {**given, "source": first}, similarity)
+    givens.check_readable(run, first, similarity, backbone)
     data = givens.load(run, backbone, where)
-    description = givens.describe(run, backbone, given, similarity, data)
+    description = givens.describe(
+        run, backbone, given, similarity, data, candidates
+    )
     main = jax.process_index() == 0
     if folder is not None:
         runs.check_same_run(folder, description)
@@ -215,13 +229,29 @@ def _begin(
         if main:
             paths = {
                 **{r: givens.as_path(value) for r, value in prompts.items()},
+                "sources": givens.as_paths(sources),
                 "data_dir": givens.as_path(where.data_dir),
                 "tfds_data_dir": givens.as_path(where.tfds_data_dir),
                 "similarity": similarity,
             }
             write_json(folder / "run.json", description)
             write_text(folder / "config.gin", runs.as_gin(run, paths))
+    choice = None
+    if candidates:
+        choice = _chosen(run, backbone, candidates, given, where, folder)
+        given, similarity = _of_choice(
+            run, choice, candidates, given, similarity
+        )
     needs = _fill_needs(run, backbone, given, similarity, where, folder)
+    if choice is not None:
+        needs = dataclasses.replace(needs, choice=choice)
+        if run.fusion == "late":
+            mixture = _teachers(
+                run, backbone, choice, candidates, where, folder
+            )
+            needs = dataclasses.replace(
+                needs, teacher=mixture[0][0], mixture=mixture
+            )
     lane = Lane(run, description["run_id"], needs, folder, writes=main)
     return lane, data
 
@@ -260,23 +290,147 @@ def _fill_needs(
                     "similarity of source and target: give --source=DIR, or "
                     "--similarity=NUMBER, or --kd_weight=NUMBER."
                 )
-            own = given["target_prompt"] or _nested(
+            (similarity,) = _similarities(
+                run,
+                backbone,
+                {source.info.task: source},
+                given["target_prompt"],
+                where,
+                folder,
+            ).values()
+        transform = several.transform_of(run)
+        weight = run.kd_lambda * several.factor(similarity, transform)
+        if weight == 0:
+            warnings.warn(
+                f"The distillation's weight is 0: {run.transfer_metric} is "
+                f"{similarity:.4g}, of which {transform!r} makes 0. Give "
+                "another --kd_transform, or leave the source out.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return Needs(source, teacher, similarity, float(weight))
+
+
+def _similarities(
+    run: Run,
+    backbone: Backbone,
+    sources: dict[str, StoredPrompt],
+    own: StoredPrompt | None,
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> dict[str, float]:
+    """Each source's score for the target by the run's metric.
+
+    The target's own prompt is trained where the metric compares with it and
+    none is given.
+    """
+    targets: Any = [run.task]
+    # The run's own rows and no more labels.
+    budget = run.train_examples or EXAMPLES
+    if run.transfer_metric == "first_steps":
+        budget = max(1, budget // 2)
+    if METRICS[run.transfer_metric].needs_target_prompt:
+        own = own or _nested(
+            run,
+            backbone,
+            where,
+            folder and folder / "target_prompt",
+            method="prompt",
+        )
+        targets = {run.task: own}
+    scores = scoring.score(
+        sources=sources,
+        targets=targets,
+        metrics=(run.transfer_metric,),
+        backbone=backbone,
+        data_dir=where.data_dir,
+        tfds_data_dir=where.tfds_data_dir,
+        max_length=run.max_length,
+        examples=min(EXAMPLES, budget),
+        partitioner=where.partitioner,
+    )
+    column = scores.values[run.transfer_metric][:, 0]
+    return dict(zip(scores.sources, column.tolist(), strict=True))
+
+
+def _chosen(
+    run: Run,
+    backbone: Backbone,
+    candidates: dict[str, StoredPrompt],
+    given: dict[str, StoredPrompt | None],
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> dict[str, Any]:
+    """Every candidate's score, and the shares of those that are kept.
+
+    Measured once: a run that goes on, perhaps on other devices, takes what it
+    chose before.
+    """
+    path = folder and folder / "choice.json"
+    if path is not None and path.exists():
+        return read_json(path)
+    scores = _similarities(
+        run, backbone, candidates, given["target_prompt"], where, folder
+    )
+    best = several.top(scores, run.top_k)
+    shares = several.shares(best, several.transform_of(run))
+    choice = {
+        "transfer_metric": run.transfer_metric,
+        "fusion": run.fusion,
+        "scores": scores,
+        "shares": dict(zip(best, shares.tolist(), strict=True)),
+    }
+    if path is not None and jax.process_index() == 0:
+        write_json(path, choice)
+    return choice
+
+
+def _of_choice(
+    run: Run,
+    choice: dict[str, Any],
+    candidates: dict[str, StoredPrompt],
+    given: dict[str, StoredPrompt | None],
+    similarity: float | None,
+) -> tuple[dict[str, StoredPrompt | None], float | None]:
+    """The one source that those chosen make, and its similarity."""
+    shares = choice["shares"]
+    if similarity is None and run.method == "panda":
+        scores = choice["scores"]
+        similarity = sum(share * scores[n] for n, share in shares.items())
+    if run.fusion == "late":
+        return given, similarity
+    kept = [candidates[name] for name in shares]
+    source = kept[0]
+    if len(kept) > 1:
+        source = several.fused(kept, list(shares.values()))
+    return {**given, "source": source}, similarity
+
+
+def _teachers(
+    run: Run,
+    backbone: Backbone,
+    choice: dict[str, Any],
+    candidates: dict[str, StoredPrompt],
+    where: givens.Where,
+    folder: pathlib.Path | None,
+) -> tuple[tuple[StoredPrompt, float], ...]:
+    """Late fusion: each chosen source's prompt tuned on the target."""
+    return tuple(
+        (
+            _nested(
                 run,
                 backbone,
                 where,
-                folder and folder / "target_prompt",
-                method="prompt",
-            )
-            similarity = scoring.pair_similarity(
-                backbone,
-                source,
-                own,
-                data_dir=where.data_dir,
-                tfds_data_dir=where.tfds_data_dir,
-                max_length=run.max_length,
-            )
-        weight = run.kd_lambda * float(np.clip(similarity, 0.0, 1.0))
-    return Needs(source, teacher, similarity, float(weight))
+                folder and folder / f"teacher_{name}",
+                method="pot",
+                source=candidates[name],
+                prompt_kind=candidates[name].prompt.kind,
+                prompt_length=candidates[name].prompt.length,
+            ),
+            share,
+        )
+        for name, share in choice["shares"].items()
+    )
 
 
 def _nested(
@@ -293,7 +447,8 @@ def _nested(
         field.name: field.default
         for field in dataclasses.fields(Run)
         if field.name.startswith("kd_")
-        or field.name in ("recipe", "temperature")
+        or field.name
+        in ("recipe", "temperature", "transfer_metric", "top_k", "fusion")
     }
     settings = {**dataclasses.asdict(run), **defaults, **changes}
     del settings["backbone"]

@@ -85,7 +85,7 @@ def test_csv_of_others(tmp_path):
         ("source,target,metric,score\n", "no scores"),
         ("source,target,metric,score\na,b,on,x\n", r"s\.csv:2: score is 'x'"),
         ("source,target,metric,score\na,b,on\n", r"s\.csv:2: got 3 cells"),
-        ("source,target,metric,score\n\n", r"s\.csv:2: got 0 cells"),
+        ("source,target,metric,score\n\n", "no scores"),
         ("source,target,metric,score\na,,on,1\n", r"s\.csv:2: .*names for"),
         (
             "source,target,metric,score\na,b,on,1\na,b,on,2\n",
@@ -98,6 +98,23 @@ def test_malformed_csv_names_file_and_line(tmp_path, text, message):
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(errors.UserError, match=message):
         scores.Scores.from_csv(tmp_path / "s.csv")
+
+
+def test_csv_of_several_backbones(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text(
+        "source,target,metric,score,backbone\n"
+        "a,t,on,1,small\nb,t,on,2,small\na,t,on,3,large\n"
+    )
+    found = scores.Scores.by_backbone(path)
+    assert list(found) == ["small", "large"]
+    assert found["small"].values["on"].tolist() == [[1.0], [2.0]]
+    assert found["large"].sources == ("a",)
+    path.write_text("source,target,metric,score,backbone\na,t,on,1,\n")
+    with pytest.raises(errors.UserError, match=r"s\.csv:2: .*backbone"):
+        scores.Scores.by_backbone(path)
+    path.write_text("source,target,metric,score\na,t,on,1\n")
+    assert list(scores.Scores.by_backbone(path)) == [""]
 
 
 def test_unreadable_csv(tmp_path):
@@ -150,6 +167,23 @@ def test_heatmap_of_nothing_but_missing_scores(tmp_path):
         tmp_path / "h.png"
     )
     assert (tmp_path / "h.png").stat().st_size > 1000
+
+
+def test_heatmap_leaves_the_scores_beside_it(tmp_path, small):
+    small.to_csv(tmp_path / "scores.csv")
+    before = (tmp_path / "scores.csv").read_text()
+    small.heatmap(tmp_path / "scores.png")
+    assert (tmp_path / "scores.csv").read_text() == before
+
+
+def test_clustermap(tmp_path, small):
+    small.clustermap(tmp_path / "c.png", "flip", title="flipped")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "c_data.csv").read_text().splitlines()
+    assert lines[0] == "source,a,b"
+    assert "c,nan,-0.9" in lines
+    with pytest.raises(errors.UserError, match="Did you mean 'on'"):
+        small.clustermap(tmp_path / "c.png", "onn")
 
 
 def test_write(tmp_path):

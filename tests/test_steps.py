@@ -192,16 +192,20 @@ def test_student_equal_to_teacher_has_no_kd(tiny):
 def test_probe_reads_text_positions_under_both_kinds(tiny):
     batch = make_batch()
     for kind in ("deep", "shallow"):
-        found = steps.probe_step(
+        found = steps.probe(
             tiny.params,
             batch.tokens,
             batch.segments,
             make_prompt(tiny, 0, kind).vectors,
-            0,
             config=tiny.config,
         )
         c = tiny.config
         assert found["mean"].shape == (8, c.width)
+        assert found["hidden"].shape == (*batch.tokens.shape, c.width)
+        # The mean of the last layer's output, computed inside the scan.
+        np.testing.assert_allclose(
+            found["layers"][-1], found["mean"], atol=1e-6
+        )
         assert found["neurons"].shape == (c.layers, 8, c.ffn)
         assert jnp.isfinite(found["first"]).all()
 

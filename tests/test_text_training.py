@@ -124,7 +124,7 @@ def test_text_prompts_are_scored_and_ranked(small):
         for task in small_t5.TASKS
     }
     scores = pj.score(sources=bank, targets=bank, backbone=small)
-    for metric in scoring.METRICS:
+    for metric in scoring.DEFAULT_METRICS:
         values = scores.values[metric]
         assert np.diag(values) == pytest.approx(1, abs=1e-5), metric
         assert np.all(np.abs(values) <= 1 + 1e-5)
@@ -137,6 +137,29 @@ def test_text_prompts_are_scored_and_ranked(small):
         contrast=True,
     )
     assert not np.allclose(contrast.values["panda"], scores.values["panda"])
+
+
+def test_labels_of_a_text_task_are_its_answers(small):
+    """The encoder's features by class; the text's own loss and gradient."""
+    bank = {
+        task: pj.train(small, task=task, **SMALL).prompt
+        for task in small_t5.TASKS
+    }
+    scores = pj.score(
+        sources=bank,
+        targets=["toy_review", "toy_topic"],
+        metrics=("logme", "h_score", "probe", "gradient", "first_steps"),
+        backbone=small,
+        max_length=small_t5.LENGTH,
+        examples=24,
+        steps=3,
+    )
+    for metric, values in scores.values.items():
+        assert np.isfinite(values).all(), metric
+        assert len(np.unique(values)) > 1, metric
+    assert (np.abs(scores.values["gradient"]) <= 1).all()
+    assert (scores.values["first_steps"] < 0).all()
+    assert (scores.values["probe"] <= 1).all()
 
 
 def test_a_deep_text_prompt_trains_and_says_which_metrics_fit(small, tmp_path):

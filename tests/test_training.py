@@ -155,6 +155,8 @@ def test_panda_makes_its_teacher_and_measures_its_weight(panda, source):
         targets={"t": own},
         metrics=("panda",),
         max_length=SMALL["max_length"],
+        # A run reads no more rows than it trains on.
+        examples=SMALL["train_examples"],
     )
     assert result["similarity"] == pytest.approx(
         float(scores.values["panda"][0, 0]), abs=1e-6

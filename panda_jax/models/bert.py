@@ -61,18 +61,20 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, prefix: Array, bias: Array, probe: Array
-    ) -> tuple[Array, Array]:
+        self, x: Array, prefix: Array, bias: Array, text: Array, probe: Array
+    ) -> tuple[Array, tuple[Array, Array]]:
         """Applies the layer.
 
         Args:
           x: [B, T, D] input.
           prefix: [2, P, H, K] this layer's key and value prompt; P may be 0.
           bias: [B, 1, 1, P + T] attention bias.
+          text: [B, T] as `layers.mean_weights` makes it.
           probe: scalar, the position whose neurons are returned.
 
         Returns:
-          [B, T, D] output, and [B, F] feed-forward activations at `probe`.
+          [B, T, D] output; [B, F] feed-forward activations at `probe`, and
+          [B, D] the output averaged over the text.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -112,7 +114,8 @@ class Layer(nn.Module):
         x = layers.LayerNorm(c.epsilon, dtype, name="mlp_norm")(
             x + layers.dropout(self.key(3), c.dropout, y)
         )
-        return x, jnp.take(hidden, probe, axis=1)
+        mean = layers.weighted_mean(x, text)
+        return x, (jnp.take(hidden, probe, axis=1), mean)
 
 
 class Encoder(nn.Module):
@@ -165,22 +168,28 @@ class Encoder(nn.Module):
             prefixes = vectors
         else:
             prefixes = jnp.zeros((c.layers, 2, 0, c.heads, c.head_dim))
-        # One prefix a layer; the bias and the probe are every layer's.
+        # One prefix a layer; what else they are given is the same for all.
         stack = layers.scanned(
             Layer,
             length=c.layers,
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             remat=c.remat,
         )
-        x, neurons = stack(c, self.train, name="layers")(
-            x, prefixes, bias, probe
+        text = layers.mean_weights(tokens, x.shape[1])
+        x, (neurons, means) = stack(c, self.train, name="layers")(
+            x, prefixes, bias, text, probe
         )
         pooled = jnp.tanh(
             layers.Dense(c.width, ("embed", "pooled"), dtype, name="pooler")(
                 x[:, 0]
             )
         )
-        return {"hidden": x, "pooled": pooled, "neurons": neurons}
+        return {
+            "hidden": x,
+            "pooled": pooled,
+            "neurons": neurons,
+            "layers": means,
+        }
 
 
 def apply(
@@ -214,7 +223,8 @@ def apply(
     Returns:
       logits [B, C], or [B, T, C] per token, fp32 (C = 0 for a prompt without
       head), and the activations: hidden [B, T, D] ([B, P + T, D] when
-      shallow), pooled [B, D], neurons [L, B, F] at position `probe`.
+      shallow), pooled [B, D], neurons [L, B, F] at position `probe`, and
+      layers [L, B, D] fp32, each layer's output averaged over the text.
     """
     total = tokens.shape[1] + prompt.length
     if total > config.positions:

@@ -47,6 +47,24 @@ def scanned(
     )
 
 
+def mean_weights(tokens: Array, length: int) -> Array:
+    """What averages over the text's real tokens: [B, length] fp32.
+
+    Args:
+      tokens: [B, T] ids, 0 where padded.
+      length: of the sequence that ends with them; what stands before them (a
+        shallow prompt) weighs nothing.
+    """
+    real = (tokens != 0).astype(jnp.float32)
+    real = real / jnp.maximum(real.sum(-1, keepdims=True), 1)
+    return jnp.pad(real, ((0, 0), (length - tokens.shape[1], 0)))
+
+
+def weighted_mean(x: Array, weights: Array) -> Array:
+    """[B, T, D] by [B, T] -> [B, D], in fp32."""
+    return jnp.einsum("btd,bt->bd", x.astype(jnp.float32), weights)
+
+
 def dropout(
     key: Array | None, rate: float, x: Array, *, shared: int | None = None
 ) -> Array:

@@ -79,8 +79,9 @@ def encode(
 
     Returns:
       hidden [B, P + T, D]; mask [B, P + T] bool, true where real; and the
-      activations: hidden once more, and neurons [L, B, F], the feed-forward
-      activations at `probe` (the product, where gated).
+      activations: hidden once more, neurons [L, B, F], the feed-forward
+      activations at `probe` (the product, where gated), and layers [L, B, D],
+      each layer's output averaged over the inputs, before the last norm.
 
     Raises:
       UserError: the prompt is for a backbone of other sizes.
@@ -95,8 +96,9 @@ def encode(
         rngs={"dropout": key} if train else None,
         method="encode",
     )
-    hidden, mask, neurons = output
-    return hidden, mask, {"hidden": hidden, "neurons": neurons}
+    hidden, mask, (neurons, means) = output
+    aux = {"hidden": hidden, "neurons": neurons, "layers": means}
+    return hidden, mask, aux
 
 
 def decode_logits(

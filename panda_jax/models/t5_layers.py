@@ -170,18 +170,25 @@ class EncoderLayer(Block):
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array, positions: Array, probe: Array
-    ) -> tuple[Array, Array]:
+        self,
+        x: Array,
+        bias: Array,
+        positions: Array,
+        text: Array,
+        probe: Array,
+    ) -> tuple[Array, tuple[Array, Array]]:
         """Applies the layer.
 
         Args:
           x: [B, T, D].
           bias: [B, 1, 1, T], padding.
           positions: [1, H, T, T].
+          text: [B, T] as `layers.mean_weights` makes it.
           probe: scalar, the position whose neurons are returned.
 
         Returns:
-          [B, T, D], and [B, F] feed-forward activations at `probe`.
+          [B, T, D]; [B, F] feed-forward activations at `probe`, and [B, D] the
+          output averaged over the text.
         """
         c = self.config
         y = self.norm("pre_attention_layer_norm")(x)
@@ -190,7 +197,9 @@ class EncoderLayer(Block):
         x = x + self.drop(attention(y, key, value, bias, positions))
         y = self.norm("pre_mlp_layer_norm")(x)
         y, hidden = Mlp(c, self.train, name="mlp")(y)
-        return x + self.drop(y), jnp.take(hidden, probe, axis=1)
+        x = x + self.drop(y)
+        mean = layers.weighted_mean(x, text)
+        return x, (jnp.take(hidden, probe, axis=1), mean)
 
 
 class DecoderLayer(Block):

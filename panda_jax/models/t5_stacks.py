@@ -82,9 +82,10 @@ class Encoder(Block):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, probe: Array
-    ) -> tuple[Array, Array]:
-        """[B, T, D] -> the same, and neurons [L, B, F] at `probe`."""
+        self, x: Array, mask: Array, text: Array, probe: Array
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """[B, T, D] -> the same; neurons [L, B, F] at `probe`, and the means
+        [L, B, D] that `text` [B, T] weighs, before the last norm."""
         c = self.config
         positions = RelativeBias(
             c.heads, c.buckets, c.max_distance, True, name="relpos_bias"
@@ -92,16 +93,16 @@ class Encoder(Block):
         stack = layers.scanned(
             EncoderLayer,
             length=c.layers,
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast,) * 4,
             remat=c.remat,
         )
-        x, neurons = stack(c, self.train, name="layers")(
-            self.drop(x), padding_bias(mask), positions, probe
+        x, probed = stack(c, self.train, name="layers")(
+            self.drop(x), padding_bias(mask), positions, text, probe
         )
         x = self.norm("encoder_norm")(x)
         # The one draw that T5X makes for each position by itself.
         x = layers.dropout(self.dropout_key(), c.dropout, x)
-        return x, neurons
+        return x, probed
 
 
 class Decoder(Block):
@@ -171,8 +172,9 @@ class T5(nn.Module):
 
     def encode(
         self, inputs: Array, vectors: Array, probe: Array
-    ) -> tuple[Array, Array, Array]:
-        """Hidden states, mask and neurons; `vectors` [P, D] come first."""
+    ) -> tuple[Array, Array, tuple[Array, Array]]:
+        """Hidden states, mask, and what `Encoder` probes; `vectors` [P, D] come
+        first."""
         batch, prompted = inputs.shape[0], vectors.shape[0]
         x = self.token_embedder(inputs)
         shallow = jnp.broadcast_to(
@@ -182,8 +184,9 @@ class T5(nn.Module):
             [jnp.ones((batch, prompted), bool), inputs != 0], axis=1
         )
         x = jnp.concatenate([shallow, x], axis=1)
-        hidden, neurons = self.encoder(x, mask, probe)
-        return hidden, mask, neurons
+        text = layers.mean_weights(inputs, x.shape[1])
+        hidden, probed = self.encoder(x, mask, text, probe)
+        return hidden, mask, probed
 
     def bias(self, queries: int, first: int) -> Array:
         """The decoder's, for decoding step by step."""
