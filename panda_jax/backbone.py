@@ -150,6 +150,18 @@ def load_backbone(name: str, *, dtype: str | None = None) -> Backbone:
     )
 
 
+def check_here(name: str) -> None:
+    """Refuses an id whose weights `load_backbone` would not find.
+
+    Raises:
+      UserError: unknown name, or package or folder missing.
+    """
+    if name.startswith("random:"):
+        models.config(name.removeprefix("random:"))
+    else:
+        _folder(name)
+
+
 def _folder(name: str) -> pathlib.Path:
     """The Hugging Face folder that a name or path stands for."""
     if name == "minilm-l6":

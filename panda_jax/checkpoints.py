@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from panda_jax.errors import UserError
+from panda_jax.errors import StorageError, UserError
 from panda_jax.steps import TrainState
 
 # What orbax writes beside the arrays: manifests and metadata.
@@ -45,10 +45,11 @@ class Checkpoints:
         Args:
           state: of the run; copied to the host at once, so that the next step
             may donate its buffers.
-          progress: JSON values beside it: step, best so far, seconds.
+          progress: JSON values beside it: the runs, in the order of the lanes,
+            and what each tracks.
 
         Raises:
-          UserError: this or the last one could not be written.
+          StorageError: this or the last one could not be written.
         """
         state = _fetched(state)
         arrays = _as_dict(state)
@@ -57,7 +58,7 @@ class Checkpoints:
         if free < needed:
             # Asked first: on a full disk orbax fills the terminal with the
             # tracebacks of its threads.
-            raise UserError(
+            raise StorageError(
                 f"A checkpoint of {needed} bytes does not fit in "
                 f"{str(self.folder)!r}: {free} bytes are free. {_KEPT}"
             )
@@ -76,7 +77,12 @@ class Checkpoints:
         """The newest checkpoint, or None when there is none.
 
         Args:
-          like: a state of the shapes and types to expect.
+          like: a state of the shapes and types to expect, of any number of
+            lanes: a fleet may have fewer left than were saved.
+
+        Returns:
+          The state of all lanes that were saved, in the order of the runs in
+          what was saved beside it; and that.
 
         Raises:
           UserError: the checkpoint cannot be read or is of other shapes.
@@ -84,14 +90,11 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        like = _fetched(like)
         try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_as_dict(like)),
-                    progress=ocp.args.JsonRestore(),
-                ),
+            progress = self._part(step, progress=ocp.args.JsonRestore())
+            like = _of_lanes(_fetched(like), len(progress["runs"]))
+            state = self._part(
+                step, state=ocp.args.StandardRestore(_as_dict(like))
             )
         except Exception as error:  # orbax raises many kinds for a bad file
             raise UserError(
@@ -101,7 +104,7 @@ class Checkpoints:
             ) from error
         leaves, treedef = jax.tree.flatten(like)
         for name, wanted in _as_dict(like).items():
-            leaf = found["state"].get(name)
+            leaf = state.get(name)
             if np.shape(leaf) != wanted.shape:
                 raise UserError(
                     f"The checkpoint {str(self.folder / str(step))!r} has an "
@@ -109,13 +112,18 @@ class Checkpoints:
                     "that folder to start the run again."
                 )
             leaves[int(name)] = leaf
-        return jax.tree.unflatten(treedef, leaves), found["progress"]
+        return jax.tree.unflatten(treedef, leaves), progress
+
+    def _part(self, step: int, **wanted: Any) -> Any:
+        """One of the two things that a checkpoint holds."""
+        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        return found[next(iter(wanted))]
 
     def close(self) -> None:
         """Waits until everything is on disk.
 
         Raises:
-          UserError: the last checkpoint could not be written.
+          StorageError: the last checkpoint could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -131,7 +139,7 @@ class Checkpoints:
                 # Rather another process that is gone than a disk.
                 raise
             reason = str(error).splitlines()[0][-200:]
-            raise UserError(
+            raise StorageError(
                 f"A checkpoint could not be written to {str(self.folder)!r}: "
                 f"...{reason}. {_KEPT}"
             ) from error
@@ -144,6 +152,18 @@ def _fetched(state: TrainState) -> TrainState:
             x
             if isinstance(x, jax.Array) and not x.is_fully_addressable
             else np.asarray(x)
+        ),
+        state,
+    )
+
+
+def _of_lanes(state: TrainState, count: int) -> TrainState:
+    """The same with room for so many lanes; its values no longer count."""
+    return jax.tree.map(
+        lambda x: (
+            x
+            if x.shape[0] == count
+            else np.empty((count, *x.shape[1:]), x.dtype)
         ),
         state,
     )

@@ -276,6 +276,43 @@ def _plan(args: commands.Plan) -> int:
     return 0
 
 
+def _grid(args: commands.Grid) -> int:
+    distributed.initialize(args)
+    from panda_jax.experiments.runner import run_grid
+    from panda_jax.sharding import Partitioner
+
+    partitioner = Partitioner.of_flags(
+        **{name: getattr(args, name) for name in Partitioner.FLAGS}
+    )
+    found = run_grid(
+        args,
+        args.out_dir,
+        shard=args.shard,
+        retry_failed=args.retry_failed,
+        stale_seconds=args.stale_seconds,
+        data_dir=args.data_dir,
+        tfds_data_dir=args.tfds_data_dir,
+        partitioner=partitioner,
+    )
+    if distributed.is_main():
+        for name, reason in found.failed.items():
+            print(f"panda-jax: failed: {name}: {reason}", file=sys.stderr)
+        print(
+            f"{found.done} of {found.total} runs are done, "
+            f"{len(found.failed)} failed: {args.out_dir}"
+        )
+    return 0
+
+
+def _report(args: commands.Report) -> int:
+    from panda_jax.experiments.report import write_report
+
+    values = dataclasses.asdict(args)
+    for path in write_report(values.pop("runs"), **values):
+        print(path)
+    return 0
+
+
 def _doctor(args: commands.Doctor) -> int:
     from panda_jax import doctor
 
@@ -295,6 +332,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "export": (commands.Export, _export),
     "tasks": (commands.Tasks, _tasks),
     "plan": (commands.Plan, _plan),
+    "grid": (commands.Grid, _grid),
+    "report": (commands.Report, _report),
     "doctor": (commands.Doctor, _doctor),
 }
 
@@ -416,6 +455,8 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
             value = commands.convert(cls, field.name, text)
             gin.bind_parameter(f"{bound}.{field.name}", value)
         elif field.default is dataclasses.MISSING:
+            if flags.dry_run and field.name == "out_dir":
+                _bind_unless_bound(gin, f"{bound}.out_dir", "OUT_DIR")
             _require(gin, verb, field.name)
     try:
         args = configurables[bound]()
@@ -457,6 +498,14 @@ def _adopt_train(gin: Any, cls: type) -> None:
             break
 
 
+def _bind_unless_bound(gin: Any, name: str, value: str) -> None:
+    """For what a dry run has no use for."""
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        gin.bind_parameter(name, value)
+
+
 def _require(gin: Any, verb: str, name: str) -> None:
     try:
         value = gin.query_parameter(f"{_gin_name(verb)}.{name}")
@@ -479,6 +528,10 @@ def _execute(argv: Sequence[str]) -> int:
     args, config, dry_run = resolve(verb, rest)
     if dry_run:
         print(config.strip())
+        if verb == "grid":
+            from panda_jax.experiments.grid_text import listing
+
+            print(listing(args))
         return 0
     return VERBS[verb][1](args)
 

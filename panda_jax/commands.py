@@ -10,11 +10,13 @@ from typing import Any
 
 from panda_jax.cluster import Settings
 from panda_jax.errors import UserError
+from panda_jax.experiments import grid
 from panda_jax.runs import Run, check_types
 
 # Read and written as files; TFDS alone knows buckets too.
 _PATHS = (
     "backbone",
+    "backbones",
     "ceiling",
     "data_dir",
     "json",
@@ -23,6 +25,7 @@ _PATHS = (
     "out_dir",
     "path",
     "prompt",
+    "runs",
     "scores",
     "source",
     "sources",
@@ -38,8 +41,9 @@ _PATHS = (
 def _check_paths(settings: Any) -> None:
     """A bucket's URL would silently become a folder named `gs:`."""
     for name in _PATHS:
-        value = str(getattr(settings, name, None))
-        if re.match(r"\w+://", value):
+        value = getattr(settings, name, None)
+        parts = value if isinstance(value, tuple) else str(value).split(",")
+        if any(re.match(r"\s*\w+://", str(part)) for part in parts):
             raise UserError(
                 f"{name} is {value!r}, expected a path: files are read and "
                 "written here, not URLs. Mount the bucket, e.g. with gcsfuse "
@@ -391,6 +395,67 @@ class Demo(_Arguments):
     batch_size: int = 8
     learning_rate: float = 3e-2
     kd_lambda: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid(Settings, grid.Grid):
+    """Run what a grid asks for and has no result yet; safe to start again.
+
+    Attributes:
+      out_dir: where everything is written; several processes may share it.
+      shard: i/n: with which part of the fleets this process begins.
+      retry_failed: try again what has failed before.
+      stale_seconds: after which the work of a silent process is taken over.
+      data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
+        it, TFDS.
+      tfds_data_dir: of TFDS.
+      num_partitions: devices that hold a layer together, as in T5X.
+      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
+        stands for what is left.
+      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
+        split over fsdp.
+      chunk: lanes that a device computes at a time, as in train.
+    """
+
+    out_dir: str
+    shard: str | None = None
+    retry_failed: bool = False
+    stale_seconds: float = 120.0
+    data_dir: str | None = None
+    tfds_data_dir: str | None = None
+    num_partitions: int | None = None
+    mesh_shape: str | None = None
+    parameter_partitioning_dims: int = 1
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_paths(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(_Arguments):
+    """Tables, statistics and pictures of all runs below a folder.
+
+    Attributes:
+      runs: folder with run folders at any depth, such as a grid's.
+      out_dir: where report.html, report.md, report.tex, a csv a table and the
+        heat maps go.
+      scores: score files of the same sources and targets, comma-separated, for
+        the source that each metric would have chosen.
+      value: the score of a run that counts: best, final or first_epoch.
+      resamples: of the bootstrap; 0 for no intervals.
+      confidence: of the intervals.
+      seed: of everything drawn.
+    """
+
+    runs: str
+    out_dir: str
+    scores: str | None = None
+    value: str = "best"
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
 
 
 def settings_help(cls: type) -> dict[str, str]:

@@ -5,6 +5,8 @@ JAX is imported only where there is something to do.
 """
 
 import dataclasses
+import itertools
+import json
 import os
 import socket
 import sys
@@ -20,6 +22,9 @@ HEARTBEAT_TIMEOUT = 30
 # JAX ends the process from C++ when its own deadline passes, without a chance
 # to say why: ours comes first.
 _NEVER = 7 * 24 * 3600
+# How long a process that failed waits for the others to fail alike.
+APART_SECONDS = 120.0
+_failures = itertools.count()
 # What a collective raises when the process at its other end is gone.
 _LOST = (
     "gloo",
@@ -186,6 +191,60 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def from_main(value: Any) -> Any:
+    """Process 0's value, of JSON, in every process."""
+    if _current.count == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    # All processes give arrays of one size; only process 0's counts.
+    room = np.zeros(size, np.uint8)
+    room[: min(size, text.size)] = text[:size]
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(room)))
+
+
+def gathered(value: Any) -> list[Any]:
+    """Each process's value, of JSON, in every process."""
+    if _current.count == 1:
+        return [value]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    room = np.zeros(sizes.max(), np.uint8)
+    room[: text.size] = text
+    rows = multihost_utils.process_allgather(room)
+    return [
+        json.loads(bytes(row[:size]))
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def all_failed() -> bool:
+    """Whether every process comes here soon; one that failed asks it.
+
+    By the coordinator and no collective: the others may be in one, which waits
+    for this process.
+    """
+    if _current.count == 1:
+        return True
+    import jax
+    from jax._src.distributed import global_state
+
+    name = f"panda_jax failure {next(_failures)}"
+    client = global_state.client
+    assert client is not None
+    try:
+        client.wait_at_barrier(name, round(1000 * APART_SECONDS))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def shutdown() -> None:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Something the user can mend: says what, got, expected and the fix."""
 
 
+class StorageError(UserError):
+    """Nothing can be written any more; no run could, whatever its settings."""
+
+
 class InterruptedRun(Exception):  # noqa: N818
     """A run was asked to end, and has saved where it was."""
 

@@ -99,7 +99,10 @@ class Fleet:
     def _restored(
         self, states: TrainState, checkpoints: Any
     ) -> tuple[TrainState, int]:
-        """The newest checkpoint's states of these lanes, on this mesh."""
+        """The newest checkpoint's states of these lanes, on this mesh.
+
+        It may hold more: those that had their result when the rest was killed.
+        """
         found = checkpoints.restore(self._unpadded(states))
         if found is None:
             return states, 0

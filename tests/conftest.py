@@ -5,9 +5,15 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
+# Tests compile far more than they compute. What is given comes last and counts:
+# --xla_backend_optimization_level=3 is what users run.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_force_host_platform_device_count=8",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -241,6 +241,10 @@ def test_mistakes_are_named(capsys, tmp_path, monkeypatch, argv, part):
         ["rank", "--sources=bank", "--target=gs://b/run"],
         ["import", "npy", "gs://b/a.npy", "--out_dir=prompt"],
         ["plan", "--topology=cpu:8", "--json=gs://b/plan.json"],
+        ["grid", "--out_dir=gs://b/grid", "--targets=cb", "--methods=prompt"],
+        ["grid", "--out_dir=g", "--sources=cb", "--backbones=a,gs://b/bert"],
+        ["report", "--runs=gs://b/grid", "--out_dir=report"],
+        ["report", "--runs=g", "--out_dir=r", "--scores=s.csv,gs://b/s.csv"],
     ],
 )
 def test_a_bucket_is_no_path(capsys, tmp_path, monkeypatch, argv):

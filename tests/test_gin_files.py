@@ -12,6 +12,7 @@ from test_package import GIN, whole
 
 from panda_jax import assembly, cli, fleet, models, runs, starts, steps
 from panda_jax.backbone import Backbone
+from panda_jax.experiments.expansion import expand
 from panda_jax.fleet import Feed, Lanes
 from panda_jax.runs import Run
 from panda_jax.text_tokenizer import TextTokenizer
@@ -34,6 +35,9 @@ def run_of(path) -> Run:
             argv.append(f"--gin.{macro}='random:{backbone}'")
     if "TRAIN_STEPS" in text:
         argv.append("--gin.TRAIN_STEPS=300")
+    if "grid." in text:
+        args, _, _ = cli.resolve("grid", [*argv, "--out_dir=somewhere"])
+        return next(r.run for r in expand(args).runs if r.kind == "panda")
     if "demo." in text:
         args, _, _ = cli.resolve("demo", [*argv, "--out_dir=somewhere"])
         values = {"task": args.target, "method": "panda"}

@@ -29,7 +29,8 @@ SETTINGS = [
 
 def start(folder, *flags, devices=1):
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={devices}"
     }
     return subprocess.Popen(
         [

@@ -1,0 +1,96 @@
+"""Runs a grid: what has no result yet, by need, fleet by fleet.
+
+Any number of processes may do so at once, on any machines that share the
+folder: each takes the next fleet that nobody has claimed.
+"""
+
+import os
+import pathlib
+
+from panda_jax.backbone import check_here
+from panda_jax.errors import UserError
+from panda_jax.experiments.claims import STALE_SECONDS, Claims, parse_shard
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.worker import Summary, Worker
+from panda_jax.files import PathLike
+from panda_jax.sharding import Partitioner
+
+# Between looks at what others are at work on.
+POLL_SECONDS = 10.0
+
+
+def run_grid(
+    grid: Grid,
+    out_dir: PathLike,
+    *,
+    shard: str | None = None,
+    retry_failed: bool = False,
+    data_dir: PathLike | None = None,
+    tfds_data_dir: PathLike | None = None,
+    quiet: bool = False,
+    partitioner: Partitioner | None = None,
+    stale_seconds: float = STALE_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> Summary:
+    """Makes every run of the grid that has no result yet.
+
+    Returns when each has a result or a recorded failure, those that other
+    processes work on included. Killed at any moment and started again it goes
+    on from the last checkpoint.
+
+    Args:
+      grid: what to run.
+      out_dir: where: `runs/FLEET/RUN/`, `grid.json`, `progress.json`,
+        `claims/`, `log/`, and links to prompts in `sources/` and `targets/`.
+      shard: `i/n`: begin with the i-th of n parts, which keeps n processes out
+        of each other's way. Each goes on with what the others leave.
+      retry_failed: try again what has failed before.
+      data_dir: as in `train`, as are `tfds_data_dir` and `partitioner`.
+      tfds_data_dir: of TFDS.
+      quiet: show no progress.
+      partitioner: how devices are shared out.
+      stale_seconds: after which a silent process's work is taken over.
+      poll_seconds: between looks at what others are at work on.
+
+    Raises:
+      UserError: settings that no run can have, a shard that is none, or a
+        folder or backbone that is not on this machine: every run that it tried
+        would fail, for all who share the folder.
+      StorageError: no room for a checkpoint, nor for that of another run.
+      InterruptedRun: asked to end by SIGTERM, and saved.
+    """
+    plan = expand(grid)
+    index, count = parse_shard(shard)
+    out = pathlib.Path(out_dir)
+    ledger = Ledger(plan, out, retry_failed=retry_failed)
+    _check_here(ledger, data_dir)
+    worker = Worker(
+        ledger,
+        Claims(out / "claims", stale=stale_seconds),
+        order=plan.dealt(index, count),
+        poll=poll_seconds,
+        quiet=quiet,
+        options={
+            "data_dir": data_dir,
+            "tfds_data_dir": tfds_data_dir,
+            "partitioner": partitioner,
+            "quiet": quiet,
+        },
+    )
+    return worker.run()
+
+
+def _check_here(ledger: Ledger, data_dir: PathLike | None) -> None:
+    """Refuses to begin where all that is left of a backbone would fail."""
+    left = [run for run in ledger.plan.runs if ledger.state(run) == "todo"]
+    for name in dict.fromkeys(run.run.backbone for run in left):
+        check_here(name)
+    where = data_dir or os.environ.get("PANDA_DATA_DIR")
+    if left and where and not os.path.isdir(where):
+        raise UserError(
+            f"The data_dir {str(where)!r} is no folder on this machine. Give "
+            "the folder of the distribution files (--data_dir=DATA, or "
+            "PANDA_DATA_DIR)."
+        )
