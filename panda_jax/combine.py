@@ -8,7 +8,7 @@ out of the others' ranks as well.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,11 @@ def combined(
         its result part of the prior.
 
     Returns:
-      [M, N]; higher = more transferable; NaN where a term has no score.
+      [M, N]; higher = more transferable; NaN where a term has no score.  Ranks
+      are from 1 to M and no increasing map of a metric changes their sum;
+      z = (x - mean) / standard deviation (over M, not M - 1) is 0 for a metric
+      that is the same for all, reads how far sources are apart, and no change
+      of a metric's unit or zero changes it.
 
     Raises:
       UserError: a malformed expression, an unknown metric, no truth for a
@@ -100,59 +104,10 @@ def combined(
             raise unknown_name("metric", name, {*values, PRIOR})
     if PRIOR in weights:
         values[PRIOR] = _prior_of(scores, truth, expression, include_self)
-    parts = _chosen(values, list(weights))
+    parts = [values[name] for name in weights]
     if not include_self:
         parts = [np.where(own, np.nan, part) for part in parts]
     return _sum(parts, list(weights.values()), _z_scores if z else _ranks)
-
-
-def rank_ensemble(
-    scores: Scores,
-    metrics: Sequence[str],
-    *,
-    weights: Sequence[float] | None = None,
-) -> np.ndarray:
-    """The sum of a source's ranks among the sources of each target.
-
-    Args:
-      scores: of M sources and N targets.
-      metrics: names in `scores`.
-      weights: a factor for each metric; None for 1.
-
-    Returns:
-      [M, N], from 1 to M times the sum of the weights; higher = more
-      transferable.  No increasing map of a metric changes it.
-
-    Raises:
-      UserError: an unknown metric, none, or not as many weights.
-    """
-    return _sum(_chosen(scores.values, metrics), weights, _ranks)
-
-
-def z_ensemble(
-    scores: Scores,
-    metrics: Sequence[str],
-    *,
-    weights: Sequence[float] | None = None,
-) -> np.ndarray:
-    """The sum of a source's z-scores among the sources of each target.
-
-    z = (x - mean) / standard deviation (over M, not M - 1), 0 for a metric that
-    is the same for all.  Unlike ranks it reads how far sources are apart.
-
-    Args:
-      scores: of M sources and N targets.
-      metrics: names in `scores`.
-      weights: a factor for each metric; None for 1.
-
-    Returns:
-      [M, N]; each column's mean is 0; higher = more transferable.  No change
-      of a metric's unit or zero changes it.
-
-    Raises:
-      UserError: an unknown metric, none, or not as many weights.
-    """
-    return _sum(_chosen(scores.values, metrics), weights, _z_scores)
 
 
 def source_prior(
@@ -222,33 +177,16 @@ def _prior_of(
     return prior[:, : len(scores.targets)]
 
 
-def _chosen(
-    values: Mapping[str, np.ndarray], metrics: Sequence[str]
-) -> list[np.ndarray]:
-    for name in metrics:
-        if name not in values:
-            raise unknown_name("metric", name, values)
-    if not metrics:
-        raise UserError("A combination of no metric, expected at least one.")
-    return [values[name] for name in metrics]
-
-
 def _sum(
     parts: Sequence[np.ndarray],
-    weights: Sequence[float] | None,
+    weights: Sequence[float],
     comparable: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """The weighted sum of the parts, made comparable where all have scores."""
-    factors = [1.0] * len(parts) if weights is None else weights
-    if len(factors) != len(parts):
-        raise UserError(
-            f"Got {len(factors)} weights for {len(parts)} metrics, expected "
-            "one for each."
-        )
     known = np.isfinite(parts).all(0)
     total = np.zeros(known.shape)
-    for factor, part in zip(factors, parts, strict=True):
-        total += factor * comparable(np.where(known, part, np.nan))
+    for weight, part in zip(weights, parts, strict=True):
+        total += weight * comparable(np.where(known, part, np.nan))
     return total
 
 

@@ -11,7 +11,7 @@ from panda_jax import combine
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
-from panda_jax.measures import DEFAULT, METRICS, RANKING, Measure
+from panda_jax.measures import METRICS, RANKING, Measure
 from panda_jax.scorer import Entry, Options, Scorer
 from panda_jax.scores import Scores
 from panda_jax.store import (
@@ -244,26 +244,6 @@ def _model(
 
 def _of(info: PromptInfo) -> str:
     return f"{info.backbone!r} (weights {info.fingerprint})"
-
-
-def pair_score(
-    backbone: Backbone,
-    source: StoredPrompt,
-    target: StoredPrompt | str,
-    *,
-    metric: str = DEFAULT,
-    **options: Any,
-) -> float:
-    """One metric of one pair; the target a prompt, or for labels a task."""
-    one = isinstance(target, str)
-    scores = score(
-        sources={"source": source},
-        targets=[target] if one else {"target": target},
-        metrics=(metric,),
-        backbone=backbone,
-        **options,
-    )
-    return float(scores.values[metric][0, 0])
 
 
 def rank(

@@ -125,7 +125,9 @@ def main() -> None:
         os.dup2(file, 2)
         mesh = options.pop("mesh", None)
         if mesh is not None:
-            os.environ["XLA_FLAGS"] = ""
+            # The other flags stay: random weights depend on them.
+            flag = "--xla_force_host_platform_device_count=1"
+            os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
             distributed.initialize(cluster.Settings(**mesh))
         _lack(options.pop("lacks", None))
         apart = options.pop("apart", distributed.APART_SECONDS)

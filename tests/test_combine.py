@@ -91,7 +91,7 @@ def test_agreement_with_the_published_results(expression, expected):
     assert np.nanmean(agreement) == pytest.approx(expected, abs=5e-4)
 
 
-def test_rank_ensemble_sums_average_ranks():
+def test_sums_of_ranks_share_ties():
     scores = scores_of(
         {
             "a": columns([0.1, 0.3, 0.2, 0.3]),
@@ -99,36 +99,27 @@ def test_rank_ensemble_sums_average_ranks():
         }
     )
     np.testing.assert_array_equal(
-        combine.rank_ensemble(scores, ["a", "b"]),
+        combine.combined(scores, None, "a+b"),
         columns([1 + 1, 3.5 + 3, 2 + 4, 3.5 + 2]),
     )
     np.testing.assert_array_equal(
-        combine.rank_ensemble(scores, ["b", "a"], weights=[2, 0.5]),
+        combine.combined(scores, None, "2*b+0.5*a"),
         columns([2 + 0.5, 6 + 1.75, 8 + 1, 4 + 1.75]),
     )
 
 
-def test_z_ensemble_sums_z_scores(rng):
+def test_sums_of_z_scores(rng):
     a, b = rng.normal(size=(2, 6, 3)) * [[[2.0]], [[30.0]]]
     scores = scores_of({"a": a, "b": b, "same": np.full((6, 3), 0.1)})
     expected = stats.zscore(a) + 3 * stats.zscore(b)
-    ours = combine.z_ensemble(scores, ["a", "b", "same"], weights=[1, 3, 7])
+    ours = combine.combined(scores, None, "z:a+3*b+7*same")
     np.testing.assert_allclose(ours, expected, atol=1e-12)
-    np.testing.assert_array_equal(combine.z_ensemble(scores, ["same"]), 0)
+    same = combine.combined(scores, None, "z:same")
+    np.testing.assert_array_equal(same, 0)
 
 
-def test_an_expression_is_its_ensemble(rng):
-    scores = scores_of(
-        {"a": rng.normal(size=(6, 3)), "b": rng.normal(size=(6, 3))}
-    )
-    for prefix, ensemble in [
-        ("", combine.rank_ensemble),
-        ("z:", combine.z_ensemble),
-    ]:
-        np.testing.assert_array_equal(
-            combine.combined(scores, None, f"{prefix}a+1.5*b"),
-            ensemble(scores, ["a", "b"], weights=[1, 1.5]),
-        )
+def test_a_prior_is_a_term_like_the_metrics(rng):
+    scores = scores_of({"a": rng.normal(size=(6, 3))})
     prior = combine.source_prior(RESULTS[:6])
     np.testing.assert_allclose(
         combine.combined(scores, RESULTS[:6], "z:a+2*prior"),
@@ -139,7 +130,7 @@ def test_an_expression_is_its_ensemble(rng):
 
 @hypothesis.given(MATRICES, st.sampled_from(["exp", "cube", "shift"]))
 @hypothesis.settings(max_examples=40, deadline=None)
-def test_increasing_maps_leave_rank_ensembles_alone(parts, name):
+def test_increasing_maps_leave_sums_of_ranks_alone(parts, name):
     grow = {
         "exp": np.exp,
         "cube": lambda x: x**3,
@@ -149,12 +140,13 @@ def test_increasing_maps_leave_rank_ensembles_alone(parts, name):
     plain = scores_of({"a": a, "b": b, "c": c})
     grown = scores_of({"a": grow(a), "b": b, "c": c})
     np.testing.assert_array_equal(
-        combine.rank_ensemble(plain, "abc"), combine.rank_ensemble(grown, "abc")
+        combine.combined(plain, None, "a+b+c"),
+        combine.combined(grown, None, "a+b+c"),
     )
     shifted = scores_of({"a": 7 * a - 100, "b": b, "c": c})
     np.testing.assert_allclose(
-        combine.z_ensemble(plain, "abc"),
-        combine.z_ensemble(shifted, "abc"),
+        combine.combined(plain, None, "z:a+b+c"),
+        combine.combined(shifted, None, "z:a+b+c"),
         atol=1e-9,
     )
 
@@ -292,12 +284,8 @@ def test_other_mistakes_name_themselves():
     with pytest.raises(UserError, match="Did you mean 'prior'"):
         combine.combined(scores, None, "priro")
     with pytest.raises(UserError, match="Unknown metric 'on'"):
-        combine.z_ensemble(scores, ["e_avg", "on"])
+        combine.combined(scores, None, "z:e_avg+on")
     with pytest.raises(UserError, match="give the truth"):
         combine.combined(scores, None, "prior")
     with pytest.raises(UserError, match=r"shape \(3, 8\), expected \(8, 3\)"):
         combine.combined(scores, RESULTS.T, "prior")
-    with pytest.raises(UserError, match="2 weights for 1 metrics"):
-        combine.rank_ensemble(scores, ["e_avg"], weights=[1, 2])
-    with pytest.raises(UserError, match="no metric"):
-        combine.rank_ensemble(scores, [])

@@ -5,6 +5,7 @@ import json
 import pathlib
 import random
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -644,7 +645,12 @@ def test_work_that_was_taken_over_is_left_to_the_other(copied, monkeypatch):
         return real(backbone, lanes, **options)
 
     monkeypatch.setattr(attempts, "train_fleet", slow)
-    found = run_grid(Grid(**SMALL), copied, **QUICK, stale_seconds=0.5)
+    # As in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = run_grid(Grid(**SMALL), copied, **QUICK, stale_seconds=0.5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (found.done, found.failed) == (8, {})
     # The first once more, when what another can do is done.
     assert [len(lanes) for lanes in calls] == [2] * 4

@@ -155,7 +155,8 @@ def _listed(value: Any) -> Any:
 
 def _normal(name: Any) -> Any:
     """A folder without `./` and a slash at its end, which make no other run."""
-    if isinstance(name, str) and os.sep in name:
+    # A URL is refused where it is used, as it was written.
+    if isinstance(name, str) and os.sep in name and "://" not in name:
         return os.path.normpath(name)
     return name
 

@@ -195,5 +195,11 @@ def _interruption() -> Callable[[], object] | None:
     main = threading.main_thread()
     if threading.current_thread() is not main or jax.process_count() > 1:
         return None
-    # A signal ends what it waits for, too; it becomes a KeyboardInterrupt.
-    return lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    def ended(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # A signal ends what it waits for, too. Not SIGINT, which programs that a
+    # script starts in the background ignore.
+    signal.signal(signal.SIGUSR2, ended)
+    return lambda: signal.pthread_kill(main.ident or 0, signal.SIGUSR2)
