@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return small_t5.write(tmp_path_factory.mktemp("small") / "t5")
+    return small_t5.shared(tmp_path_factory)
 
 
 def stored(backbone, task, *, deep=True):
@@ -135,11 +135,14 @@ def test_the_verb_writes_a_line_a_line(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is blank"),
+        ("", "has no rows"),
         ("{\n", "line 1"),
-        ('{"text": "good"}\n[1]\n', "line 2.*a JSON object"),
-        ('{"words": "good"}\n', "line 1, field 'text': got 'nothing'"),
-        ('{"text": 3}\n', "line 1, field 'text': got 3, expected a text"),
+        ('{"sentence": "good"}\n[1]\n', "line 2.*a JSON object"),
+        ('{"words": "good"}\n', "line 1, field 'sentence': got 'nothing'"),
+        (
+            '{"sentence": 3}\n',
+            "line 1, field 'sentence': got 3, expected a text",
+        ),
     ],
 )
 def test_mistakes_name_the_line(tiny, tmp_path, text, message):
