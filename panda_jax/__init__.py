@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         evaluate_ranking as evaluate_ranking,
     )
     from panda_jax.lane import TrainResult as TrainResult
+    from panda_jax.predictions import predict as predict
     from panda_jax.prompts import Prompt as Prompt
     from panda_jax.scores import Scores as Scores
     from panda_jax.scoring import rank as rank
@@ -52,6 +53,7 @@ _HOME = {
     "evaluate_ranking": "experiments.ranking.evaluate_ranking",
     "load_backbone": "backbone.load_backbone",
     "load_prompt": "store.load_prompt",
+    "predict": "predictions.predict",
     "rank": "scoring.rank",
     "save_prompt": "store.save_prompt",
     "score": "scoring.score",

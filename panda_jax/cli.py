@@ -81,6 +81,15 @@ def _evaluate(args: commands.Evaluate) -> int:
     return 0
 
 
+def _predict(args: commands.Predict) -> int:
+    from panda_jax.predictions import predict, write_predictions
+
+    values = dataclasses.asdict(args)
+    out_dir, rows = values.pop("out_dir"), values.pop("input")
+    print(write_predictions(out_dir, predict(rows=rows, **values)))
+    return 0
+
+
 def _scoring(args: Any) -> dict[str, Any]:
     """The arguments that `score` and `rank` take as they are."""
     from panda_jax.sharding import Partitioner
@@ -325,6 +334,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "demo": (commands.Demo, _demo),
     "train": (commands.Train, _train),
     "evaluate": (commands.Evaluate, _evaluate),
+    "predict": (commands.Predict, _predict),
     "score": (commands.Score, _score),
     "rank": (commands.Rank, _rank),
     "evaluate-ranking": (commands.EvaluateRanking, _evaluate_ranking),

@@ -19,6 +19,7 @@ _PATHS = (
     "backbones",
     "ceiling",
     "data_dir",
+    "input",
     "json",
     "markdown",
     "model_dir",
@@ -164,6 +165,27 @@ class Evaluate(_Arguments):
     tfds_data_dir: str | None = None
     max_length: int | None = None
     eval_examples: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(_Arguments):
+    """Answer new rows with a stored prompt: predictions.jsonl.
+
+    Attributes:
+      prompt: folder of the prompt (or of its run).
+      input: file of one JSON object a line, with the task's text fields.
+      out_dir: where predictions.jsonl goes; line n answers line n.
+      task: task id; by default the prompt's own.
+      backbone: id or folder; by default the one the prompt names.
+      max_length: longest text in word pieces; None for the prompt's own.
+    """
+
+    prompt: str
+    input: str
+    out_dir: str = "."
+    task: str | None = None
+    backbone: str | None = None
+    max_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from panda_jax.tokenizer import Tokenizer
 from panda_jax.types import Params
 
 BATCH = 64
+# For prompts that do not say what they were trained on.
+MAX_LENGTH = 128
 _LENGTHS = 16
 
 
@@ -88,14 +90,15 @@ def load_view(
             target_length=target_length,
             **options,
         )
-        return texts.widened(_bucket(texts.inputs.shape[1], max_length))
+        return texts.widened(bucket(texts.inputs.shape[1], max_length))
     rows = load_examples(
         task, split, tokenizer=tokenizer, max_length=max_length, **options
     )
-    return rows.widened(_bucket(rows.tokens.shape[1], max_length))
+    return rows.widened(bucket(rows.tokens.shape[1], max_length))
 
 
-def _bucket(length: int, most: int) -> int:
+def bucket(length: int, most: int) -> int:
+    """A length up to a multiple of 16, but not above `most`."""
     return max(length, min(most, -(-length // _LENGTHS) * _LENGTHS))
 
 
@@ -194,6 +197,41 @@ def fleet_scores(
     Returns:
       A lane's metrics, or what is wrong with its outputs.
     """
+    found = fleet_outputs(
+        backbone,
+        trained,
+        frozen,
+        examples,
+        lanes=lanes,
+        spec=spec,
+        batch_size=batch_size,
+    )
+    results: list[dict[str, float] | UserError] = []
+    for rows in found[:count]:
+        try:
+            results.append(_judge(backbone, spec, examples, rows))
+        except UserError as error:
+            results.append(error)
+    return results
+
+
+def fleet_outputs(
+    backbone: Backbone,
+    trained: Trainable,
+    frozen: Params | None,
+    examples: AnyExamples,
+    *,
+    lanes: Lanes,
+    spec: TaskSpec,
+    batch_size: int = BATCH,
+) -> np.ndarray:
+    """What every lane says of every row; arguments as in `fleet_scores`.
+
+    Returns:
+      [N, R, ...]: an encoder's as `answers.predictions` takes them; of text to
+      text the label words' log-probabilities [N, R, C] where the task has such
+      words, else the ids that were written [N, R, U].
+    """
     text = isinstance(examples, TextExamples)
     read, options = _reader(backbone, spec, examples)
     parts = []
@@ -210,13 +248,7 @@ def fleet_scores(
             )
         )
     found = np.concatenate(sharding.on_host(parts), axis=1)
-    results: list[dict[str, float] | UserError] = []
-    for rows in found[:count, : len(examples.tokens)]:
-        try:
-            results.append(_judge(backbone, spec, examples, rows))
-        except UserError as error:
-            results.append(error)
-    return results
+    return found[:, : len(examples.tokens)]
 
 
 def _reader(
@@ -262,20 +294,34 @@ def _judge(
     """
     if not isinstance(examples, TextExamples):
         return answers.scores(spec, examples, found)
+    said = text_answers(backbone, spec, examples, found)
+    return answers.text_scores(spec, examples, said)
+
+
+def text_answers(
+    backbone: Backbone,
+    spec: TaskSpec,
+    examples: TextExamples,
+    found: np.ndarray,
+) -> list[Any]:
+    """One answer a row from `fleet_outputs` of a lane; see `views.target`.
+
+    Raises:
+      UserError: they hold NaN or Inf.
+    """
     if is_ranked(spec):
         if not np.isfinite(found).all():
             raise UserError(
                 f"Task {spec.name!r}: NaN or infinite logits: the run "
                 "diverged. Lower the learning rate."
             )
-        return answers.text_scores(spec, examples, found.argmax(-1).tolist())
-    said = [
+        return found.argmax(-1).tolist()
+    return [
         views.answer_from_text(spec, backbone.tokenizer.decode(row), reference)
         for row, reference in zip(
             found, examples.parsed_references, strict=True
         )
     ]
-    return answers.text_scores(spec, examples, said)
 
 
 def evaluate(
@@ -308,6 +354,35 @@ def evaluate(
       UserError: a wrong name or folder, a prompt of another backbone, or one
         whose head does not fit the task.
     """
+    stored, backbone, spec, found = bound(prompt, task, backbone)
+    examples = load_view(
+        spec.name,
+        split,
+        backbone=backbone,
+        max_length=max_length or stored.info.max_length or MAX_LENGTH,
+        data_dir=data_dir,
+        tfds_data_dir=tfds_data_dir,
+        limit=eval_examples,
+    )
+    return {
+        "task": spec.name,
+        "split": split,
+        "examples": examples.questions,
+        "scores": scores(backbone, found, examples, spec=spec),
+    }
+
+
+def bound(
+    prompt: PathLike | StoredPrompt,
+    task: str | None,
+    backbone: Backbone | str | None,
+) -> tuple[StoredPrompt, Backbone, TaskSpec, Prompt]:
+    """A stored prompt with its backbone and its task; errors of `evaluate`.
+
+    Returns:
+      What is stored, the backbone, the task, and the prompt with its head's
+      outputs in the order of the task's.
+    """
     stored = prompt if isinstance(prompt, StoredPrompt) else load_prompt(prompt)
     spec = specs.get(task or stored.info.task)
     if backbone is None:
@@ -318,25 +393,9 @@ def evaluate(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     check_backbone(stored.info, backbone.fingerprint, backbone.id)
-    prompt_of_task = stored.prompt
     if isinstance(backbone.tokenizer, Tokenizer):
-        prompt_of_task = _prompt_for(stored, spec)
-    examples = load_view(
-        spec.name,
-        split,
-        backbone=backbone,
-        max_length=max_length or stored.info.max_length or 128,
-        data_dir=data_dir,
-        tfds_data_dir=tfds_data_dir,
-        limit=eval_examples,
-    )
-    found = scores(backbone, prompt_of_task, examples, spec=spec)
-    return {
-        "task": spec.name,
-        "split": split,
-        "examples": examples.questions,
-        "scores": found,
-    }
+        return stored, backbone, spec, _prompt_for(stored, spec)
+    return stored, backbone, spec, stored.prompt
 
 
 def _prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:

@@ -14,7 +14,7 @@ from panda_jax import first_steps, labelled, similarity, steps
 from panda_jax.assembly import step_spec
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.evaluation import load_view
+from panda_jax.evaluation import MAX_LENGTH, load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike
 from panda_jax.measures import Measure
@@ -32,8 +32,6 @@ from panda_jax.steps import Trainable
 from panda_jax.store import PromptInfo, StoredPrompt
 from panda_jax.types import ArrayLike
 
-# For prompts that do not say what they were trained on.
-MAX_LENGTH = 128
 # Training rows a task.
 EXAMPLES = 100
 # Prompts that are compared, and readouts that are fitted, at a time.

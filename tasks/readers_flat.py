@@ -131,8 +131,8 @@ def contents(path: pathlib.Path) -> bytes:
 def no_rows(path: pathlib.Path) -> UserError:
     """The error for a file that holds nothing."""
     return UserError(
-        f"{path} has no rows, expected at least one. The download is "
-        "incomplete: get the file again."
+        f"{path} has no rows, expected at least one. The file is incomplete: "
+        "get or write it again."
     )
 
 

@@ -1,11 +1,14 @@
 """A T5 of 200,000 weights that has learnt one built-in task."""
 
+import contextlib
 import io
+import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sentencepiece
 
 from panda_jax import data, steps
@@ -53,6 +56,21 @@ def vocabulary(folder: pathlib.Path) -> TextTokenizer:
     )
     (folder / "spiece.model").write_bytes(model.getvalue())
     return TextTokenizer.from_file(folder)
+
+
+def shared(factory: pytest.TempPathFactory) -> Backbone:
+    """The backbone of `write`, trained once for all workers and files."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "small_t5"
+    if not folder.exists():
+        made = factory.mktemp("made") / "t5"
+        write(made)
+        # Another worker may have been quicker; its model is the same.
+        with contextlib.suppress(OSError):
+            made.rename(folder)
+    return load_backbone(str(folder))
 
 
 def write(folder: pathlib.Path) -> Backbone:

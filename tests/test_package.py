@@ -66,6 +66,7 @@ LAYERS = [
     {"token_cache"},
     {"data", "catalogue"},
     {"doctor", "evaluation", "runs"},
+    {"predictions"},
     {"experiments.claims", "experiments.planned"},
     {"experiments.grid", "experiments.ledger"},
     {"experiments.expansion", "experiments.news"},

@@ -33,7 +33,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return small_t5.write(tmp_path_factory.mktemp("small") / "t5")
+    return small_t5.shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,162 @@
+"""Answers to new rows are those that the evaluation judges."""
+
+import json
+
+import made_up_data
+import numpy as np
+import pytest
+import small_t5
+from panda_jax.tasks import sources, specs, views
+
+import panda_jax as pj
+from panda_jax import cli, metrics
+from panda_jax.errors import UserError
+from panda_jax.prompts import Prompt
+from panda_jax.store import PromptInfo, StoredPrompt, save_prompt
+
+# One of every kind, with candidates as fields and as a list, questions of
+# several rows, a predicate, and windows.
+TASKS = (
+    "cb", "stsb", "copa", "record", "multirc", "conll04", "conll05",
+    "squad",
+)  # fmt: skip
+ANSWERS = ("label", "answers", "starts", "tags")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made_up_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return small_t5.shared(tmp_path_factory)
+
+
+def stored(backbone, task, *, deep=True):
+    """A random prompt, and for encoders a random head."""
+    c, rng = backbone.config, np.random.default_rng(0)
+    vectors = backbone.empty_vectors
+    shape = (c.layers, 2, 3, c.heads, c.head_dim) if deep else (3, c.width)
+    vectors = rng.normal(size=shape).astype(np.float32)
+    head = {}
+    if deep:
+        outputs = specs.get(task).outputs
+        kernel = rng.normal(size=(c.width, outputs)).astype(np.float32)
+        head = {"kernel": kernel, "bias": np.zeros(outputs, np.float32)}
+    info = PromptInfo(
+        task=task,
+        backbone=backbone.id,
+        fingerprint=backbone.fingerprint,
+        kind="deep" if deep else "shallow",
+        method="prompt",
+        max_length=32,
+    )
+    return StoredPrompt(Prompt(vectors, head), info)
+
+
+def rows_of(task, data):
+    """Checked rows of the development split, and they without answers."""
+    spec = specs.get(task)
+    rows = sources.find(spec, data_dir=data).rows("validation")
+    bare = [{k: v for k, v in r.items() if k not in ANSWERS} for r in rows]
+    return rows, bare
+
+
+def judged(task, rows, found):
+    """The task's metrics of predictions, which name classes."""
+    spec = specs.get(task)
+    targets = [views.target(spec, views.reference(spec, r)) for r in rows]
+    said = [each["prediction"] for each in found]
+    if spec.labels and spec.kind != "tags":
+        said = [spec.labels.index(name) for name in said]
+    return {
+        name: metrics.compute(name, targets, said, classes=len(spec.labels))
+        for name in spec.metrics
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_they_are_what_evaluation_judges(tiny, data, task):
+    prompt = stored(tiny, task)
+    rows, bare = rows_of(task, data)
+    found = pj.predict(prompt, bare, backbone=tiny)
+    assert len(found) == len(rows)
+    expected = pj.evaluate(prompt, backbone=tiny, data_dir=data)["scores"]
+    assert judged(task, rows, found) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["cb", "stsb", "conll04"])
+def test_of_a_text_to_text_model_too(small, data, task):
+    prompt = stored(small, task, deep=False)
+    rows, bare = rows_of(task, data)
+    found = pj.predict(prompt, bare, backbone=small)
+    expected = pj.evaluate(prompt, backbone=small, data_dir=data)["scores"]
+    assert judged(task, rows, found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_row_s_answer_does_not_depend_on_the_others(tiny, data):
+    prompt = stored(tiny, "cb")
+    _, bare = rows_of("cb", data)
+    together = pj.predict(prompt, bare, backbone=tiny)
+    for row, expected in zip(bare[:3], together, strict=False):
+        (alone,) = pj.predict(prompt, [row], backbone=tiny)
+        assert alone["prediction"] == expected["prediction"]
+        shares = alone["probabilities"]
+        assert shares == pytest.approx(expected["probabilities"], abs=1e-4)
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+        assert max(shares, key=shares.get) == alone["prediction"]
+
+
+def test_the_verb_writes_a_line_a_line(tiny, tmp_path, capsys):
+    prompt = stored(tiny, "toy_review")
+    save_prompt(tmp_path / "prompt", prompt.prompt, prompt.info)
+    rows, bare = rows_of("toy_review", None)
+    given = tmp_path / "new rows.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in bare[:5]))
+    code = cli.main(
+        [
+            "predict",
+            f"--prompt={tmp_path / 'prompt'}",
+            f"--input={given}",
+            f"--out_dir={tmp_path / 'out'}",
+        ]
+    )
+    assert code == 0
+    path = tmp_path / "out" / "predictions.jsonl"
+    assert capsys.readouterr().out.strip() == str(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == pj.predict(prompt, bare[:5], backbone=tiny)
+    # A label in the file, right or wrong, changes nothing.
+    labelled = [{**row, "label": "no such class"} for row in bare[:5]]
+    assert lines == pj.predict(prompt, labelled, backbone=tiny)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no rows"),
+        ("{\n", "line 1"),
+        ('{"sentence": "good"}\n[1]\n', "line 2.*a JSON object"),
+        ('{"words": "good"}\n', "line 1, field 'sentence': got 'nothing'"),
+        (
+            '{"sentence": 3}\n',
+            "line 1, field 'sentence': got 3, expected a text",
+        ),
+    ],
+)
+def test_mistakes_name_the_line(tiny, tmp_path, text, message):
+    given = tmp_path / "rows.jsonl"
+    given.write_text(text)
+    with pytest.raises(UserError, match=message):
+        pj.predict(stored(tiny, "toy_review"), given, backbone=tiny)
+
+
+def test_other_mistakes(tiny, tmp_path):
+    prompt = stored(tiny, "toy_review")
+    with pytest.raises(UserError, match="is no file"):
+        pj.predict(prompt, tmp_path / "none.jsonl", backbone=tiny)
+    with pytest.raises(UserError, match="There is no row"):
+        pj.predict(prompt, [], backbone=tiny)
+    with pytest.raises(UserError, match="head of 2 outputs"):
+        pj.predict(prompt, [{}], task="stsb", backbone=tiny)
