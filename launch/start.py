@@ -81,9 +81,9 @@ def main() -> None:
         )
     else:
         python = set_up(folder, extra="[test]")
-        # Compiling, most of the work, takes one core; a file stays with one
-        # worker, for what its tests share.
-        workers = ("-n", "2", "--dist=loadfile")
+        # One more than the cores that are common: tests of processes wait. A
+        # file stays with one worker, for what its tests share.
+        workers = ("-n", "3", "--dist=loadfile")
         run(python, "-m", "pytest", *workers, *rest)
 
 

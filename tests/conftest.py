@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        # Workers share the cores; waking threads for small products is dear.
+        "--xla_cpu_multi_thread_eigen=false",
         "--xla_force_host_platform_device_count=8",
         os.environ.get("XLA_FLAGS", ""),
     ]
@@ -37,8 +39,11 @@ from panda_jax.backbone import Backbone, load_backbone
 
 @pytest.fixture(scope="session", autouse=True)
 def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests never read or write the user's own cache."""
-    os.environ["PANDA_CACHE_DIR"] = str(tmp_path_factory.mktemp("tokens"))
+    """Tests never read or write the user's own cache; workers share theirs."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    os.environ["PANDA_CACHE_DIR"] = str(base / "tokens")
 
 
 @pytest.fixture(scope="module", autouse=True)

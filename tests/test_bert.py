@@ -373,9 +373,26 @@ def test_attention_equals_jax_nn(rng, dtype, tolerance, scale):
         assert np.abs(mine - theirs).max() < tolerance * np.abs(theirs).max()
 
 
-def test_dropout_falls_on_text_and_prompt_and_keeps_the_mean():
-    from panda_jax.models.layers import dropout
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 12, 64, 37)])
+def test_random_bits_are_jax_s(shape):
+    """Else what seeds gave before would change, and lanes be no runs alone."""
+    key = jax.random.key(7)
+    expected = np.asarray(jax.random.bits(key, shape, np.uint16))
+    for function in (random_bits, jax.jit(random_bits, static_argnums=1)):
+        np.testing.assert_array_equal(function(key, shape), expected)
+    keys = jax.random.split(key, 3)
+    many = jax.vmap(lambda key: random_bits(key, shape))(keys)
+    each = [jax.random.bits(key, shape, np.uint16) for key in keys]
+    np.testing.assert_array_equal(many, np.stack(each))
 
+
+def test_random_bits_of_another_generator():
+    key = jax.random.key(7, impl="rbg")
+    expected = jax.random.bits(key, (3, 5), np.uint16)
+    np.testing.assert_array_equal(random_bits(key, (3, 5)), expected)
+
+
+def test_dropout_falls_on_text_and_prompt_and_keeps_the_mean():
     x = jnp.ones((64, 1024))
     y = dropout(jax.random.key(0), 0.1, x)
     assert abs(float((y == 0).mean()) - 0.1) < 0.005

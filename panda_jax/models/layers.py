@@ -4,12 +4,14 @@ Softmax and normalisation are computed in fp32 whatever the backbone's dtype.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from panda_jax.types import Array
 
@@ -70,12 +72,9 @@ def dropout(
 ) -> Array:
     """Inverted dropout: each element of `x` is 0 with probability `rate`.
 
-    Random bits are a visible part of a small model's step on CPU, so 16 bits
-    are drawn an element: the rate is met to 2^-17.
-
     Args:
       key: a PRNG key, or None to leave `x` as it is.
-      rate: 0 <= rate < 1, static.
+      rate: 0 <= rate < 1, static; met to 2^-17.
       x: any shape.
       shared: an axis along which one draw serves all elements, as T5 does
         along positions; None for a draw an element.
@@ -86,8 +85,43 @@ def dropout(
     drawn = list(x.shape)
     if shared is not None:
         drawn[shared] = 1
-    keep = jax.random.bits(key, tuple(drawn), jnp.uint16) >= threshold
+    keep = random_bits(key, tuple(drawn)) >= threshold
     return jnp.where(keep, x / (1.0 - threshold / 2**16), 0).astype(x.dtype)
+
+
+# Threefry's rotations, for even and odd groups of four rounds.
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """`jax.random.bits(key, shape, uint16)` as uint32, to the bit.
+
+    Of numbers without order JAX makes a loop over rounds on the CPU, with the
+    whole array in memory between them: of a small model's step dropout was a
+    fifth. Written out, the rounds are one pass, which XLA fuses into the
+    choice that they serve (`benchmarks/dropout.py`).
+
+    Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3":
+    Threefry-2x32 of 20 rounds, of each element's number.
+    """
+    words = jax.random.key_data(key)
+    if words.shape != (2,) or math.prod(shape) >= 2**32:
+        return jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32)
+    number = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        number = number * np.uint32(size) + along
+    keys = (words[0], words[1], words[0] ^ words[1] ^ np.uint32(0x1BD11BDA))
+    # The numbers' upper words are 0.
+    x, y = jnp.broadcast_to(keys[0], shape), number + keys[1]
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
+            x = x + y
+            y = (y << np.uint32(turn)) | (y >> np.uint32(32 - turn))
+            y = x ^ y
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return (x ^ y) & np.uint32(0xFFFF)
 
 
 class Dense(nn.Module):
