@@ -115,6 +115,7 @@ def measure(
     repeats: int = 7,
     seconds: float = 2.0,
     alike: Sequence[Sequence[str]] = (),
+    pairs: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Times ways in turn, the first of which is ours.
 
@@ -125,10 +126,12 @@ def measure(
       repeats: turns.
       seconds: that a way runs at each turn, at least.
       alike: names of the ways whose outputs must be alike; all by default.
+      pairs: name of a ratio -> the ways below and above its line; by default
+        the first against each of the others, by their names.
 
     Returns:
-      `seconds`, `ratio` (theirs / ours: above 1 ours is faster), both as
-      median and quartiles, and `facts`, of each way; `differences`.
+      `seconds` of each way and `ratio` of each pair (theirs / ours: above 1
+      ours is faster) as median and quartiles, `differences` and `facts`.
 
     Raises:
       SystemExit: outputs differ, or a process failed.
@@ -157,13 +160,16 @@ def measure(
     finally:
         for one in workers:
             one.end()
-    ours = next(iter(makers))
+    first, *others = makers
+    if pairs is None:
+        pairs = {name: (first, name) for name in others}
     return {
         "seconds": {name: spread(x) for name, x in taken.items()},
         "ratio": {
-            name: spread([y / x for x, y in zip(taken[ours], x, strict=True)])
-            for name, x in taken.items()
-            if name != ours
+            name: spread(
+                [y / x for x, y in zip(taken[ours], taken[peer], strict=True)]
+            )
+            for name, (ours, peer) in pairs.items()
         },
         "differences": differences,
         "facts": {name: facts for name, (_, facts) in said.items() if facts},
@@ -275,6 +281,12 @@ def processor() -> str:
     except OSError:
         pass
     return f"{model}, {os.cpu_count()} cores"
+
+
+def accelerator(jax: Any) -> str | None:
+    """JAX's device in words, None where that is the processor."""
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else device.device_kind
 
 
 def versions() -> dict[str, str]:

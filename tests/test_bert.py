@@ -378,10 +378,13 @@ def test_random_bits_are_jax_s(shape):
     """Else what seeds gave before would change, and lanes be no runs alone."""
     key = jax.random.key(7)
     expected = np.asarray(jax.random.bits(key, shape, np.uint16))
-    for function in (random_bits, jax.jit(random_bits, static_argnums=1)):
+    for function in (
+        layers.random_bits,
+        jax.jit(layers.random_bits, static_argnums=1),
+    ):
         np.testing.assert_array_equal(function(key, shape), expected)
     keys = jax.random.split(key, 3)
-    many = jax.vmap(lambda key: random_bits(key, shape))(keys)
+    many = jax.vmap(lambda key: layers.random_bits(key, shape))(keys)
     each = [jax.random.bits(key, shape, np.uint16) for key in keys]
     np.testing.assert_array_equal(many, np.stack(each))
 
@@ -389,15 +392,15 @@ def test_random_bits_are_jax_s(shape):
 def test_random_bits_of_another_generator():
     key = jax.random.key(7, impl="rbg")
     expected = jax.random.bits(key, (3, 5), np.uint16)
-    np.testing.assert_array_equal(random_bits(key, (3, 5)), expected)
+    np.testing.assert_array_equal(layers.random_bits(key, (3, 5)), expected)
 
 
 def test_dropout_falls_on_text_and_prompt_and_keeps_the_mean():
     x = jnp.ones((64, 1024))
-    y = dropout(jax.random.key(0), 0.1, x)
+    y = layers.dropout(jax.random.key(0), 0.1, x)
     assert abs(float((y == 0).mean()) - 0.1) < 0.005
     assert abs(float(y.mean()) - 1.0) < 0.005
-    assert dropout(None, 0.1, x) is x
+    assert layers.dropout(None, 0.1, x) is x
 
 
 def test_padding_is_masked(tiny):
