@@ -25,6 +25,9 @@ class BertConfig:
       types: of segments.
       dtype: of the computation.
       remat: whether the backward pass computes each layer's inside again.
+      unroll: whether layers are compiled one by one, in place of a loop. What
+        the backward pass needs is then not copied into arrays of all layers,
+        and the first layer's inputs get no gradient that nobody reads.
     """
 
     vocab_size: int = 30522
@@ -40,6 +43,7 @@ class BertConfig:
     activation: str = "gelu"
     dtype: str = "float32"
     remat: bool = False
+    unroll: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -174,6 +178,7 @@ class Encoder(nn.Module):
             length=c.layers,
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             remat=c.remat,
+            unroll=c.unroll,
         )
         text = layers.mean_weights(tokens, x.shape[1])
         x, (neurons, means) = stack(c, self.train, name="layers")(

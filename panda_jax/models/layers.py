@@ -26,7 +26,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def scanned(
-    layer: type[nn.Module], *, length: int, in_axes: Any, remat: bool
+    layer: type[nn.Module],
+    *,
+    length: int,
+    in_axes: Any,
+    remat: bool,
+    unroll: bool,
 ) -> Any:
     """`layer` scanned over a stack's depth.
 
@@ -35,6 +40,7 @@ def scanned(
       length: how many layers.
       in_axes: of the other arguments, as `flax.linen.scan` takes them.
       remat: whether the backward pass computes each layer's inside again.
+      unroll: whether layers are compiled one by one.
     """
     if remat:
         # A scan's body is compiled once, so there is nothing to keep apart.
@@ -46,6 +52,7 @@ def scanned(
         in_axes=in_axes,
         length=length,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        unroll=length if unroll else 1,
     )
 
 
@@ -99,7 +106,7 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
     Of numbers without order JAX makes a loop over rounds on the CPU, with the
     whole array in memory between them: of a small model's step dropout was a
     fifth. Written out, the rounds are one pass, which XLA fuses into the
-    choice that they serve (`benchmarks/dropout.py`).
+    choice that they serve.
 
     Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3":
     Threefry-2x32 of 20 rounds, of each element's number.

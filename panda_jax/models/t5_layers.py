@@ -30,6 +30,9 @@ class T5Config:
       tied: whether the embedding makes the logits, scaled by D^-0.5.
       dtype: of the computation.
       remat: whether the backward pass computes each layer's inside again.
+      unroll: whether layers are compiled one by one, in place of a loop. What
+        the backward pass needs is then not copied into arrays of all layers,
+        and the first layer's inputs get no gradient that nobody reads.
     """
 
     vocab_size: int = 32128
@@ -48,6 +51,7 @@ class T5Config:
     tied: bool = True
     dtype: str = "float32"
     remat: bool = False
+    unroll: bool = False
 
 
 class Block(nn.Module):

@@ -95,6 +95,7 @@ class Encoder(Block):
             length=c.layers,
             in_axes=(nn.broadcast,) * 4,
             remat=c.remat,
+            unroll=c.unroll,
         )
         x, probed = stack(c, self.train, name="layers")(
             self.drop(x), padding_bias(mask), positions, text, probe
@@ -125,6 +126,7 @@ class Decoder(Block):
             length=c.decoder_layers,
             in_axes=(0, each, nn.broadcast, nn.broadcast, nn.broadcast),
             remat=c.remat,
+            unroll=c.unroll,
         )
         self.layers = stack(c, self.train, self.cached)
         self.decoder_norm = self.norm()
