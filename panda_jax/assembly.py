@@ -66,9 +66,7 @@ def _unrolled(spec: StepSpec) -> StepSpec:
     c = spec.config
     if c.remat or c.layers > MOST_UNROLLED:
         return spec
-    return dataclasses.replace(
-        spec, config=dataclasses.replace(c, unroll=True)
-    )
+    return dataclasses.replace(spec, config=dataclasses.replace(c, unroll=True))
 
 
 def check_alike(lanes: list[Lane], backbone: Backbone) -> None:

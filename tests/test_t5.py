@@ -18,7 +18,7 @@ from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from panda_jax import UserError, models
-from panda_jax.models import bert, relative, t5
+from panda_jax.models import bert, layers, relative, t5, t5_layers
 from panda_jax.prompts import Prompt
 from panda_jax.text_tokenizer import TextTokenizer
 from panda_jax.trees import flatten, size
@@ -385,8 +385,10 @@ def test_remat_changes_neither_values_nor_gradients(gated, rng):
     )
 
 
-def test_dropout_falls_where_t5x_has_it(family, rng):
+def test_dropout_falls_where_t5x_has_it(family, rng, monkeypatch):
     """Which masks are drawn: only the encoder's last is by position."""
+    # One equation a draw.
+    monkeypatch.setattr(layers, "random_bits", jax.random.bits)
     params, config, _ = family
     x, y = examples(rng, config)
     prompt = Prompt(deep_vectors(config), {})
@@ -405,6 +407,42 @@ def test_dropout_falls_where_t5x_has_it(family, rng):
     decoder = [embedding, (B, H, 1, P + U), residual]
     decoder += [(B, H, 1, T), residual, mlp, residual, (B, 1, D)]
     assert sorted(drawn) == sorted(encoder + decoder)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_cross_attention_is_the_same_absorbed(family, rng, monkeypatch, rows):
+    """With kernels on the queries' side: outputs, gradients, dropout."""
+    params, config, _ = family
+    x, y = examples(rng, config)
+    y = np.repeat(y, rows, axis=0)[:, : 8 // rows]
+    prompt = Prompt(shallow_vectors(config), {})
+
+    def both():
+        def total(prompt):
+            keys = jax.random.split(jax.random.key(0))
+            encoded, mask, _ = t5.encode(params, config, x, prompt, key=keys[0])
+            logits = t5.decode_logits(
+                params, config, encoded, mask, y, prompt, key=keys[1]
+            )
+            return jnp.square(logits).mean(), logits
+
+        (_, logits), gradient = jax.value_and_grad(total, has_aux=True)(prompt)
+        return logits, gradient.vectors
+
+    asked = []
+
+    def plain(self, x, memory, bias):
+        asked.append(x.shape)
+        return self(x, *self.keys_values(memory), bias)
+
+    found = both()
+    assert rows * y.shape[1] < config.head_dim
+    monkeypatch.setattr(t5_layers.Attention, "absorbed", plain)
+    expected = both()
+    assert asked
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale)
 
 
 def test_dropout_is_drawn_by_its_key(gated, rng):

@@ -231,14 +231,18 @@ class Linear(nn.Module):
     initializer: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def weights(self, width: int) -> Array:
+        """The kernel [width, features], in the computation's dtype."""
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.initializer, self.axes),
-            (x.shape[-1], self.features),
+            (width, self.features),
             jnp.float32,
         )
-        return jnp.asarray(x, self.dtype) @ jnp.asarray(kernel, self.dtype)
+        return jnp.asarray(kernel, self.dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.asarray(x, self.dtype) @ self.weights(x.shape[-1])
 
 
 class RMSNorm(nn.Module):

@@ -141,6 +141,42 @@ class Attention(Block):
         )
         return self.out(context.reshape(*x.shape[:2], c.heads * c.head_dim))
 
+    def absorbed(self, x: Array, memory: Array, bias: Array) -> Array:
+        """The same with the keys' and values' kernels on the queries' side.
+
+        q (m W_k)' = (q W_k') m': where a memory is read by fewer queries than
+        a head is wide, its keys and values cost more than all the rest.
+
+        Args:
+          x: [B * C, T, D], the queries' input; C * T < K for it to pay.
+          memory: [B, S, D]; its rows serve C rows of queries each.
+          bias: fp32, broadcast to [B, H, C * T, S].
+
+        Returns:
+          [B * C, T, D].
+        """
+        c = self.config
+        key, value = (
+            linear.weights(c.width).reshape(c.width, c.heads, c.head_dim)
+            for linear in (self.key, self.value)
+        )
+        query = self.query(x).reshape(len(memory), -1, c.heads, c.head_dim)
+        query = jnp.einsum("bthk,dhk->bthd", query, key)
+        scores = jnp.einsum(
+            "bthd,bsd->bhts", query, memory, preferred_element_type=jnp.float32
+        )
+        probabilities = layers.dropout(
+            self.dropout_key(),
+            c.dropout,
+            jax.nn.softmax(scores + bias, axis=-1),
+            shared=2,
+        )
+        context = jnp.einsum(
+            "bhts,bsd->bthd", probabilities.astype(memory.dtype), memory
+        )
+        context = jnp.einsum("bthd,dhk->bthk", context, value)
+        return self.out(context.reshape(*x.shape[:2], c.heads * c.head_dim))
+
 
 class Mlp(Block):
     """The feed-forward part, gated or not."""
@@ -257,8 +293,13 @@ class DecoderLayer(Block):
 
         y = self.norm("pre_cross_attention_layer_norm")(x)
         cross = Attention(c, self.train, name="encoder_decoder_attention")
-        key, value = memory if self.cached else cross.keys_values(memory)
-        x = x + self.drop(cross(y, key, value, memory_bias))
+        if self.cached:
+            y = cross(y, memory[0], memory[1], memory_bias)
+        elif x.shape[0] * x.shape[1] < len(memory) * c.head_dim:
+            y = cross.absorbed(y, memory, memory_bias)
+        else:
+            y = cross(y, *cross.keys_values(memory), memory_bias)
+        x = x + self.drop(y)
 
         y = self.norm("pre_mlp_layer_norm")(x)
         y, _ = Mlp(c, self.train, name="mlp")(y)
