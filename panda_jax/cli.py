@@ -563,6 +563,9 @@ def _keep_compiled() -> None:
 
     folder = str(cache_folder() / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    # JAX keeps what took a second; the twenty small programs of a start take
+    # as long together.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _plain_warnings() -> None:

@@ -159,11 +159,13 @@ def run_steps(
             leaves = jax.lax.with_sharding_constraint(leaves, list(layout))
             states = jax.tree.unflatten(treedef, leaves)
         at = number - begin
-        metrics = {k: x.at[at].set(new[k]) for k, x in metrics.items()}
+        metrics = {k: x.at[at].set(new.pop(k)) for k, x in metrics.items()}
+        assert not new, f"steps.METRICS lacks {sorted(new)}"
         return states, metrics
 
-    like = jax.eval_shape(step, states, begin)[1]
-    metrics = {k: jnp.zeros((most, *x.shape), x.dtype) for k, x in like.items()}
+    # Shapes by tracing the step would be half of a start's tracing.
+    shape = (most, *states.step.shape)
+    metrics = {name: jnp.zeros(shape, jnp.float32) for name in steps.METRICS}
     end = jnp.minimum(begin + most, feed.last)
     states, metrics = jax.lax.fori_loop(begin, end, body, (states, metrics))
     return states, end, metrics

@@ -28,6 +28,17 @@ from panda_jax.types import (
     ScalarLike,
 )
 
+# What a step tells, each an fp32 scalar.
+METRICS = (
+    "loss",
+    "task_loss",
+    "kd_loss",
+    "kd_weight",
+    "teacher_agreement",
+    "learning_rate",
+    "gradient_norm",
+)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -109,6 +109,8 @@ def old() -> dict[str, Any]:
         "facts": {
             "ours": {
                 "flops": 1e9,
+                "gflop_a_step": 3,
+                "temporary_mib": 9,
                 "peak_bytes": _spread(1e8),
                 "deep": {"temp bytes": 1000},
                 "rows": 16,
@@ -171,6 +173,8 @@ def test_faster_is_told_and_is_no_failure(told: Compared) -> None:
     [
         ("flops", 1.02e9, "ours, flops: 1e+09 -> 1.02e+09 (+2.0%)"),
         ("deep", {"temp bytes": 1011}, "ours, deep, temp bytes: 1000 -> 1011"),
+        ("gflop_a_step", 3.1, "ours, gflop_a_step: 3 -> 3.1"),
+        ("temporary_mib", 9.2, "ours, temporary_mib: 9 -> 9.2"),
         ("peak_bytes", _spread(1.3e8), "ours, peak_bytes: 1e+08 -> 1.3e+08"),
     ],
 )
@@ -205,7 +209,7 @@ def test_what_is_missing_is_named(told: Compared) -> None:
 def test_all_tells_what_did_not_change(told: Compared) -> None:
     code, said = told(lambda case: case.update(case="c"), "--all")
     assert code == 0
-    assert said.count("same: b, ") == 5
+    assert said.count("same: b, ") == 7
     assert said.endswith("new: c\n")
 
 
