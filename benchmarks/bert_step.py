@@ -398,7 +398,7 @@ def main() -> None:
         c = backbone.config
         work = Work(c.layers, c.heads, c.width, c.vocab_size)
         # A step of a big one takes seconds, its dispatch microseconds.
-        unit = 10 if c.width < 200 else 2
+        unit = 10 if c.width < 200 else 2 if c.width < 700 else 1
         ways = args.only.split(",")
         with tempfile.TemporaryDirectory() as folder:
             hf.save(pathlib.Path(folder), backbone.params, c)

@@ -263,6 +263,8 @@ def command(hidden: Sequence[str] = ()) -> str:
     for word in sys.argv[1:]:
         flag, equals, _ = word.partition("=")
         name = flag.removeprefix("--")
+        if name == "out":
+            word = f"{flag}=FILE.json"
         words.append(f"{flag}={name.upper()}" if name in hidden else word)
         if name in hidden and not equals:
             raise SystemExit(f"Write {flag}=VALUE in one word.")
