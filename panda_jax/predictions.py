@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def _checked(
     spec: TaskSpec, rows: Iterable[Mapping[str, Any]] | PathLike
 ) -> list[Row]:
     """Rows as `TaskSpec` says, with answers that mean nothing."""
-    if isinstance(rows, str | pathlib.Path):
+    if isinstance(rows, str | os.PathLike):
         path = pathlib.Path(rows)
         if not path.is_file():
             raise UserError(
