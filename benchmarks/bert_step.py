@@ -203,7 +203,7 @@ def theirs(folder: str, method: str, unit: int, work: Work) -> turns.Way:
 
     torch.manual_seed(0)
     # XLA does so, too. Once the few rows are learnt, gradients are so small
-    # that torch would else take ten times as long.
+    # that torch would else slow down.
     torch.set_flush_denormal(True)
     if method == "PEFT prefix":
         step, outputs = _peft(folder, work)

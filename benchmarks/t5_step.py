@@ -283,7 +283,7 @@ def peft(folder: pathlib.Path, length: int) -> Way:
     from peft import PromptTuningConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode
 
-    # As XLA does; else tiny gradients take torch ten times as long.
+    # As XLA does; else tiny gradients slow torch down.
     torch.set_flush_denormal(True)
     model = get_peft_model(
         transformers.T5ForConditionalGeneration.from_pretrained(folder),

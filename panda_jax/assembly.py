@@ -61,7 +61,7 @@ def step_spec(run: Run, backbone: Backbone) -> StepSpec:
 def _unrolled(spec: StepSpec) -> StepSpec:
     """On a CPU, layers one by one, but for stacks that compile for minutes.
 
-    A tenth to a fifth of a step is saved; see `docs/results.md`.
+    A loop copies what the backward pass needs into arrays of all layers.
     """
     c = spec.config
     if c.remat or c.layers > MOST_UNROLLED:

@@ -11,8 +11,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
-        # Workers share the cores; waking threads for small products is dear.
-        "--xla_cpu_multi_thread_eigen=false",
         "--xla_force_host_platform_device_count=8",
         os.environ.get("XLA_FLAGS", ""),
     ]

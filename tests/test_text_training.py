@@ -311,7 +311,7 @@ def test_model_tuning_over_devices_is_model_tuning(small, tmp_path, shape):
     assert jax.device_count() == 8
     many = losses(small, tmp_path / "8", partitioner=Partitioner(1, shape))
     alone = losses(small, tmp_path / "1")
-    np.testing.assert_allclose(many, alone, rtol=1e-3)
+    np.testing.assert_allclose(many, alone, rtol=2e-4)
     # A tuned backbone is a folder that loads, with its vocabulary.
     found = pj.evaluate(tmp_path / "8", eval_examples=16)
     result = json.loads((tmp_path / "8/result.json").read_text())

@@ -103,10 +103,9 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
     """`jax.random.bits(key, shape, uint16)` as uint32, to the bit.
 
-    Of numbers without order JAX makes a loop over rounds on the CPU, with the
-    whole array in memory between them: of a small model's step dropout was a
-    fifth. Written out, the rounds are one pass, which XLA fuses into the
-    choice that they serve.
+    JAX makes a loop over the rounds of it on the CPU, with the whole array in
+    memory between them. Written out, the rounds are one pass, which XLA fuses
+    into the choice that they serve.
 
     Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3":
     Threefry-2x32 of 20 rounds, of each element's number.
