@@ -5,9 +5,9 @@
 The paper's shapes: a deep prompt of 20, batches of 16 texts of 128 pieces,
 dropout 0.1 everywhere, AdamW, clipping at norm 1, fp32.
 
-Ours is what the trainer runs (`fleet.run_steps`, ten steps a dispatch): PANDA
-with the teacher's logits over the training set computed before (`panda`), with
-the teacher in the step (`panda online`), and prompt-tuning (`prompt`).
+Ours is what the trainer runs (`fleet.run_steps`, several steps a dispatch):
+PANDA with the teacher's logits over the training set computed before (`panda`),
+with the teacher in the step (`panda online`), and prompt-tuning (`prompt`).
 
 Theirs, on torch and transformers as they are today:
   released: what the paper's release does in a step: a copy of the model as the
@@ -19,6 +19,12 @@ Theirs, on torch and transformers as they are today:
   PEFT prefix: PEFT's PREFIX_TUNING on BertForSequenceClassification.
 
 Compared first, without dropout: losses, logits and the prompt's gradient.
+
+All ways at once hold 20 GB at bert-base's sizes: `--only` picks some.
+
+On an accelerator torch takes CUDA's device; `--dtype=bfloat16` is how both
+hold the backbone (prompts stay fp32), `--compile` puts torch's models through
+`torch.compile`.
 """
 
 import dataclasses
@@ -55,6 +61,8 @@ class Work:
     heads: int
     width: int
     vocabulary: int
+    dtype: str = "float32"
+    compile: bool = False
 
     def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids and segments [ROWS, TEXT], labels [ROWS]; some padding."""
@@ -93,7 +101,7 @@ def ours(backbone: str, method: str, unit: int, work: Work) -> turns.Way:
     from panda_jax.prompts import Prompt
     from panda_jax.types import Batch
 
-    loaded = load_backbone(backbone)
+    loaded = load_backbone(backbone, dtype=work.dtype)
     config = dataclasses.replace(
         loaded.config,
         dropout=0.1,
@@ -209,17 +217,27 @@ def theirs(folder: str, method: str, unit: int, work: Work) -> turns.Way:
         step, outputs = _peft(folder, work)
     else:
         step, outputs = _torch(folder, method, work)
-    tokens, segments, labels = (
-        torch.from_numpy(np.int64(x)) for x in work.rows()
-    )
+    tokens, segments, labels = _on_device(work, ROWS)
     batches = work.batches()
 
     def run(count: int) -> None:
         for _ in range(count * unit):
-            rows = torch.from_numpy(next(batches))
+            rows = torch.from_numpy(next(batches)).to(tokens.device)
             step(tokens[rows], segments[rows], labels[rows])
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
 
     return turns.Way(run, outputs)
+
+
+def _on_device(work: Work, count: int) -> list[Any]:
+    """The first rows where torch computes."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [
+        torch.from_numpy(np.int64(x[:count])).to(device) for x in work.rows()
+    ]
 
 
 def _torch(folder: str, method: str, work: Work) -> tuple[Any, dict[str, Any]]:
@@ -263,19 +281,24 @@ def _torch(folder: str, method: str, work: Work) -> tuple[Any, dict[str, Any]]:
 
     for model in filter(None, (student, teacher)):
         model.eval()
-    loss, outputs = objective(
-        *(torch.from_numpy(np.int64(x[:BATCH])) for x in work.rows())
-    )
+    loss, outputs = objective(*_on_device(work, BATCH))
     loss.backward()
-    outputs = {k: x.detach().numpy() for k, x in outputs.items()}
-    outputs["vectors"] = student.prefix.grad.numpy().copy()
-    outputs["kernel"] = student.head.weight.grad.numpy().T.copy()
+    outputs = {k: _numpy(x) for k, x in outputs.items()}
+    outputs["vectors"] = _numpy(student.prefix.grad)
+    outputs["kernel"] = _numpy(student.head.weight.grad).T
     optimizer.zero_grad()
     student.train()
     if teacher is not None:
         teacher.zero_grad()
         teacher.train(released)
+    if work.compile:
+        student = torch.compile(student)
+        teacher = teacher and torch.compile(teacher)
     return step, outputs
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy().copy()
 
 
 def _classifier(folder: str, work: Work, seed: int, *, eager: bool) -> Any:
@@ -291,7 +314,7 @@ def _classifier(folder: str, work: Work, seed: int, *, eager: bool) -> Any:
             vectors, kernel = work.prompt(seed)
             self.bert = BertModel.from_pretrained(
                 folder, attn_implementation="eager" if eager else "sdpa"
-            )
+            ).to(getattr(torch, work.dtype))
             self.bert.requires_grad_(False)
             self.prefix = torch.nn.Parameter(torch.from_numpy(vectors))
             self.head = torch.nn.Linear(work.width, CLASSES)
@@ -302,10 +325,11 @@ def _classifier(folder: str, work: Work, seed: int, *, eager: bool) -> Any:
         def forward(self, tokens: Any, segments: Any) -> Any:
             """Logits [B, C]."""
             batch = len(tokens)
+            places = torch.arange(TEXT, device=tokens.device)[None]
             mask = torch.nn.functional.pad(tokens != 0, (PROMPT, 0), value=True)
             past = self.dropout(self.prefix[:, :, None].expand(
                 -1, -1, batch, -1, -1, -1
-            )).transpose(3, 4)  # fmt: skip
+            )).transpose(3, 4).to(self.bert.dtype)  # fmt: skip
             cache = DynamicCache()
             for layer, (key, value) in enumerate(past):
                 cache.update(key, value, layer)
@@ -313,13 +337,13 @@ def _classifier(folder: str, work: Work, seed: int, *, eager: bool) -> Any:
                 input_ids=tokens,
                 token_type_ids=segments,
                 attention_mask=mask.long(),
-                position_ids=torch.arange(TEXT)[None] + PROMPT,
+                position_ids=places + PROMPT,
                 past_key_values=cache,
                 use_cache=True,
             )
-            return self.head(self.dropout(found.pooler_output))
+            return self.head(self.dropout(found.pooler_output.float()))
 
-    return Classifier()
+    return Classifier().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _peft(folder: str, work: Work) -> tuple[Any, dict[str, Any]]:
@@ -344,6 +368,10 @@ def _peft(folder: str, work: Work) -> tuple[Any, dict[str, Any]]:
     # [P, L * 2 * H * K] there.
     flat = vectors.transpose(2, 0, 1, 3, 4).reshape(PROMPT, -1)
     weight.data = torch.from_numpy(flat.copy())
+    if torch.cuda.is_available():
+        wrapped.cuda()
+    if work.dtype != "float32" or work.compile:
+        raise ValueError("PEFT's step is there in fp32, uncompiled.")
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=RATE, weight_decay=0.0, fused=True
@@ -365,16 +393,14 @@ def _peft(folder: str, work: Work) -> tuple[Any, dict[str, Any]]:
         optimizer.zero_grad()
 
     wrapped.eval()
-    loss = loss_of(
-        *(torch.from_numpy(np.int64(x[:BATCH])) for x in work.rows())
-    )
+    loss = loss_of(*_on_device(work, BATCH))
     loss.backward()
     grad = weight.grad.reshape(PROMPT, work.layers, 2, work.heads, -1)
     head = wrapped.base_model.classifier.modules_to_save["default"].weight
     outputs = {
-        "task_loss": loss.detach().numpy(),
-        "vectors": grad.permute(1, 2, 0, 3, 4).numpy().copy(),
-        "kernel": head.grad.numpy().T.copy(),
+        "task_loss": _numpy(loss),
+        "vectors": _numpy(grad.permute(1, 2, 0, 3, 4)),
+        "kernel": _numpy(head.grad).T,
     }
     optimizer.zero_grad()
     wrapped.train()
@@ -388,7 +414,11 @@ def main() -> None:
         "--backbones", default="random:bert-tiny,minilm-l6,random:bert-base"
     )
     parser.add_argument("--only", default=",".join((*OURS, *THEIRS)))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
+    import jax
+
     from panda_jax import load_backbone
     from panda_jax.interop import hf
 
@@ -396,9 +426,12 @@ def main() -> None:
     for name in args.backbones.split(","):
         backbone = load_backbone(name)
         c = backbone.config
-        work = Work(c.layers, c.heads, c.width, c.vocab_size)
-        # A step of a big one takes seconds, its dispatch microseconds.
-        unit = 10 if c.width < 200 else 2 if c.width < 700 else 1
+        work = Work(
+            c.layers, c.heads, c.width, c.vocab_size, args.dtype, args.compile
+        )
+        # The trainer's ten steps a dispatch take a big one a minute. Of one
+        # step a dispatch, getting 2 GiB from the system would be a tenth.
+        unit = 10 if c.width < 200 else 2 if c.width < 700 else 4
         ways = args.only.split(",")
         with tempfile.TemporaryDirectory() as folder:
             hf.save(pathlib.Path(folder), backbone.params, c)
@@ -415,7 +448,7 @@ def main() -> None:
             without = [x for x in ways if x not in with_teacher]
             found = turns.measure(
                 makers,
-                tolerance=2e-3,
+                tolerance=2e-3 if args.dtype == "float32" else 1e-1,
                 repeats=args.repeats,
                 seconds=args.seconds,
                 alike=[group for group in (with_teacher, without) if group],
@@ -427,7 +460,7 @@ def main() -> None:
             )
         results.append({"case": name, "steps_a_run": unit, **found})
         print(results[-1], file=sys.stderr)
-    turns.report(results, out=args.out)
+    turns.report(results, out=args.out, device=turns.accelerator(jax))
 
 
 if __name__ == "__main__":

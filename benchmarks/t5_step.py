@@ -14,6 +14,8 @@ and of 100 vectors, on a CPU, fp32, dropout 0.1 as each project draws it:
   dropout rate and random numbers (`unsafe_rbg`) are those of its fine-tuning;
   its activations are bf16 there, fp32 here. A step a dispatch, rows on the
   device; metrics are made, but not summed up over steps.
+- t5x bf16: the same with activations as configured there. Its loss is told,
+  its gradient not compared.
 - peft: PROMPT_TUNING on transformers' T5, its attention left to transformers,
   with torch's AdamW, the optimizer of PEFT's examples.
 
@@ -61,6 +63,7 @@ MODEL = "t5_1_1-small"
 GIN = "prompt_tuning/configs/models/t5_1_1_small_prompt.gin"
 BATCH, INPUTS, TARGETS = 16, 128, 8
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 0.3, 1e-5, 0.1
+T5X = {"t5x": "float32", "t5x bf16": "bfloat16"}
 FOLDERS = ("t5x", "prompt_tuning", "flaxformer")
 MOCKED = (
     "airio",
@@ -218,7 +221,9 @@ def t5x_batch(inputs: np.ndarray, targets: np.ndarray) -> dict[str, jax.Array]:
     )
 
 
-def t5x(folder: pathlib.Path, length: int, folders: Mapping[str, str]) -> Way:
+def t5x(
+    folder: pathlib.Path, length: int, folders: Mapping[str, str], dtype: str
+) -> Way:
     """T5X's step of prompt-tuning's configuration."""
     model_of = peer(folders)
     import t5x.train_state
@@ -230,7 +235,7 @@ def t5x(folder: pathlib.Path, length: int, folders: Mapping[str, str]) -> Way:
     bindings = (
         f"PROMPT_LENGTH = {length}",
         f"DROPOUT_RATE = {DROPOUT}",
-        "ACTIVATION_DTYPE = 'float32'",
+        f"ACTIVATION_DTYPE = '{dtype}'",
     )
     model = model_of(*bindings)
     batches = list(map(t5x_batch, *rows(MOST_STEPS, BATCH)))
@@ -273,7 +278,8 @@ def t5x(folder: pathlib.Path, length: int, folders: Mapping[str, str]) -> Way:
             state, _ = compiled(state, batches[number % MOST_STEPS])
         jax.block_until_ready(state)
 
-    return Way(run, outputs, facts(compiled))
+    told = {"loss": round(float(outputs["loss"]), 4)}
+    return Way(run, outputs, facts(compiled) | told)
 
 
 def peft(folder: pathlib.Path, length: int) -> Way:
@@ -345,16 +351,18 @@ def main() -> None:
         for length in map(int, args.lengths.split(",")):
             makers: dict[str, Any] = {"ours": (ours, (folder, length))}
             if whole:
-                makers["t5x"] = (t5x, (folder, length, folders))
+                for name, dtype in T5X.items():
+                    makers[name] = (t5x, (folder, length, folders, dtype))
             makers["peft"] = (peft, (folder, length))
             found = measure(
                 makers,
                 tolerance=TOLERANCE,
                 repeats=args.repeats,
                 seconds=args.seconds,
+                alike=[[name for name in makers if name != "t5x bf16"]],
             )
             case = f"{MODEL}, prompt of {length}"
-            left_out = [] if whole else ["t5x"]
+            left_out = [] if whole else list(T5X)
             results.append({"case": case, "left_out": left_out, **found})
     report(results, out=args.out, hidden=FOLDERS)
 

@@ -25,12 +25,19 @@ def cache_folder(cache_dir: PathLike | None = None) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
+def atomic_file(
+    path: PathLike, *, durable: bool = True
+) -> Iterator[pathlib.Path]:
     """Yields a temporary path that becomes `path` when the block succeeds.
 
     The temporary file lies in the same folder, so that the rename is atomic,
     and is removed when the block raises: a reader never sees half a file and
     a failed write (full disk, kill) never costs the file that was there.
+
+    Args:
+      path: of the file.
+      durable: waits for the disk, so that power cuts leave no half file
+        either; what can be made again may do without.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +48,9 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
     temporary = pathlib.Path(name)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         # mkstemp makes files that only their owner reads.
         umask = os.umask(0)
         os.umask(umask)

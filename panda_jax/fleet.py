@@ -171,6 +171,10 @@ def run_steps(
     return states, end, metrics
 
 
+# To compile it ahead of its first call, which finds it compiled.
+lower_steps = run_steps.lower
+
+
 @functools.partial(
     jax.jit, static_argnames=("config", "lanes", "per_token", "best")
 )

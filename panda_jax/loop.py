@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import evaluation, fleet, sharding
+from panda_jax import evaluation, fleet, memory, sharding
 from panda_jax.assembly import MOST_STEPS, Assembly
 from panda_jax.backbone import Backbone
 from panda_jax.errors import InterruptedRun, UserError
@@ -199,19 +199,28 @@ class Fleet:
                 watch(STALL_SECONDS)
                 begin = step
                 step = min(begin + MOST_STEPS, last)
-                states, position, metrics = fleet.run_steps(
+                first = begin == self.mark[0] and self.started == self.mark[1]
+                given = (
                     states,
                     position,
                     self.frozen,
                     feed,
                     self.teachers,
                     self.hypers,
-                    spec=parts.step_spec,
-                    lanes=parts.layout,
-                    most=MOST_STEPS,
-                    layout=parts.state_layout,
                 )
-                if begin == self.mark[0] and self.started == self.mark[1]:
+                static = {
+                    "spec": parts.step_spec,
+                    "lanes": parts.layout,
+                    "most": MOST_STEPS,
+                    "layout": parts.state_layout,
+                }
+                if first:
+                    # What compiling took is given back before the step takes
+                    # its own; the call below finds what was compiled.
+                    fleet.lower_steps(*given, **static).compile()
+                    memory.trim()
+                states, position, metrics = fleet.run_steps(*given, **static)
+                if first:
                     jax.block_until_ready(metrics)
                     self.mark = (step, time.monotonic())
                     taken = self.mark[1] - self.started

@@ -19,6 +19,7 @@ from panda_jax import fleet, models, sharding, steps
 from panda_jax.backbone import Backbone
 from panda_jax.examples import AnyExamples, Examples
 from panda_jax.fleet import Lanes
+from panda_jax.prompts import length_of
 from panda_jax.sharding import Partitioner
 from panda_jax.types import Array, ArrayLike, Params
 from panda_jax.vector_cache import VectorCache
@@ -27,6 +28,10 @@ from panda_jax.vector_cache import VectorCache
 _ROWS = 128
 # Dispatches that are under way before the oldest is waited for.
 _AHEAD = 4
+# Lanes at once where rows are too short to fill a device: as many as have so
+# many positions in all, and so many at most.
+_POSITIONS = 2048
+_LANES = 16
 
 Work = TypeVar("Work")
 
@@ -173,9 +178,6 @@ class Prober:
             partitioner = partitioner or Partitioner()
             self.mesh = partitioner.mesh(jax.device_count())
             self.params = self._placed_backbone(partitioner)
-        # A lane's rows fill a device; more lanes would only take memory.
-        self.together = 1 if self.mesh is None else self.mesh.shape["data"]
-        self.lanes = Lanes(self.together, 1)
 
     def _placed_backbone(self, partitioner: Partitioner) -> Params:
         config = self.backbone.config
@@ -250,7 +252,7 @@ class Prober:
             shape = (item[1].shape, item[1].rows.tokens.shape)
             group = waiting.setdefault(shape, [])
             group.append(item)
-            if len(group) == self.together:
+            if len(group) == self._together(item[1]):
                 dispatch(waiting.pop(shape))
             if len(pending) > _AHEAD:
                 yield from oldest()
@@ -259,9 +261,19 @@ class Prober:
         while pending:
             yield from oldest()
 
+    def _together(self, ask: Ask) -> int:
+        """How many of an ask's shape are computed in one dispatch."""
+        if self.mesh is not None:
+            return self.mesh.shape["data"]
+        _, rows, length = ask.rows.tokens.shape
+        fit = _POSITIONS // (rows * (length + length_of(ask.shape)))
+        return min(max(fit, 1), _LANES)
+
     def _probe(self, asks: list[Ask], read: str, per_row: bool) -> list[Array]:
         """A part for each batch of rows; the first ask again up to full."""
-        asks = [*asks, *asks[:1] * (self.together - len(asks))]
+        together = self._together(asks[0])
+        lanes = Lanes(chunk=0) if self.mesh is None else Lanes(together)
+        asks = [*asks, *asks[:1] * (together - len(asks))]
         vectors = self._placed(
             np.stack([np.asarray(ask.load(), np.float32) for ask in asks])
         )
@@ -277,7 +289,7 @@ class Prober:
                     self.params,
                     *arrays,
                     config=self.backbone.config,
-                    lanes=self.lanes,
+                    lanes=lanes,
                     read=read,
                     per_row=per_row,
                 )

@@ -39,7 +39,12 @@ class Prompt:
     @property
     def length(self) -> int:
         """P, the number of prompt positions."""
-        return self.vectors.shape[2 if self.kind == "deep" else 0]
+        return length_of(self.vectors.shape)
+
+
+def length_of(shape: Sequence[int]) -> int:
+    """P of vectors of this shape."""
+    return shape[2 if len(shape) == 5 else 0]
 
 
 def prompt_shape(

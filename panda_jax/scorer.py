@@ -25,6 +25,7 @@ from panda_jax.probing import (
     rows_of_examples,
     rows_without_text,
 )
+from panda_jax.prompts import length_of
 from panda_jax.runs import Run, make_run, run_id
 from panda_jax.sharding import Partitioner
 from panda_jax.starts import initial_prompt
@@ -123,7 +124,7 @@ class Entry:
     @property
     def prompt_length(self) -> int:
         """P."""
-        return self.shape[2 if len(self.shape) == 5 else 0]
+        return length_of(self.shape)
 
     def vectors(self) -> ArrayLike:
         """The prompt's, read anew."""

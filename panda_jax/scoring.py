@@ -1,6 +1,7 @@
 """Scores of every source x target pair, from stored prompts."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from panda_jax.store import (
 from panda_jax.tasks import specs
 
 DEFAULT_METRICS = ("panda", "e_avg", "on")
+
+# Bytes of prompts that a call keeps from its first reading on.
+_KEPT = 2**28
 
 BankLike = PromptBank | PathLike | Mapping[str, StoredPrompt]
 
@@ -86,9 +90,10 @@ def score(
 ) -> Scores:
     """Scores every source for every target.
 
-    A bank is read one prompt at a time, and the backbone run over each
-    prompt's own rows: M + N passes for M x N pairs. Metrics of the target's
-    labels run it over each target's rows under each source: M x N passes.
+    A bank is read one prompt at a time, a large one twice, and the backbone run
+    over each prompt's own rows: M + N passes for M x N pairs. Metrics of the
+    target's labels run it over each target's rows under each source: M x N
+    passes.
 
     Args:
       sources: a bank, its folder, or `{name: prompt}`.
@@ -179,16 +184,17 @@ def _tasks(names: Sequence[str]) -> list[Entry]:
 
 
 def _entries(bank: BankLike, role: str) -> list[Entry]:
-    """What is known of each prompt, all read once and let go again.
+    """What is known of each prompt; those beyond `_KEPT` are let go again.
 
     A broken folder is told of here, before anything is computed.
     """
     bank = as_bank(bank)
     if len(bank) == 0:
         raise UserError(f"The bank of {role} holds no prompt folder.")
-    entries = []
+    entries, held = [], 0
     for name in bank.names:
         stored = bank.read(name)
+        held += stored.prompt.vectors.nbytes
         if not np.isfinite(stored.prompt.vectors).all():
             raise UserError(
                 f"{name} of the {role} has vectors that are not finite: its "
@@ -201,10 +207,16 @@ def _entries(bank: BankLike, role: str) -> list[Entry]:
                 stored.info,
                 np.shape(stored.prompt.vectors),
                 content_hash(stored.prompt),
-                lambda name=name: bank.read(name),
+                functools.partial(bank.read, name)
+                if held > _KEPT
+                else functools.partial(_itself, stored),
             )
         )
     return entries
+
+
+def _itself(stored: StoredPrompt) -> StoredPrompt:
+    return stored
 
 
 def _model(

@@ -7,6 +7,7 @@ alone) has no PEFT form and so no `adapter_config.json`.
 """
 
 import dataclasses
+import functools
 import pathlib
 import types
 import typing
@@ -88,7 +89,7 @@ class PromptInfo:
                 "use the version of panda_jax that wrote it, or a newer one"
             )
         fields: dict[str, Any] = {}
-        for name, hint in typing.get_type_hints(cls).items():
+        for name, hint in _hints(cls).items():
             fields[name] = value.get(name)
             if not _fits(fields[name], hint):
                 expected = hint.__name__ if isinstance(hint, type) else hint
@@ -106,6 +107,10 @@ class PromptInfo:
                 "expected both of a prompt that is bound to a backbone"
             )
         return cls(**fields)
+
+
+# Evaluating them anew takes longer than reading a small prompt.
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -342,7 +347,7 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     path = folder / name
     if not path.is_file():
         raise UserError(f"{name} is missing: store the prompt again")
-    if path.resolve().parent != folder.resolve():
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
         raise UserError(
             f"{name} is a link to outside the folder: put a copy in its place"
         )

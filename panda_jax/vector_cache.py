@@ -50,7 +50,8 @@ class VectorCache:
         if not self.on:
             return
         try:
-            with atomic_file(self._path(key)) as temporary:
+            path = self._path(key)
+            with atomic_file(path, durable=False) as temporary:
                 np.save(temporary, value, allow_pickle=False)
         except OSError as error:
             _warn(f"Nothing is kept in {self._path(key).parent}: {error}.")

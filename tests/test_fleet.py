@@ -490,3 +490,24 @@ def test_a_fleet_writes_run_folders_and_resumes(
     assert [x.result for x in again.values()] == [
         x.result for x in found.values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "layers", "unrolled"),
+    [
+        ({}, None, 2, True),
+        ({"remat": True}, None, 2, False),
+        ({}, (2, 1, 4), 2, False),
+        ({}, None, 13, False),
+    ],
+)
+def test_layers_are_compiled_one_by_one_on_a_lone_cpu(
+    tiny, rows, source, changes, shape, layers, unrolled
+):
+    config = dataclasses.replace(tiny.config, layers=layers)
+    backbone = dataclasses.replace(tiny, config=config)
+    one = lane(0, source)
+    one = dataclasses.replace(one, run=dataclasses.replace(one.run, **changes))
+    mesh = shape and Partitioner(mesh_shape=shape)
+    parts = Assembly(backbone, [one], rows[0], partitioner=mesh)
+    assert parts.step_spec.config.unroll == unrolled

@@ -23,6 +23,7 @@ from panda_jax import (
     probing,
     runs,
     scorer,
+    scoring,
     similarity,
     starts,
     steps,
@@ -106,7 +107,8 @@ def test_more_rows_than_a_batch_are_the_same_mean(tiny, bank, cache):
     examples = train_rows(tiny, "toy_review", 203)
     rows = probing.rows_of_examples(examples)
     assert rows.tokens.shape[:2] == (2, 104)
-    ask = probing.Ask(lambda: stored.prompt.vectors, (), "x", rows)
+    vectors = stored.prompt.vectors
+    ask = probing.Ask(lambda: vectors, vectors.shape, "x", rows)
     (found,) = probing.Prober(tiny).read([ask], "mean")
     expected = probed(tiny, stored, examples)["mean"].mean(0)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -156,6 +158,29 @@ def test_a_thousand_prompts_are_one_compilation_and_then_files(
         )
 
 
+def test_lanes_at_once_change_nothing(tiny, cache, monkeypatch):
+    """Short rows share a dispatch; a bank is no multiple of what fits."""
+    many = {f"p{i:02d}": prompt(tiny, "toy_review", i) for i in range(21)}
+    taken = []
+    real = probing.probe_lanes
+
+    def spy(vectors, *rest, **static):
+        taken.append(len(vectors))
+        return real(vectors, *rest, **static)
+
+    monkeypatch.setattr(probing, "probe_lanes", spy)
+    options = {"metrics": ("on",), "backbone": tiny, "cached": False}
+    options["on_binarised"] = False
+    together = pj.score(sources=many, targets=many, **options)
+    assert taken == [probing._LANES] * 2
+    monkeypatch.setattr(probing, "_POSITIONS", 1)
+    alone = pj.score(sources=many, targets=many, **options)
+    assert taken[2:] == [1] * 21
+    np.testing.assert_allclose(
+        together.values["on"], alone.values["on"], atol=1e-5
+    )
+
+
 def test_a_damaged_cache_is_said_and_computed_anew(tiny, bank, cache):
     options = {"metrics": ("panda",), "backbone": tiny}
     first = pj.score(sources=bank, targets=bank, **options)
@@ -169,13 +194,24 @@ def test_a_damaged_cache_is_said_and_computed_anew(tiny, bank, cache):
     np.testing.assert_array_equal(off.values["panda"], first.values["panda"])
 
 
-def test_prompts_are_read_one_at_a_time(tiny, tmp_path, cache):
-    """A bank on disk is never all in memory."""
+@pytest.mark.parametrize(("kept", "reads"), [(2**28, 1), (0, 2)])
+def test_prompts_beyond_a_limit_are_let_go_again(
+    tiny, tmp_path, cache, monkeypatch, kept, reads
+):
+    """A large bank on disk is never all in memory, a small one read once."""
+    monkeypatch.setattr(scoring, "_KEPT", kept)
+    read, real = [], scoring.PromptBank.read
+    monkeypatch.setattr(
+        scoring.PromptBank,
+        "read",
+        lambda bank, name: read.append(name) or real(bank, name),
+    )
     for i in range(6):
         stored = prompt(tiny, "toy_review", i)
         save_prompt(tmp_path / "bank" / f"p{i}", stored.prompt, stored.info)
     bank = pj.PromptBank(tmp_path / "bank")
     pj.score(sources=bank, targets=bank, metrics=("panda",), backbone=tiny)
+    assert sorted(read) == sorted(reads * bank.names)
     assert bank._loaded == {}
 
 

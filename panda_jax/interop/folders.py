@@ -34,6 +34,8 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
         roots.append(folder.parent.parent / "blobs")
     try:
         path = folder / name
+        if len(parts) == 1 and path.is_file() and not path.is_symlink():
+            return path
         target = path.resolve()
         within = any(target.is_relative_to(root.resolve()) for root in roots)
     except (OSError, RuntimeError, ValueError) as error:

@@ -131,7 +131,8 @@ def _header(path: pathlib.Path, *, fix: str) -> dict[str, Stored]:
 
 def _stored(file: Any, name: str, path: pathlib.Path, *, fix: str) -> Stored:
     def read() -> np.ndarray:
-        with _damage(path, fix=fix):
+        # Opened anew: pages of a mapped file count as memory until it is shut.
+        with _open(path, fix=fix) as file, _damage(path, fix=fix):
             return file.get_tensor(name)
 
     part = file.get_slice(name)
