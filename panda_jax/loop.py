@@ -70,6 +70,7 @@ class Fleet:
         self.quiet = quiet
         self.run = lanes[0].run
         self.mark = (0, 0.0)  # step and time since when rates count
+        self.dispatched = False
 
     def execute(self) -> list[TrainResult | UserError]:
         """Runs to the end and writes each lane's result.
@@ -199,7 +200,6 @@ class Fleet:
                 watch(STALL_SECONDS)
                 begin = step
                 step = min(begin + MOST_STEPS, last)
-                first = begin == self.mark[0] and self.started == self.mark[1]
                 given = (
                     states,
                     position,
@@ -214,13 +214,14 @@ class Fleet:
                     "most": MOST_STEPS,
                     "layout": parts.state_layout,
                 }
-                if first:
+                if not self.dispatched:
                     # What compiling took is given back before the step takes
                     # its own; the call below finds what was compiled.
                     fleet.lower_steps(*given, **static).compile()
                     memory.trim()
                 states, position, metrics = fleet.run_steps(*given, **static)
-                if first:
+                if not self.dispatched:
+                    self.dispatched = True
                     jax.block_until_ready(metrics)
                     self.mark = (step, time.monotonic())
                     taken = self.mark[1] - self.started
