@@ -52,7 +52,8 @@ _PARTS = {
     "Assembly.load": "put the rows on the device",
     "Checkpoints.__init__": "open the checkpoints",
     "Lane.open": "open the metrics",
-    "fleet.run_steps": "trace, compile or fetch, and dispatch the step",
+    "fleet.lower_steps": "trace and lower the step",
+    "fleet.run_steps": "dispatch the step",
 }
 
 
