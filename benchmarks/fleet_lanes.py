@@ -187,7 +187,9 @@ def main() -> None:
     for name in args.backbones.split(","):
         c = load_backbone(name).config
         work = Work(c.layers, c.heads, c.width, c.vocab_size)
-        unit = args.unit or (10 if c.width < 200 else 1)
+        # Of one step a dispatch, getting memory from the system would count,
+        # which the trainer's ten share.
+        unit = args.unit or (10 if c.width < 200 else 5)
         chunks = [int(word) for word in args.chunks.split(",")]
         given = (args.lanes, unit, work, args.dtype)
         makers = {f"fleet {n}": (ways, (name, n, *given)) for n in chunks}
