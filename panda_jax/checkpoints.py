@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: what is trained, its optimizer and position.
 
 The frozen backbone is never in one: it is loaded by id and checked by
-fingerprint, so a checkpoint is kilobytes.
+fingerprint, so a checkpoint has the size of three prompts.
 """
 
 import contextlib

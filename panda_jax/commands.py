@@ -154,7 +154,8 @@ class Evaluate(_Arguments):
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       max_length: longest text in word pieces; None for the prompt's own.
-      eval_examples: rows of a label-balanced subsample; None for all.
+      eval_examples: rows of a subsample in the labels' proportions; None
+        for all.
     """
 
     prompt: str

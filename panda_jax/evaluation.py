@@ -345,7 +345,8 @@ def evaluate(
       data_dir: folder of the tasks' files; default `PANDA_DATA_DIR`.
       tfds_data_dir: of TFDS.
       max_length: of the text, in word pieces; None for the prompt's own.
-      eval_examples: rows of a label-balanced subsample; None for all.
+      eval_examples: rows of a subsample in the labels' proportions; None
+        for all.
 
     Returns:
       `{"task", "split", "examples", "scores": {metric: value}}`.

@@ -24,6 +24,11 @@ def cache_folder(cache_dir: PathLike | None = None) -> pathlib.Path:
     return pathlib.Path(base).expanduser() / "panda_jax"
 
 
+# Reading it means setting it, for all threads: once, before there are any.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
+
 @contextlib.contextmanager
 def atomic_file(
     path: PathLike, *, durable: bool = True
@@ -52,9 +57,7 @@ def atomic_file(
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         # mkstemp makes files that only their owner reads.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -91,9 +94,11 @@ def atomic_folder(path: PathLike) -> Iterator[pathlib.Path]:
     )
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(os.path.join(folder, name), "rb+") as file:
+                    os.fsync(file.fileno())
+        temporary.chmod(0o777 & ~_UMASK)
         if path.is_dir():
             old = pathlib.Path(
                 tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")

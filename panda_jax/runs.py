@@ -93,14 +93,17 @@ class Run:
         epoch); None for linear on encoders,
         constant on T5.
       dropout: of text, prompt and head; None for the backbone's own.
-      accumulate: parts of a batch computed one after another: less memory.
+      accumulate: parts of a batch computed one after another: less memory. What
+        is trained is the mean of the parts' means; where a loss is over words
+        (tags, text) and parts have unequally many, that is not the batch's.
       patience: evaluations without a better score after which a run ends
         early; None for never.
       eval_every: epochs between evaluations; the first and the last epoch are
         always evaluated.
       eval_period: updates between evaluations, in place of eval_every; the
         end of the first epoch and of the run are always evaluated.
-      train_examples: rows of a label-balanced subsample; None for all.
+      train_examples: rows of a subsample in the labels' proportions; None
+        for all.
       eval_examples: likewise of the development split.
       kd_lambda: strength of recipes `paper` and `ours`.
       kd_beta: strength of recipe `released`.
@@ -426,9 +429,9 @@ def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
         )
     )
     changes = [
-        f"{name}: {old.get(name)!r} there, {value!r} now"
-        for name, value in new.items()
-        if old.get(name) != value
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]
     if changes:
         raise UserError(

@@ -173,6 +173,13 @@ def train_fleet(
 
 def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
     if isinstance(backbone, Backbone):
+        holds = backbone.config.dtype
+        if run.method != "model" and run.dtype not in (None, holds):
+            raise UserError(
+                f"The loaded backbone computes in {holds}, the run asks for "
+                f"dtype {run.dtype!r}: load it with that dtype, or leave the "
+                "setting out."
+            )
         return backbone
     specs.of_registry(run.task)  # before the weights: a typo is told at once
     dtype = "float32" if run.method == "model" else run.dtype

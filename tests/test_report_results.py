@@ -447,7 +447,7 @@ def test_points_of_two_metrics_are_not_averaged(tmp_path):
     [
         ("development data", "of cb on bert-tiny differ in development data"),
         ("backbone weights", "of bert-tiny differ in backbone weights"),
-        ("training data", ""),
+        ("training data", "of cb on bert-tiny with all rows differ in train"),
         ("dtype", "of cb on bert-tiny differ in dtype: bfloat16 (1 runs, "),
     ],
 )
@@ -460,7 +460,6 @@ def test_runs_on_other_data_or_weights_are_named(tmp_path, what, words):
             method=method,
             source="mnli" if method == "pot" else None,
             needs={what: digest},
-            settings={what: digest},
         )
     write_run(tmp_path, "r", value=0.5, task="rte")
     write_report(tmp_path, tmp_path / "out", resamples=0)

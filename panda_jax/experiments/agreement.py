@@ -37,10 +37,7 @@ def one_metric(
 
 
 def warnings(runs: Sequence[DoneRun], left: Iterable[Excluded]) -> list[str]:
-    """What makes averages and differences doubtful, a sentence each.
-
-    Training data may differ: few-shot rows are drawn by seed.
-    """
+    """What makes averages and differences doubtful, a sentence each."""
     left = list(left)
     unlike = sorted({_place(out) for out in left if out.status == _OTHER})
     found = [
@@ -54,15 +51,22 @@ def warnings(runs: Sequence[DoneRun], left: Iterable[Excluded]) -> list[str]:
         rows, "development data", lambda run: run.needs.get("development data")
     )
     found += _unlike(
+        rows,
+        "training data",
+        lambda run: run.needs.get("training data"),
+        place=lambda run: (
+            f"{run.target} on {run.backbone} with "
+            f"{run.settings.get('train_examples') or 'all'} rows"
+        ),
+    )
+    found += _unlike(
         runs,
         "backbone weights",
         lambda run: run.needs.get("backbone weights"),
         place=lambda run: run.backbone,
     )
     # Model-tuning has float32 of its own accord.
-    found += _unlike(
-        adapted, "dtype", lambda run: str(run.settings.get("dtype"))
-    )
+    found += _unlike(adapted, "dtype", lambda run: run.needs.get("dtype"))
     rest = sum(RESTS in out.reason for out in left)
     if rest:
         found.append(
