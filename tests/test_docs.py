@@ -316,18 +316,11 @@ def run(arguments: list[str]) -> None:
     verb, *rest = arguments
     if verb in VERBS_NOT_RUN:
         return
-    small = [] if "--dry_run" in rest else shlex.split(SMALL_WORDS[verb])
+    small = [] if "--dry_run" in rest else SMALL.get(verb, "").split()
     if verb in ON_TINY and not any(x.startswith("--backbone") for x in rest):
         small.append("--backbone=random:bert-tiny")
     status = cli.main([verb, *rest, *small])
     assert status == 0, shlex.join(["panda-jax", *arguments])
-
-
-# Quotes in a setting are JSON's, not the shell's.
-SMALL_WORDS = {
-    verb: " ".join(map(shlex.quote, SMALL.get(verb, "").split()))
-    for verb in cli.VERBS
-}
 
 
 def smaller(block: Block, data: pathlib.Path) -> str:
