@@ -446,6 +446,9 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         if name not in _REGISTERED:
             _REGISTERED[name] = gin.external_configurable(function, name=name)
     bound = _gin_name(verb)
+    # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
+    # fails where a folder of that name lies: files are all that is meant here.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     for folder in (
         *filter(None, flags.gin_search_paths.split(",")),
         _PACKAGE / "gin",

@@ -223,15 +223,3 @@ def test_demo_tells_the_whole_story(tmp_path, capsys):
     assert len(results) == 2 + 4 * 3
     assert (tmp_path / "scores.csv").is_file()
     assert (tmp_path / "heatmap_panda.png").is_file()
-
-
-def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
-    """As it stands, but for the weights."""
-    readme = ROOT.parent / "README.md"
-    if not readme.is_file():
-        pytest.skip("installed without the checkout")
-    block = readme.read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    exec(block.replace("minilm-l6", "random:bert-tiny"), {})
-    assert capsys.readouterr().out.startswith("sentiment ")
-    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
