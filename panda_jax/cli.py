@@ -429,6 +429,7 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
       is a dry run.
     """
     import gin
+    from gin import config as gin_config
 
     bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
     flags = _verb_parser(verb).parse_args(
@@ -448,7 +449,7 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
     bound = _gin_name(verb)
     # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
     # fails where a folder of that name lies: files are all that is meant here.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
     for folder in (
         *filter(None, flags.gin_search_paths.split(",")),
         _PACKAGE / "gin",

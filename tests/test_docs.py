@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import made_up_data
 import numpy as np
@@ -25,7 +25,8 @@ from panda_jax.tasks import specs
 
 from panda_jax import cli, commands, measures, metrics, models
 from panda_jax.interop import hf, tables
-from panda_jax.models.t5 import T5Config
+from panda_jax.models import BertConfig, T5Config
+from panda_jax.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if not (ROOT / "README.md").is_file():
@@ -90,6 +91,9 @@ COMMANDS_NOT_RUN = {
     "tail": "a log that is not there",
     "tensorboard": "a server",
 }
+# What stands for minilm-l6: a folder of a BERT that is compiled quickly, having
+# one layer and no dropout.
+BACKBONE = "tiny_bert"
 # Commands that the shell runs.
 DONE = ("cat", "mkdir")
 # What `panda-jax` is given in addition, so that it takes a second.
@@ -99,12 +103,12 @@ SMALL = {
     "rank": "--examples=8",
     "evaluate": "--eval_examples=16",
     "evaluate-ranking": "--resamples=20 --permutations=20 --scatters=false",
-    "grid": "--backbones=random:bert-tiny --seeds=0 --methods=prompt,pot "
+    "grid": f"--backbones={BACKBONE} --seeds=0 --methods=prompt,pot "
     "--sources=toy_sentiment --targets=toy_review --overrides={} --settings="
     '{"steps":2,"train_examples":16,"eval_examples":16,"prompt_length":8}',
     "report": "--resamples=20",
 }
-ON_TINY = ("train", "tasks")
+OF_BACKBONE = ("train", "tasks")
 # Page -> what is replaced in its blocks.
 SMALLER = {
     "README.md": {"epochs=4": "epochs=1", "TARGET_PROMPT": "bank/review"},
@@ -128,8 +132,8 @@ BEFORE = {
     ],
     "docs/report.md": [
         "grid --gin_file=runs/smoke.gin --out_dir=grid",
-        "score --sources=grid/sources/random-bert-tiny/s0 --metrics=e_avg "
-        "--targets=grid/targets/random-bert-tiny/s0 --out_dir=scores",
+        f"score --sources=grid/sources/{BACKBONE}/s0 --metrics=e_avg "
+        f"--targets=grid/targets/{BACKBONE}/s0 --out_dir=scores",
     ],
 }
 CB_ROW = '{"premise": "It rained. She saw it.", "hypothesis": "it rained"}'
@@ -317,8 +321,9 @@ def run(arguments: list[str]) -> None:
     if verb in VERBS_NOT_RUN:
         return
     small = [] if "--dry_run" in rest else SMALL.get(verb, "").split()
-    if verb in ON_TINY and not any(x.startswith("--backbone") for x in rest):
-        small.append("--backbone=random:bert-tiny")
+    named = any(word.startswith("--backbone") for word in rest)
+    if verb in OF_BACKBONE and not named:
+        small.append(f"--backbone={BACKBONE}")
     status = cli.main([verb, *rest, *small])
     assert status == 0, shlex.join(["panda-jax", *arguments])
 
@@ -327,9 +332,7 @@ def smaller(block: Block, data: pathlib.Path) -> str:
     text = block.text
     for old, new in SMALLER.get(block.page, {}).items():
         text = text.replace(old, new)
-    # A bank of a grid is named after its backbone.
-    text = re.sub(r"(?<=s/)minilm-l6(?=/)", "random-bert-tiny", text)
-    text = text.replace("minilm-l6", "random:bert-tiny")
+    text = text.replace("minilm-l6", BACKBONE)
     return re.sub(r"\bDATA\b", str(data), text)
 
 
@@ -349,23 +352,47 @@ def registries() -> Iterator[None]:
         table.update(old)
 
 
+def write_bert(folder: pathlib.Path) -> None:
+    """A BERT of the built-in vocabulary, of weights that mean nothing."""
+    tokenizer = Tokenizer.builtin()
+    config = BertConfig(
+        tokenizer.vocab_size,
+        width=32,
+        layers=1,
+        heads=2,
+        ffn=64,
+        positions=160,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    hf.save(folder, parameters(config), config)
+    tokenizer.save(folder)
+
+
 def write_t5(folder: pathlib.Path) -> None:
-    """A T5 that reads bytes, of weights that mean nothing."""
+    """A T5 that reads bytes, likewise."""
     config = T5Config(
         vocab_size=384, width=32, layers=1, decoder_layers=1, heads=2,
         head_dim=16, ffn=32,
     )  # fmt: skip
-    params: dict = {}
-    for path, shape in tables.shapes(config).items():
-        *parents, last = path.split("/")
-        at = params
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = np.full(shape, 0.1, np.float32)
-    hf.save(folder, params, config)
+    hf.save(folder, parameters(config), config)
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "ByT5Tokenizer"}'
     )
+
+
+def parameters(config: BertConfig | T5Config) -> dict[str, Any]:
+    """Drawn at random, without compiling anything."""
+    rng, found = np.random.default_rng(0), {}
+    for path, shape in tables.shapes(config).items():
+        *parents, last = path.split("/")
+        at = found
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = rng.normal(0, 0.1, shape).astype(np.float32)
+        if last == "scale":
+            at[last] = np.ones(shape, np.float32)
+    return found
 
 
 def is_file(block: Block) -> str | None:
@@ -406,6 +433,7 @@ def test_the_page_s_blocks_run(page, data, registries, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     for name, lines in GIVEN.get(page, {}).items():
         (folder / name).write_text("\n".join(lines) + "\n")
+    write_bert(folder / BACKBONE)
     if any("T5_FOLDER" in block.text for block in ALL[page]):
         write_t5(folder / "T5_FOLDER")
         np.save(folder / "mrpc.npy", np.ones((4, 32), np.float32))
