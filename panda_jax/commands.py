@@ -322,17 +322,21 @@ class Import(_Arguments):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(_Arguments):
-    """Write a prompt for another project.
+    """Write a prompt, or a bank, for other projects and people.
 
     Attributes:
-      format: peft or npy.
-      prompt: folder of the prompt (or of its run).
+      format: peft (with a model card) or npy.
+      prompt: folder of the prompt (or of its run), or a bank.
       out_dir: a new or empty folder, or one with an earlier export.
+      base_model: for the card: the backbone's name on the Hugging Face Hub.
+      overwrite: replace an earlier export that differs.
     """
 
     format: str
     prompt: str
     out_dir: str
+    base_model: str | None = None
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
