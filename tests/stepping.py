@@ -6,7 +6,6 @@ import numpy as np
 from panda_jax import steps
 from panda_jax.prompts import Prompt, fresh_head
 
-
 train_step = jax.jit(
     steps.update, static_argnames=("spec",), donate_argnames=("state",)
 )
