@@ -709,7 +709,7 @@ def test_exports_never_replace_other_files(tmp_path):
 # --- To share ---
 
 ODD = "a|b `c` <i>_x_<i> ![y](z) é"
-HOSTILE = "x|y\n---\n# h\n\n<b>`q`</b> ![i](http://e.x) \u202e*z* \\| \ud800"
+HOSTILE = "x|y\n---\n# h\n\n<b>`q`</b> ![i](http://e.x) \u202e*z* \\| \udcff"
 
 
 @pytest.fixture(scope="module")
@@ -837,12 +837,7 @@ def test_nothing_in_a_name_formats_a_card(tiny, weights):
     shown = "x|y --- # h <b>`q`</b> ![i](http://e.x) *z* \\|"
     for page, count in (
         (cards.card(stored), 2),
-        (
-            cards.index(
-                {HOSTILE.replace("/", "").replace("\ud800", "\udcff"): info}
-            ),
-            1,
-        ),
+        (cards.index({HOSTILE: info}), 1),
     ):
         _, front, body = page.split("---\n", 2)
         assert yaml.safe_load(front)["tags"][-1] == shown
