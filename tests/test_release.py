@@ -67,18 +67,19 @@ def built(source) -> pathlib.Path:
     out = source.parent / "dist"
     out.mkdir()
     code = (
-        "import sys\n"
         "from setuptools import build_meta as build\n"
-        "build.build_sdist(sys.argv[1])\n"
-        "build.build_wheel(sys.argv[1])\n"
+        f"out = {str(out)!r}\n"
+        "build.build_sdist(out)\n"
+        "build.build_wheel(out)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(out)],
+        [sys.executable, "-c", code],
         cwd=source,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "absent from the `packages`" not in done.stdout + done.stderr
     for name in files(source) - before:
         (source / name).unlink()
     return out
