@@ -162,11 +162,11 @@ def _demo(args: Any) -> int:
 def _import(args: commands.Import) -> int:
     from panda_jax.backbone import load_backbone
     from panda_jax.exchange import IMPORTS, check_replaceable, import_prompt
-    from panda_jax.store import INFO, save_prompt
+    from panda_jax.store import FILES, save_prompt
 
     if args.format not in IMPORTS:
         raise unknown_name("import format", args.format, IMPORTS)
-    check_replaceable(args.out_dir, INFO)
+    check_replaceable(args.out_dir, FILES)
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
         args.format, args.path, backbone=backbone or None, task=args.task
@@ -178,12 +178,22 @@ def _import(args: commands.Import) -> int:
 
 
 def _export(args: commands.Export) -> int:
-    from panda_jax.exchange import EXPORTS, export_prompt
-    from panda_jax.store import load_prompt
+    from panda_jax.exchange import EXPORTS, export_bank, export_prompt
+    from panda_jax.store import PromptBank, is_bank, load_prompt
 
     if args.format not in EXPORTS:
         raise unknown_name("export format", args.format, EXPORTS)
-    print(export_prompt(args.format, load_prompt(args.prompt), args.out_dir))
+    values = dataclasses.asdict(args)
+    format, path = values.pop("format"), values.pop("prompt")
+    if not is_bank(path):
+        print(export_prompt(format, load_prompt(path), **values))
+    elif format == "peft":
+        print(export_bank(PromptBank(path), **values))
+    else:
+        raise UserError(
+            f"{path!r} is a bank, which is exported as peft, got {format!r}: "
+            "say which of its prompts."
+        )
     return 0
 
 

@@ -372,11 +372,6 @@ def _gradient(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-train_step = functools.partial(
-    jax.jit, static_argnames=("spec",), donate_argnames=("state",)
-)(update)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "per_token", "best"))
 def predict_step(
     params: Params,

@@ -28,6 +28,7 @@ from panda_jax.tasks import specs
 
 FORMAT_VERSION = 1
 INFO = "panda.json"
+FILES = (INFO, TENSORS, CONFIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,15 +179,16 @@ def save_prompt(
     layout = layout_of(stored.vectors.shape, info, head=bool(stored.head))
     with atomic_folder(folder) as temporary:
         peft.write_folder(temporary, stored, layout)
-        write_json(
-            temporary / INFO,
-            info.to_json()
-            | {
-                "prompt_shape": list(stored.vectors.shape),
-                "content_hash": content_hash(stored),
-            },
-        )
+        write_json(temporary / INFO, description(stored, info))
     return StoredPrompt(stored, info, pathlib.Path(folder))
+
+
+def description(prompt: Prompt, info: PromptInfo) -> dict[str, Any]:
+    """The content of a prompt's `panda.json`."""
+    return info.to_json() | {
+        "prompt_shape": list(prompt.vectors.shape),
+        "content_hash": content_hash(prompt),
+    }
 
 
 def layout_of(
@@ -242,6 +244,14 @@ def load_prompt(
             f"Prompt folder {str(path)!r}: {str(error).rstrip('.')}."
         ) from None
     return StoredPrompt(prompt, info, path)
+
+
+def is_bank(folder: PathLike) -> bool:
+    """Whether a folder holds prompt folders and is none itself."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir() or _prompt_folder(folder) is not None:
+        return False
+    return any(_prompt_folder(path) is not None for path in folder.iterdir())
 
 
 class PromptBank:
@@ -337,7 +347,7 @@ def _arrays(prompt: Prompt) -> dict[str, np.ndarray]:
 def _prompt_folder(folder: pathlib.Path) -> pathlib.Path | None:
     """`folder` or its `prompt/`, whichever holds a file of a prompt."""
     for path in (folder, folder / "prompt"):
-        if any((path / name).is_file() for name in (INFO, TENSORS, CONFIG)):
+        if any((path / name).is_file() for name in FILES):
             return path
     return None
 

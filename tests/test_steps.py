@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stepping import train_step
 
 from panda_jax import steps
 from panda_jax.backbone import Backbone
@@ -74,7 +75,7 @@ def test_steps_lower_the_loss_and_leave_the_backbone(tiny, kind):
     start = jax.device_get(state.trainable.prompt.vectors)
     losses: list[float] = []
     for _ in range(60):
-        state, metrics = steps.train_step(
+        state, metrics = train_step(
             state,
             tiny.params,
             make_batch(),
@@ -108,7 +109,7 @@ def test_weight_zero_is_prompt_tuning_bit_for_bit(tiny, rng):
     after = []
     for logits in (np.zeros((8, CLASSES)), 9 * rng.normal(size=(8, CLASSES))):
         state = steps.init_state(steps.Trainable(make_prompt(tiny, 0)))
-        state, _ = steps.train_step(
+        state, _ = train_step(
             state,
             tiny.params,
             make_batch(),
