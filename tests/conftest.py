@@ -36,7 +36,7 @@ import pytest
 from panda_jax.backbone import Backbone, load_backbone
 
 # Of 65,530 that Linux gives a process; one file takes some thousands.
-_MOST_MAPS = 20_000
+_MOST_MAPS = 10_000
 
 
 @pytest.fixture(scope="session", autouse=True)
