@@ -632,7 +632,11 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"panda-jax: {error}", file=sys.stderr)
+        words = str(error)
+        if len(words) > _MOST_WORDS:
+            # Of a value that fills screens the beginning will do.
+            words = f"{words[: _MOST_WORDS // 2]} [...] {words[-400:]}"
+        print(f"panda-jax: {words}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (head, less) has gone; that is no mistake.
@@ -661,6 +665,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
 
 
+_MOST_WORDS = 2000
 # Verbs that go on where they were.
 _RESUMED = ("demo", "train", "grid")
 _USERS_ERRNOS = (

@@ -102,7 +102,7 @@ class Tokenizer:
             text = _read_text(whole)
             try:
                 inner = tokenizers.Tokenizer.from_str(text)
-                inner.encode("It was 1 day.")  # some faults show only now
+                inner.encode("Is this known: \u2603?")  # some fail only now
             except Exception as error:  # the library raises bare Exception
                 raise UserError(
                     f"The tokenizer file '{whole}' is broken: {error}. Copy "

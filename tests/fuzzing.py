@@ -56,6 +56,7 @@ class Summary:
       refused: how many raised `UserError`.
       longest: the longest message.
       slowest: seconds of the slowest.
+      seconds: of all, with what makes them.
       failures: what else happened -> the input that made it first, and how
         many did.
     """
@@ -65,6 +66,7 @@ class Summary:
     refused: int = 0
     longest: int = 0
     slowest: float = 0.0
+    seconds: float = 0.0
     failures: dict[str, dict[str, Any]] = dataclasses.field(
         default_factory=dict
     )
@@ -108,12 +110,21 @@ class Sandbox:
             }
             for folder in sorted(self.inside.iterdir())
         }
+        self.known = {
+            seed: [
+                (name, kinds)
+                for name in files
+                for pattern, kinds in reader.changes.items()
+                if pathlib.PurePosixPath(name).match(pattern)
+            ]
+            for seed, files in self.seeds.items()
+        }
 
     @contextlib.contextmanager
     def changed(
         self, rng: random.Random
-    ) -> Iterator[tuple[pathlib.Path, str, bool]]:
-        """Yields an input's folder, its seed, and whether it leads out."""
+    ) -> Iterator[tuple[pathlib.Path, str, int, bool]]:
+        """Yields an input: folder, seed, size, and whether it leads out."""
         seed = rng.choice(sorted(self.seeds))
         folder, whole = self.inside / seed, self.seeds[seed]
         files, link = self._change(rng, seed)
@@ -127,30 +138,26 @@ class Sandbox:
             if link is not None:
                 (folder / link).unlink()
                 (folder / link).symlink_to(self.outside / seed / link)
-            climbs = link is not None or getattr(files, "climbs", False)
-            yield folder, seed, climbs
+            size = sum(map(len, files.values()))
+            yield folder, seed, size, link is not None or files.climbs
         finally:
             if link is not None:
                 (folder / link).unlink()
-            for path in sorted(folder.rglob("*"), reverse=True):
-                name = path.relative_to(folder).as_posix()
-                if path.is_file() and name not in whole:
-                    path.unlink()
+            for place, _, names in os.walk(folder):
+                for name in names:
+                    path = os.path.join(place, name)
+                    if os.path.relpath(path, folder) not in whole:
+                        os.unlink(path)
             for name, data in whole.items():
                 if link == name or files.get(name) != data:
                     (folder / name).write_bytes(data)
 
     def _change(
         self, rng: random.Random, seed: str
-    ) -> tuple[Files, str | None]:
+    ) -> tuple["Climbing", str | None]:
         """The input's files, and which is a link out of the folder."""
         files = Climbing(self.seeds[seed])
-        known = [
-            (name, kinds)
-            for name in files
-            for pattern, kinds in self.reader.changes.items()
-            if pathlib.PurePosixPath(name).match(pattern)
-        ]
+        known = self.known[seed]
         if self.reader.guarded and rng.random() < 0.03:
             return files, rng.choice(known)[0]
         if self.reader.climb is not None and rng.random() < 0.05:
@@ -165,10 +172,6 @@ class Sandbox:
                 continue
             files[name] = changes.change(rng, files[name], *kinds)
         return files, None
-
-    def size(self, folder: pathlib.Path) -> int:
-        """Bytes of an input."""
-        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 class Climbing(Files):
@@ -207,16 +210,22 @@ class Watch:
         self.folder = place
 
     @staticmethod
-    def resident() -> int:
-        """The most memory that was in use since the last time, in bytes."""
+    def resident() -> tuple[int, int]:
+        """The most memory that was in use, and what is now, in bytes."""
         try:
             with open("/proc/self/status", "rb") as status:
-                most = next(x for x in status if x.startswith(b"VmHWM"))
-            with open("/proc/self/clear_refs", "wb") as clear:
-                clear.write(b"5")
-        except (OSError, StopIteration):  # no Linux, or not allowed
-            return 0
-        return int(most.split()[1]) << 10
+                found = dict(line.split(b":") for line in status)
+            most, now = (
+                int(found[name].split()[0]) << 10
+                for name in (b"VmHWM", b"VmRSS")
+            )
+            if most - now > RESIDENT // 4:
+                # Or what comes could hide below what was.
+                with open("/proc/self/clear_refs", "wb") as clear:
+                    clear.write(b"5")
+        except (OSError, KeyError):  # no Linux, or not allowed
+            return 0, 0
+        return most, now
 
 
 _WATCH: list[Watch] = []
@@ -262,15 +271,17 @@ def fuzz(
             # Also imports what is imported late.
             reader.read(sandbox.inside / name, name)
         tracemalloc.start(1)
+        began = time.monotonic()
         try:
             for number in range(begin, inputs):
                 if note is not None:
                     note(number, summary)
                 rng = random.Random(f"{seed}/{reader.name}/{number}")
-                with sandbox.changed(rng) as (folder, name, climbs):
+                with sandbox.changed(rng) as (folder, name, size, climbs):
                     summary.inputs += 1
-                    limit = TIMES * sandbox.size(folder)
+                    limit = TIMES * size
                     _one(reader, folder, name, summary, number, climbs, limit)
+                summary.seconds = round(time.monotonic() - began, 3)
         finally:
             looks.folder = None
             signal.signal(signal.SIGALRM, former)
@@ -291,8 +302,7 @@ def _one(
     """Gives a reader one input and looks at what it does."""
     looks = watch()
     tracemalloc.reset_peak()
-    looks.resident()
-    resident = looks.resident()
+    _, resident = looks.resident()
     traced, _ = tracemalloc.get_traced_memory()
     began = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -326,7 +336,7 @@ def _one(
     _, peak = tracemalloc.get_traced_memory()
     if peak - traced > limit + reader.traced:
         summary.fail("allocated too much", number, f"{peak - traced} bytes")
-    grown = looks.resident() - resident
+    grown = looks.resident()[0] - resident
     if grown > limit + RESIDENT:
         summary.fail("took too much memory", number, f"{grown} bytes")
 
@@ -337,6 +347,11 @@ def _trace() -> str:
     return "RecursionError"
 
 
+def _place() -> str | None:
+    """Where files are made and unmade fast, if there is such a place."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
 def child(reader: str, inputs: int, seed: int, begin: int, state: str) -> None:
     """Fuzzes in this process, and writes to a file how far it is."""
     file = os.open(state, os.O_WRONLY | os.O_CREAT)
@@ -345,7 +360,7 @@ def child(reader: str, inputs: int, seed: int, begin: int, state: str) -> None:
         text = json.dumps([number, dataclasses.asdict(summary)])
         os.pwrite(file, text.encode() + b"\n", 0)
 
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory(dir=_place()) as root:
         place = pathlib.Path(root).resolve()
         summary = fuzz(
             READERS[reader],
@@ -362,7 +377,7 @@ def parent(reader: str, inputs: int, seed: int) -> Summary:
     """Has a process fuzz; begins another one behind what ends the first."""
     total, begin = Summary(), 0
     while begin < inputs:
-        with tempfile.TemporaryDirectory() as root:
+        with tempfile.TemporaryDirectory(dir=_place()) as root:
             state = pathlib.Path(root, "state")
             flags = [f"--inputs={inputs}", f"--seed={seed}"]
             flags += [f"--child={state}", f"--readers={reader}"]
@@ -412,6 +427,7 @@ def _add(total: Summary, found: Summary) -> None:
     total.accepted += found.accepted
     total.refused += found.refused
     total.longest = max(total.longest, found.longest)
+    total.seconds += found.seconds
     total.slowest = max(total.slowest, found.slowest)
     for what, each in found.failures.items():
         known = total.failures.setdefault(what, {**each, "count": 0})

@@ -1,5 +1,6 @@
 """Prompts as google-research/prompt-tuning keeps them: `.npy`, fp32 [P, D]."""
 
+import io
 import math
 import pathlib
 
@@ -60,5 +61,8 @@ def _read(path: pathlib.Path) -> np.ndarray:
 def write(path: PathLike, vectors: ArrayLike) -> None:
     """Writes a shallow prompt [P, D] as fp32, whole or not at all."""
     array = np.ascontiguousarray(vectors, np.float32)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        npy_format.write_array(file, array, (1, 0), allow_pickle=False)
+    made = io.BytesIO()
+    npy_format.write_array(made, array, (1, 0), allow_pickle=False)
+    with atomic_file(path) as temporary:
+        # NumPy itself does not say why a disk takes no more.
+        temporary.write_bytes(made.getvalue())
