@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import tokenize
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -495,13 +496,29 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
 _REGISTERED: dict[str, Any] = {}
 
 
+# What gin, and Python's tokenizer below it, raise for one bad text or another.
+_GIN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+
+
 def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
     try:
         for path in files:
             gin.parse_config_file(path)
         for binding in bindings:
             gin.parse_config(binding)
-    except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+    except _GIN_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(
             f"The gin configuration is wrong: {message} (Strings need "
@@ -549,6 +566,15 @@ def _execute(argv: Sequence[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
+    for word in rest:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            # How Python gives bytes that are no text; no JSON could hold them.
+            raise UserError(
+                f"Got the argument {word!r}, expected UTF-8 text. Rename what "
+                "it names."
+            ) from None
     args, config, dry_run = resolve(verb, rest)
     if dry_run:
         print(config.strip())
@@ -620,7 +646,11 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"panda-jax: {error}", file=sys.stderr)
+        words = str(error)
+        if len(words) > _MOST_WORDS:
+            # Of a value that fills screens the beginning will do.
+            words = f"{words[: _MOST_WORDS // 2]} [...] {words[-400:]}"
+        print(f"panda-jax: {words}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (head, less) has gone; that is no mistake.
@@ -631,11 +661,11 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"panda-jax: {stopped}", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
-        print(
-            "panda-jax: interrupted; the same command goes on from the last "
-            "checkpoint.",
-            file=sys.stderr,
-        )
+        given = sys.argv[1:] if argv is None else argv
+        left = "what was complete is kept, and nothing else was written"
+        if given and given[0] in _RESUMED:
+            left = "the same command goes on from the last checkpoint"
+        print(f"panda-jax: interrupted; {left}.", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _USERS_ERRNOS:
@@ -649,8 +679,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
 
 
+_MOST_WORDS = 2000
+# Verbs that go on where they were.
+_RESUMED = ("demo", "train", "grid")
 _USERS_ERRNOS = (
     errno.ENOSPC,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
     errno.EDQUOT,
     errno.EACCES,
     errno.EPERM,

@@ -410,6 +410,32 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     return read_json(path, what="result file")
 
 
+def done_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """`read_result`, with everything that a run says at its end.
+
+    Raises:
+      UserError: something is missing or of another kind.
+    """
+    result = read_result(folder)
+    if result is None:
+        return None
+    scores = [result.get(name) for name in ("best", "first_epoch", "final")]
+    numbers = [x.get("value") if isinstance(x, dict) else None for x in scores]
+    numbers.append(result.get("seconds"))
+    if not all(isinstance(x, int | float) for x in numbers) or not {
+        "task",
+        "method",
+        "seed",
+        "metric",
+        "steps",
+    } <= set(result):
+        raise UserError(
+            f"The result file {str(folder / 'result.json')!r} is not what a "
+            "run leaves: delete it to make the result again."
+        )
+    return result
+
+
 def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
     """Refuses to go on in a folder that another run has begun.
 
@@ -420,13 +446,17 @@ def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.exists():
         return
-    old, new = (
-        {**part["settings"], **part["needs"], **part["fingerprints"]}
-        for part in (
-            {"settings": {}, "needs": {}, "fingerprints": {}}
-            | read_json(path, what="run description"),
-            description,
+    there = read_json(path, what="run description")
+    parts = ("settings", "needs", "fingerprints")
+    if any(not isinstance(there.get(part, {}), dict) for part in parts):
+        raise UserError(
+            f"The run description {str(path)!r} is none: expected objects for "
+            f"{', '.join(parts)}. Choose another --model_dir, or delete that "
+            "folder."
         )
+    old, new = (
+        {name: x for part in parts for name, x in whole.get(part, {}).items()}
+        for whole in (there, description)
     )
     changes = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"

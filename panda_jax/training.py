@@ -228,7 +228,7 @@ def _begin(
     main = jax.process_index() == 0
     if folder is not None:
         runs.check_same_run(folder, description)
-        done = runs.read_result(folder)
+        done = runs.done_result(folder)
         if done is not None:
             return TrainResult(load_prompt(folder / "prompt"), done, folder)
         # Only now: a start that fails above leaves nothing behind.
@@ -375,7 +375,7 @@ def _chosen(
     """
     path = folder and folder / "choice.json"
     if path is not None and path.exists():
-        return read_json(path)
+        return _checked_choice(path, candidates)
     scores = _similarities(
         run, backbone, candidates, given["target_prompt"], where, folder
     )
@@ -389,6 +389,31 @@ def _chosen(
     }
     if path is not None and jax.process_index() == 0:
         write_json(path, choice)
+    return choice
+
+
+def _checked_choice(
+    path: pathlib.Path, candidates: dict[str, StoredPrompt]
+) -> dict[str, Any]:
+    """What a run chose before.
+
+    Raises:
+      UserError: the file is another's.
+    """
+    choice = read_json(path, what="choice of sources")
+    scores, shares = choice.get("scores"), choice.get("shares")
+    if (
+        not isinstance(scores, dict)
+        or not isinstance(shares, dict)
+        or not shares
+        or not set(shares) <= set(scores) <= set(candidates)
+        or not all(isinstance(x, float) for x in scores.values())
+        or not all(isinstance(x, float) for x in shares.values())
+    ):
+        raise UserError(
+            f"The choice of sources {str(path)!r} is not this run's: delete "
+            "it to measure them again."
+        )
     return choice
 
 

@@ -88,12 +88,12 @@ def _unlike(
     for run in runs:
         if (stated := value(run)) is not None:
             group = groups.setdefault(place(run), {})
-            group.setdefault(stated, []).append(run.folder)
+            group.setdefault(str(stated), []).append(run.folder)
     told = []
     for name, group in groups.items():
         if len(group) > 1:
             sides = (
-                f"{str(stated)[:8]} ({len(folders)} runs, such as {folders[0]})"
+                f"{stated[:8]} ({len(folders)} runs, such as {folders[0]})"
                 for stated, folders in group.items()
             )
             told.append(

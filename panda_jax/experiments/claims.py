@@ -211,7 +211,8 @@ def clock() -> str:
 
 def _seconds(said: Any) -> float:
     """What a claim says of its own silence; 0 where it says nothing."""
-    return float(said) if isinstance(said, int | float) else 0.0
+    # More than a week is no time between two signs of life.
+    return min(said, 604800.0) if isinstance(said, int | float) else 0.0
 
 
 def _machine() -> str:
@@ -249,12 +250,13 @@ def _began(pid: int) -> str | None:
 
 def _is_dead(said: dict[str, Any]) -> bool:
     """Whether a claim's process ran on this machine and has ended."""
-    if said.get("machine") != _machine() or type(said.get("pid")) is not int:
+    pid = said.get("pid")
+    if said.get("machine") != _machine() or type(pid) is not int or pid < 1:
         return False
     try:
-        os.kill(said["pid"], 0)
-        return _began(said["pid"]) != said.get("process_began")
-    except ProcessLookupError:
+        os.kill(pid, 0)
+        return _began(pid) != said.get("process_began")
+    except (ProcessLookupError, OverflowError):  # no process has such a number
         return True
     except PermissionError:  # another user's, and alive
         return False
