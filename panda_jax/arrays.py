@@ -55,9 +55,9 @@ def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """
     with _damage():
         start = file.read(len(_MAGIC) + 2)
-        version = tuple(start[len(_MAGIC) :])
-        if not start.startswith(_MAGIC) or len(version) < 2:
+        if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
             raise ValueError("it is no .npy file")
+        version = start[-2], start[-1]
         if version not in _VERSIONS:
             raise ValueError(
                 f"its .npy version is {version}, expected (1, 0) or (2, 0)"

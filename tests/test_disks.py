@@ -341,7 +341,7 @@ def test_every_verb_in_odd_places_leaves_what_it_reads_alone(
         assert cli.main(argv) == 0, argv
     assert f"run folder: {run}" in capsys.readouterr().out
     assert state(made, own) == before
-    assert store.load_prompt(out / "q").info.task == "p"
+    assert store.load_prompt(out / "q").info.task == "toy_review"
     assert json.loads((run / "result.json").read_text())["source"]
     assert (out / "scores" / "heatmap_panda.png").is_file()
     # The same again, of a folder whose names are formulas to Matplotlib.
@@ -370,7 +370,7 @@ def score(_):
         metrics=("panda", "e_avg"),
         backbone=backbone,
     )
-    return tuple(tuple(found.values[m].ravel()) for m in found.values)
+    return tuple(tuple(found.values[m].ravel().tolist()) for m in found.values)
 
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = set(pool.map(score, range(30)))
