@@ -416,4 +416,4 @@ def test_two_hundred_scores_at_once_share_a_cache(
     # One file for each prompt, whole, and nothing else.
     left = [p for p in (cache / "vectors").rglob("*") if p.is_file()]
     assert len(left) == len(made_up_bank.TASKS)
-    assert all(len(VectorCache().get(p.stem) or ()) for p in left)
+    assert all(VectorCache().get(p.stem) is not None for p in left)
