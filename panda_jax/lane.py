@@ -258,6 +258,7 @@ class Lane:
         *,
         backbone: Backbone,
         data_fingerprint: str,
+        floor: float,
         epochs: int,
         steps: int,
         trained: int,
@@ -267,6 +268,7 @@ class Lane:
         Args:
           backbone: that it was trained on.
           data_fingerprint: of the training rows.
+          floor: the score of the best answer that reads nothing.
           epochs: that the run was to have.
           steps: likewise.
           trained: how many numbers were trained.
@@ -300,6 +302,7 @@ class Lane:
             },
             "first_epoch": {"value": track.first_epoch},
             "final": {"value": track.final},
+            "floor": floor,
             "epochs": epochs,
             "steps": steps if track.ended is None else track.ended,
             "seconds": round(track.seconds, 3),

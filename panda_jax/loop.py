@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import evaluation, fleet, memory, sharding
+from panda_jax import answers, evaluation, fleet, memory, sharding
 from panda_jax.assembly import MOST_STEPS, Assembly
 from panda_jax.backbone import Backbone
 from panda_jax.errors import InterruptedRun, UserError
@@ -373,6 +373,7 @@ class Fleet:
                 lane.finish(
                     backbone=self.backbone,
                     data_fingerprint=self.parts.train_data.fingerprint,
+                    floor=answers.floor(self.parts.spec, self.eval_data),
                     epochs=self.parts.epochs,
                     steps=self.parts.total,
                     trained=trained,

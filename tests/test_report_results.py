@@ -468,6 +468,28 @@ def test_runs_on_other_data_or_weights_are_named(tmp_path, what, words):
     assert ("Warning" in text) is bool(words)
 
 
+def test_where_nothing_is_learnt_is_named(tmp_path):
+    for task, values in (("cb", (0.5, 0.6)), ("rte", (0.6, 0.6))):
+        for seed, value in enumerate(values):
+            name = f"{task}{seed}"
+            write_run(
+                tmp_path, name, value=value, task=task, seed=seed, floor=0.5
+            )
+    write_run(tmp_path, "m", value=0.7, method="model", floor=0.5)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "what one answer to every question scores: cb (50.0)." in text
+    assert "rte (" not in text
+
+
+def test_rows_that_every_seed_learns_from_are_named(tmp_path):
+    settings = {"train_examples": 64}
+    write_run(tmp_path, "a", value=0.5, settings=settings)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "Learnt from the same 64 rows of a task by every seed" in text
+
+
 def test_two_experiments_in_one_folder_are_told(tmp_path):
     for folder in "ab":
         write_run(tmp_path, folder, value=0.5, needs={"training data": folder})

@@ -163,6 +163,7 @@ def _result(
         value=100.0 * score,
         settings=_mapping(about, "settings"),
         needs={**_mapping(about, "needs"), **_mapping(about, "fingerprints")},
+        floor=100.0 * _number(result.get("floor")),
     )
 
 
