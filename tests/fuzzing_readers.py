@@ -25,7 +25,7 @@ import t5x_writing as writing
 from fuzzing_changes import Change
 from panda_jax.tasks import readers, specs, views
 
-from panda_jax import cli, predictions, runs, store, token_cache, writers
+from panda_jax import cli, predictions, runs, store, token_cache, trees, writers
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples
 from panda_jax.experiments import agreement, boards
@@ -327,11 +327,14 @@ def _write_prompts(root: pathlib.Path) -> None:
 
 def _read_prompt(folder: pathlib.Path, seed: str) -> None:
     found = store.load_prompt(folder)
-    if hash(store.content_hash(found.prompt)) % 8 == 0:
-        # What is taken can be written, and is the same then.
-        with tempfile.TemporaryDirectory() as there:
-            watched = pathlib.Path(there) / "prompt"
-            store.save_prompt(watched, found.prompt, found.info)
+    # What is taken can be written, and is the same then; in the folder, which
+    # is watched.
+    with tempfile.TemporaryDirectory(dir=folder) as there:
+        place = pathlib.Path(there) / "prompt"
+        again = store.save_prompt(place, found.prompt, found.info)
+        same = trees.content_hash(store.load_prompt(place).prompt)
+        assert again.info == found.info
+        assert same == trees.content_hash(found.prompt)
 
 
 def _write_adapters(root: pathlib.Path) -> None:

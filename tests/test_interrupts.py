@@ -50,6 +50,7 @@ class _Hook:
                 signal.raise_signal(signal.SIGINT)
 
 
+FEWER_FILES = ("evaluate", "evaluate-ranking", "predict", "tasks")
 _HOOKS: list[_Hook] = []
 
 
@@ -166,8 +167,8 @@ def test_ctrl_c(verb, number, bank, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(doctor, "diagnose", asked)
     where = bank if verb in ("evaluate", "rank") else tmp_path
     with ctrl_c(where, number) as hook:
-        if number == 5 and verb in ("predict", "tasks", "evaluate-ranking"):
-            return  # fewer files
+        if number == 5 and verb in FEWER_FILES:
+            return
         line = interrupted(capsys, argv)
         assert not hook.left or verb in ("plan", "doctor")
     goes_on = verb in ("demo", "train", "grid")

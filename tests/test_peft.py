@@ -543,7 +543,6 @@ def test_a_deep_t5_folder_without_a_backbone(tmp_path, decoder_layers, how):
         ("", None),
         (None, None),
         (["t5"], None),
-        ("\ud800", None),
         ("\x1b[2Jx\ny", None),
     ],
 )
