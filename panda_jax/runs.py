@@ -93,9 +93,8 @@ class Run:
         epoch); None for linear on encoders,
         constant on T5.
       dropout: of text, prompt and head; None for the backbone's own.
-      accumulate: parts of a batch computed one after another: less memory. What
-        is trained is the mean of the parts' means; where a loss is over words
-        (tags, text) and parts have unequally many, that is not the batch's.
+      accumulate: parts of a batch computed one after another: less memory, and
+        the batch's own gradient but for dropout's masks.
       patience: evaluations without a better score after which a run ends
         early; None for never.
       eval_every: epochs between evaluations; the first and the last epoch are
