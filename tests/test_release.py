@@ -16,6 +16,7 @@ from email.message import Message
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if not (CHECKOUT / "pyproject.toml").is_file():
@@ -165,3 +166,25 @@ def test_what_is_imported_is_required_and_the_other_way_round(source):
         assert found & required, f"{name} comes with {found}"
     provided = {canonicalize_name(h) for name in modules for h in homes[name]}
     assert required - provided == NOT_IMPORTED
+
+
+def test_the_lowest_versions_are_those_of_the_ranges():
+    """Which were installed together and tested; see CONTRIBUTING.md."""
+    pinned = {
+        canonicalize_name(name): Version(version)
+        for line in (CHECKOUT / "tests" / "lowest_versions.txt")
+        .read_text()
+        .splitlines()
+        if not line.startswith("#")
+        for name, version in [line.split("==")]
+    }
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    required = map(Requirement, project["project"]["dependencies"])
+    lowest = {
+        canonicalize_name(each.name): Version(bound.version)
+        for each in required
+        for bound in each.specifier
+        if bound.operator == ">="
+    }
+    # Jax's other half comes with it.
+    assert pinned == lowest | {"jaxlib": lowest["jax"]}
