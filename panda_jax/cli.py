@@ -489,7 +489,11 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         # gin adds to the message which configurable it came from.
         raise UserError(str(error).split("\n  In call to")[0]) from None
     except (TypeError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(
+            f"The gin settings cannot be used: {' '.join(str(error).split())}. "
+            "Check the macros (%NAME) and references (@NAME) in gin files and "
+            "--gin flags."
+        ) from None
     return args, gin.operative_config_str(), flags.dry_run
 
 

@@ -35,3 +35,13 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
     return UserError(
         f"Unknown {what} {got!r}.{hint} Known: {', '.join(known)}."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says, on one line; its kind where it says nothing.
+
+    Of a long line the beginning and the end: reasons stand in either.
+    """
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= 500 else f"{line[:250]} ... {line[-250:]}"

@@ -310,10 +310,11 @@ def text_answers(
       UserError: they hold NaN or Inf.
     """
     if is_ranked(spec):
-        if not np.isfinite(found).all():
+        bad = int((~np.isfinite(found)).any(-1).sum())
+        if bad:
             raise UserError(
-                f"Task {spec.name!r}: NaN or infinite logits: the run "
-                "diverged. Lower the learning rate."
+                f"Task {spec.name!r}: NaN or infinite logits in {bad} of "
+                f"{len(found)} rows: the run diverged. Lower the learning rate."
             )
         return found.argmax(-1).tolist()
     return [

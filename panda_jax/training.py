@@ -1,6 +1,7 @@
 """The front door of training: checks, what a run starts from, then the loop."""
 
 import dataclasses
+import math
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -384,7 +385,10 @@ def _chosen(
     choice = {
         "transfer_metric": run.transfer_metric,
         "fusion": run.fusion,
-        "scores": scores,
+        # JSON has no NaN; those without a score are not among the best.
+        "scores": {
+            n: s if math.isfinite(s) else None for n, s in scores.items()
+        },
         "shares": dict(zip(best, shares.tolist(), strict=True)),
     }
     if path is not None and jax.process_index() == 0:
@@ -407,7 +411,8 @@ def _checked_choice(
         or not isinstance(shares, dict)
         or not shares
         or not set(shares) <= set(scores) <= set(candidates)
-        or not all(isinstance(x, float) for x in scores.values())
+        or not all(isinstance(x, float | None) for x in scores.values())
+        or not all(isinstance(scores[name], float) for name in shares)
         or not all(isinstance(x, float) for x in shares.values())
     ):
         raise UserError(

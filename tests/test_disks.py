@@ -20,7 +20,7 @@ import pytest
 import panda_jax as pj
 from panda_jax import cli, files, pictures, predictions, store
 from panda_jax.errors import StorageError
-from panda_jax.interop import hf, npy
+from panda_jax.interop import hf, npy, tensors
 from panda_jax.prompts import Prompt
 from panda_jax.scores import Scores
 from panda_jax.vector_cache import VectorCache
@@ -255,7 +255,7 @@ def test_files_are_as_open_as_the_umask_says(tmp_path):
         def write(number):
             files.write_text(tmp_path / f"{number}.txt", "x")
             with files.atomic_folder(tmp_path / f"{number}") as folder:
-                (folder / "x").touch()
+                tensors.save(folder / "x", {"a": np.ones(1)})
 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             list(pool.map(write, range(150)))
@@ -263,6 +263,7 @@ def test_files_are_as_open_as_the_umask_says(tmp_path):
         left = os.umask(before)
     assert left == 0o027
     modes = {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob("*.txt")}
+    modes |= {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob("*/x")}
     assert modes == {0o640}
     modes = {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob("*[0-9]")}
     assert modes == {0o750}

@@ -123,8 +123,12 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
       StorageError: it cannot be written; the library says so in its own way.
     """
     try:
+        # The library puts one of its own in its place, for its owner alone.
+        path.touch()
+        mode = path.stat().st_mode
         safetensors.numpy.save_file(dict(arrays), path, {"format": "pt"})
-    except safetensors.SafetensorError as error:
+        path.chmod(mode)
+    except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(
             f"{path.name} could not be written in {str(path.parent)!r}: "
             f"{error}. Nothing that was complete is lost; make room and run "
