@@ -8,9 +8,19 @@ exit code 2; in Python it is a `ValueError` like any other.
 import difflib
 from collections.abc import Iterable
 
+# Characters of a message: what it quotes may be a whole file.
+_MOST = 4000
+
 
 class UserError(ValueError):
     """Something the user can mend: says what, got, expected and the fix."""
+
+    def __init__(self, message: str) -> None:
+        left = len(message) - _MOST
+        if left > 0:
+            begin, end = message[: _MOST // 2], message[-_MOST // 2 :]
+            message = f"{begin} ... ({left} characters) ... {end}"
+        super().__init__(message)
 
 
 class StorageError(UserError):

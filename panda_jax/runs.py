@@ -44,6 +44,8 @@ _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
 _LEAST_STEPS = 300
+# Beyond scores and seconds of any run.
+_MOST = 1e15
 _LEAST_EPOCHS = 3
 
 
@@ -317,7 +319,10 @@ def check_types(settings: Any) -> None:
         hint = str(getattr(field.type, "__name__", field.type))
         kinds = [part.strip() for part in hint.split("|")]
         if type(value) is int and "float" in kinds:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:  # Python's ints have no end
+                value = math.inf
             object.__setattr__(settings, field.name, value)
         if type(value) is object:  # gin.REQUIRED
             raise UserError(
@@ -421,7 +426,10 @@ def done_result(folder: pathlib.Path) -> dict[str, Any] | None:
     scores = [result.get(name) for name in ("best", "first_epoch", "final")]
     numbers = [x.get("value") if isinstance(x, dict) else None for x in scores]
     numbers.append(result.get("seconds"))
-    if not all(isinstance(x, int | float) for x in numbers) or not {
+    # Python's ints have no end, and JSON's NaN is below nothing.
+    if not all(
+        isinstance(x, int | float) and abs(x) < _MOST for x in numbers
+    ) or not {
         "task",
         "method",
         "seed",

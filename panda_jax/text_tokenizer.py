@@ -76,6 +76,13 @@ class TextTokenizer:
             ) from None
         tokenizer = cls(file.resolve(), content)
         pieces = tokenizer._pieces
+        try:
+            pieces.id_to_piece(list(range(tokenizer.vocab_size)))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The SentencePiece model '{file}' has a piece that is no text "
+                f"({error}). Copy it again from its model."
+            ) from None
         found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
         if found != (0, 1, 2):
             raise UserError(

@@ -20,6 +20,8 @@ from panda_jax import files
 from panda_jax.errors import UserError
 from panda_jax.interop.folders import inside, json_inside
 
+# Vocabularies have gaps; the library walks through them to write them down.
+_MOST_IDS = 1 << 20
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -81,7 +83,14 @@ class Tokenizer:
         self.cls_id = ids["[CLS]"]
         self.sep_id = ids["[SEP]"]
         # Ids may have gaps, and the highest needs an embedding.
-        self.vocab_size = max(inner.get_vocab().values()) + 1
+        known = inner.get_vocab().values()
+        self.vocab_size = max(known) + 1
+        if self.vocab_size > max(_MOST_IDS, 2 * len(known)):
+            raise UserError(
+                f"{where} has {len(known)} pieces with ids up to "
+                f"{self.vocab_size - 1}: copy it again from the model it "
+                "belongs to."
+            )
         definition = inner.to_str().encode()
         self.fingerprint = hashlib.sha256(definition).hexdigest()[:16]
 

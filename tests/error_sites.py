@@ -145,8 +145,10 @@ def record(path: str) -> None:
     seen: set[tuple[Site, str]] = set()
 
     def noted(kind: type[BaseException]) -> None:
+        made = kind.__init__
+
         def init(self: BaseException, *given: Any) -> None:
-            super(kind, self).__init__(*given)
+            made(self, *given)
             frame = sys._getframe(1)
             while frame is not None and frame.f_code.co_name in _MAKERS:
                 frame = frame.f_back

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fuzzing_readers import READERS
 
-from panda_jax import files
+from panda_jax import files, runs
 from panda_jax.errors import UserError
 from panda_jax.experiments.results import read_results
 from panda_jax.interop import peft, t5x_files
@@ -262,6 +262,27 @@ def test_gin_that_python_cannot_tokenize(given, flag):
     given("gin", "train", ".", flags_txt=flag.encode())
 
 
+def test_numbers_that_have_no_end(tmp_path):
+    READERS["begun"].write(tmp_path)
+    path = tmp_path / "run" / "result.json"
+    best = {"best": {"value": HUGE}}
+    path.write_bytes(_bytes(best, path.read_bytes()))
+    with pytest.raises(UserError, match="is not what a run leaves"):
+        runs.done_result(path.parent)
+    with pytest.raises(UserError, match="clip is inf, expected a finite numb"):
+        runs.Run(task="cb", clip=HUGE)
+
+
+def test_a_message_is_never_a_file():
+    words = "x" * 10_000
+    assert str(UserError(words[:4000])) == words[:4000]
+    said = str(UserError(f"begin {words} end"))
+    assert len(said) < 4100
+    assert said.startswith("begin xx")
+    assert said.endswith("xx end")
+    assert "(6010 characters)" in said
+
+
 # A checkpoint's index.
 
 
@@ -385,6 +406,25 @@ def test_ids_beyond_their_number(tmp_path):
     raw["model"]["vocab"]["late"] = 70_000
     path.write_text(json.dumps(raw))
     assert Tokenizer.from_folder(path.parent).vocab_size == 70_001
+
+
+def test_ids_that_no_table_could_hold(tmp_path):
+    fuzzing_readers._write_tokenizers(tmp_path)
+    path = tmp_path / "whole" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["vocab"]["late"] = 2**32 - 1
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="pieces with ids up to 4294967295"):
+        Tokenizer.from_folder(path.parent)
+
+
+def test_a_piece_that_is_no_text(given):
+    def changed(data: bytes) -> bytes:
+        # The end of a word's mark.
+        assert b"\xe2\x96\x81" in data
+        return data.replace(b"\xe2\x96\x81", b"\xe2\x96\xc1")
+
+    given("sentencepiece", "pieces", "is no text", spiece_model=changed)
 
 
 def test_a_tokenizer_that_fails_at_its_first_word(given):
