@@ -67,6 +67,14 @@ def ctrl_c(folder: pathlib.Path, number: int):
         hook.left = 0
 
 
+@pytest.fixture(autouse=True)
+def _sigint_is_heard():
+    """Also by tests in the background of a shell, which has it ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @pytest.fixture(scope="module")
 def bank(tiny, tmp_path_factory) -> pathlib.Path:
     return made_up_bank.write(tmp_path_factory.mktemp("banks") / "bank", tiny)
