@@ -15,7 +15,7 @@ import tokenize
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from panda_jax import cluster, commands, distributed, t5x_names
 from panda_jax.errors import InterruptedRun, UserError, unknown_name
@@ -624,6 +624,21 @@ def _plain_warnings() -> None:
     warnings.formatwarning = line
 
 
+def program() -> NoReturn:
+    """The command `panda-jax`: `main`, and the end of the process.
+
+    One that a signal ended leaves at once, for there may be threads of writers
+    and compilers: Python's own end takes them out of C++ that does not allow
+    it, and aborts (CPython before 3.14).
+    """
+    status = main()
+    if status > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours.
 
@@ -650,11 +665,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return _execute(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        words = str(error)
-        if len(words) > _MOST_WORDS:
-            # Of a value that fills screens the beginning will do.
-            words = f"{words[: _MOST_WORDS // 2]} [...] {words[-400:]}"
-        print(f"panda-jax: {words}", file=sys.stderr)
+        print(f"panda-jax: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (head, less) has gone; that is no mistake.
@@ -683,7 +694,6 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
 
 
-_MOST_WORDS = 2000
 # Verbs that go on where they were.
 _RESUMED = ("demo", "train", "grid")
 _USERS_ERRNOS = (

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 # Characters of a message: what it quotes may be a whole file.
-_MOST = 4000
+_MOST = 2000
 
 
 class UserError(ValueError):
