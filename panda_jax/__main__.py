@@ -1,7 +1,5 @@
 """`python -m panda_jax VERB`."""
 
-import sys
+from panda_jax.cli import program
 
-from panda_jax.cli import main
-
-sys.exit(main())
+program()

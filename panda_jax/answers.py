@@ -6,7 +6,7 @@ import numpy as np
 
 from panda_jax import metrics
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples, TextExamples
+from panda_jax.examples import AnyExamples, Examples, TextExamples
 from panda_jax.tasks import views
 from panda_jax.tasks.spec import TaskSpec
 
@@ -52,6 +52,35 @@ def text_scores(
         )
         for name in spec.metrics
     }
+
+
+def floor(spec: TaskSpec, examples: AnyExamples) -> float:
+    """The main metric of the best answer that reads nothing.
+
+    That is one answer to every question: a class, a place among the
+    candidates, no span, an empty text. What does not score above it has not
+    learnt to read.
+
+    Args:
+      spec: the task.
+      examples: the split, in either view.
+    """
+    view = views.text_target
+    if isinstance(examples, Examples):
+        view = views.target
+    targets = [view(spec, x) for x in examples.parsed_references]
+    answers: list[list[Any]] = [[""] * len(targets)]
+    if spec.kind == "regression":
+        answers = [[0.0] * len(targets)]
+    elif spec.kind == "tags":
+        answers = [[["O"] * len(tags) for tags in targets]]
+    elif not spec.listed_choices and spec.kind != "span":
+        classes = len(spec.choices) or len(spec.labels)
+        answers = [[c] * len(targets) for c in range(classes)]
+    return max(
+        metrics.compute(spec.metric, targets, said, classes=len(spec.labels))
+        for said in answers
+    )
 
 
 def predictions(

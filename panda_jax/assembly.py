@@ -108,6 +108,7 @@ _SHARED = (
     "train_examples",
     "eval_examples",
     "max_length",
+    "dtype",
     "target_length",
     "optimizer",
     "clip",

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: what is trained, its optimizer and position.
 
 The frozen backbone is never in one: it is loaded by id and checked by
-fingerprint, so a checkpoint is kilobytes.
+fingerprint, so a checkpoint has the size of three prompts.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from panda_jax.errors import StorageError, UserError
+from panda_jax.errors import StorageError, UserError, first_line
 from panda_jax.steps import TrainState
 
 # What orbax writes beside the arrays: manifests and metadata.
@@ -99,8 +99,8 @@ class Checkpoints:
         except Exception as error:  # orbax raises many kinds for a bad file
             raise UserError(
                 f"The checkpoint {str(self.folder / str(step))!r} cannot be "
-                f"restored: {str(error).splitlines()[0]}. Delete that folder "
-                "to start the run again."
+                f"restored: {first_line(error)}. Delete that folder to start "
+                "the run again."
             ) from error
         leaves, treedef = jax.tree.flatten(like)
         for name, wanted in _as_dict(like).items():
@@ -138,10 +138,9 @@ class Checkpoints:
             if jax.process_count() > 1:
                 # Rather another process that is gone than a disk.
                 raise
-            reason = str(error).splitlines()[0][-200:]
             raise StorageError(
                 f"A checkpoint could not be written to {str(self.folder)!r}: "
-                f"...{reason}. {_KEPT}"
+                f"{first_line(error)}. {_KEPT}"
             ) from error
 
 

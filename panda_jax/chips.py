@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any
 
-from panda_jax.errors import UserError, unknown_name
+from panda_jax.errors import UserError, first_line, unknown_name
 
 # Parts of the memory that XLA keeps for itself: v5e has 16 GiB, its compiler
 # gives out 15.75.
@@ -150,6 +150,6 @@ def _tpus(name: str) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:
-        words = str(error).splitlines()[0]
+        words = first_line(error)
         raise UserError(f"libtpu knows no topology {name!r}: {words}") from None
     return list(found.devices)

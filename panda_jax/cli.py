@@ -11,10 +11,11 @@ import json
 import os
 import pathlib
 import sys
+import tokenize
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from panda_jax import cluster, commands, distributed, t5x_names
 from panda_jax.errors import InterruptedRun, UserError, unknown_name
@@ -162,11 +163,11 @@ def _demo(args: Any) -> int:
 def _import(args: commands.Import) -> int:
     from panda_jax.backbone import load_backbone
     from panda_jax.exchange import IMPORTS, check_replaceable, import_prompt
-    from panda_jax.store import INFO, save_prompt
+    from panda_jax.store import FILES, save_prompt
 
     if args.format not in IMPORTS:
         raise unknown_name("import format", args.format, IMPORTS)
-    check_replaceable(args.out_dir, INFO)
+    check_replaceable(args.out_dir, FILES)
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
         args.format, args.path, backbone=backbone or None, task=args.task
@@ -178,12 +179,22 @@ def _import(args: commands.Import) -> int:
 
 
 def _export(args: commands.Export) -> int:
-    from panda_jax.exchange import EXPORTS, export_prompt
-    from panda_jax.store import load_prompt
+    from panda_jax.exchange import EXPORTS, export_bank, export_prompt
+    from panda_jax.store import PromptBank, is_bank, load_prompt
 
     if args.format not in EXPORTS:
         raise unknown_name("export format", args.format, EXPORTS)
-    print(export_prompt(args.format, load_prompt(args.prompt), args.out_dir))
+    values = dataclasses.asdict(args)
+    format, path = values.pop("format"), values.pop("prompt")
+    if not is_bank(path):
+        print(export_prompt(format, load_prompt(path), **values))
+    elif format == "peft":
+        print(export_bank(PromptBank(path), **values))
+    else:
+        raise UserError(
+            f"{path!r} is a bank, which is exported as peft, got {format!r}: "
+            "say which of its prompts."
+        )
     return 0
 
 
@@ -429,6 +440,7 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
       is a dry run.
     """
     import gin
+    from gin import config as gin_config
 
     bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
     flags = _verb_parser(verb).parse_args(
@@ -446,6 +458,9 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         if name not in _REGISTERED:
             _REGISTERED[name] = gin.external_configurable(function, name=name)
     bound = _gin_name(verb)
+    # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
+    # fails where a folder of that name lies: files are all that is meant here.
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
     for folder in (
         *filter(None, flags.gin_search_paths.split(",")),
         _PACKAGE / "gin",
@@ -474,11 +489,31 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
         # gin adds to the message which configurable it came from.
         raise UserError(str(error).split("\n  In call to")[0]) from None
     except (TypeError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(
+            f"The gin settings cannot be used: {' '.join(str(error).split())}. "
+            "Check the macros (%NAME) and references (@NAME) in gin files and "
+            "--gin flags."
+        ) from None
     return args, gin.operative_config_str(), flags.dry_run
 
 
 _REGISTERED: dict[str, Any] = {}
+
+
+# What gin, and Python's tokenizer below it, raise for one bad text or another.
+_GIN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
 
 
 def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -487,7 +522,7 @@ def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
             gin.parse_config_file(path)
         for binding in bindings:
             gin.parse_config(binding)
-    except (ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+    except _GIN_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(
             f"The gin configuration is wrong: {message} (Strings need "
@@ -535,6 +570,15 @@ def _execute(argv: Sequence[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
+    for word in rest:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            # How Python gives bytes that are no text; no JSON could hold them.
+            raise UserError(
+                f"Got the argument {word!r}, expected UTF-8 text. Rename what "
+                "it names."
+            ) from None
     args, config, dry_run = resolve(verb, rest)
     if dry_run:
         print(config.strip())
@@ -580,6 +624,21 @@ def _plain_warnings() -> None:
     warnings.formatwarning = line
 
 
+def program() -> NoReturn:
+    """The command `panda-jax`: `main`, and the end of the process.
+
+    One that a signal ended leaves at once, for there may be threads of writers
+    and compilers: Python's own end takes them out of C++ that does not allow
+    it, and aborts (CPython before 3.14).
+    """
+    status = main()
+    if status > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours.
 
@@ -617,11 +676,11 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"panda-jax: {stopped}", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
-        print(
-            "panda-jax: interrupted; the same command goes on from the last "
-            "checkpoint.",
-            file=sys.stderr,
-        )
+        given = sys.argv[1:] if argv is None else argv
+        left = "what was complete is kept, and nothing else was written"
+        if given and given[0] in _RESUMED:
+            left = "the same command goes on from the last checkpoint"
+        print(f"panda-jax: interrupted; {left}.", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _USERS_ERRNOS:
@@ -635,8 +694,13 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
 
 
+# Verbs that go on where they were.
+_RESUMED = ("demo", "train", "grid")
 _USERS_ERRNOS = (
     errno.ENOSPC,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
     errno.EDQUOT,
     errno.EACCES,
     errno.EPERM,

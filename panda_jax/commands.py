@@ -53,7 +53,27 @@ def _check_paths(settings: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Settings, Run):
+class _Devices:
+    """How the devices are shared out.
+
+    Attributes:
+      num_partitions: devices that hold a layer together, as in T5X.
+      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
+        stands for what is left.
+      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
+        split over fsdp.
+      chunk: lanes that a device computes at a time, 0 for all; None for one on
+        CPU, and on accelerators as many as should fit.
+    """
+
+    num_partitions: int | None = None
+    mesh_shape: str | None = None
+    parameter_partitioning_dims: int = 1
+    chunk: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(_Devices, Settings, Run):
     """Train one prompt; started again on the same model_dir it resumes.
 
     Attributes:
@@ -69,13 +89,6 @@ class Train(Settings, Run):
         it, TFDS.
       tfds_data_dir: of TFDS.
       model_dir: the run folder; by default one below runs/.
-      num_partitions: devices that hold a layer together, as in T5X.
-      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
-        stands for what is left.
-      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
-        split over fsdp.
-      chunk: lanes that a device computes at a time, 0 for all; None for one on
-        CPU, and on accelerators as many as should fit.
     """
 
     source: str | None = None
@@ -86,10 +99,6 @@ class Train(Settings, Run):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     model_dir: str | None = None
-    num_partitions: int | None = None
-    mesh_shape: str | None = None
-    parameter_partitioning_dims: int = 1
-    chunk: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +106,7 @@ class Train(Settings, Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Run):
+class Plan(_Devices, Run):
     """Compile a run's step for chips that are not here: fits or not.
 
     Without flags of its own a setting is that of `train` in the gin files.
@@ -108,13 +117,6 @@ class Plan(Run):
         which the CPU's compiler stands in for.
       task: whose rows and answers the step is for.
       fleet: how many runs are trained together.
-      num_partitions: devices that hold a layer together, as in T5X.
-      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
-        stands for what is left.
-      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
-        split over fsdp.
-      chunk: lanes that a device computes at a time, 0 for all; None as in
-        train.
       no_search: do not look for the largest fleet that fits.
       json: file to write everything to.
     """
@@ -122,10 +124,6 @@ class Plan(Run):
     topology: str
     task: str = "rte"
     fleet: int = 1
-    num_partitions: int | None = None
-    mesh_shape: str | None = None
-    parameter_partitioning_dims: int = 1
-    chunk: int | None = None
     no_search: bool = False
     json: str | None = None
 
@@ -154,7 +152,8 @@ class Evaluate(_Arguments):
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       max_length: longest text in word pieces; None for the prompt's own.
-      eval_examples: rows of a label-balanced subsample; None for all.
+      eval_examples: rows of a subsample in the labels' proportions; None
+        for all.
     """
 
     prompt: str
@@ -322,17 +321,21 @@ class Import(_Arguments):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(_Arguments):
-    """Write a prompt for another project.
+    """Write a prompt, or a bank, for other projects and people.
 
     Attributes:
-      format: peft or npy.
-      prompt: folder of the prompt (or of its run).
+      format: peft (with a model card) or npy.
+      prompt: folder of the prompt (or of its run), or a bank.
       out_dir: a new or empty folder, or one with an earlier export.
+      base_model: for the card: the backbone's name on the Hugging Face Hub.
+      overwrite: replace an earlier export that differs.
     """
 
     format: str
     prompt: str
     out_dir: str
+    base_model: str | None = None
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -420,7 +423,7 @@ class Demo(_Arguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid(Settings, grid.Grid):
+class Grid(_Devices, Settings, grid.Grid):
     """Run what a grid asks for and has no result yet; safe to start again.
 
     Attributes:
@@ -431,12 +434,6 @@ class Grid(Settings, grid.Grid):
       data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
         it, TFDS.
       tfds_data_dir: of TFDS.
-      num_partitions: devices that hold a layer together, as in T5X.
-      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
-        stands for what is left.
-      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
-        split over fsdp.
-      chunk: lanes that a device computes at a time, as in train.
     """
 
     out_dir: str
@@ -445,10 +442,6 @@ class Grid(Settings, grid.Grid):
     stale_seconds: float = 120.0
     data_dir: str | None = None
     tfds_data_dir: str | None = None
-    num_partitions: int | None = None
-    mesh_shape: str | None = None
-    parameter_partitioning_dims: int = 1
-    chunk: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,12 +2,16 @@
 
 import csv
 import io
+import math
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike, write_text
+
+# Places that a table may have whatever it says of them.
+_ROOM = 1 << 18
 
 
 def read_rows(
@@ -75,6 +79,29 @@ def number(path: PathLike, line: int, name: str, text: str) -> float:
         raise UserError(
             f"{path}:{line}: {name} is {text!r}, expected a number."
         ) from None
+
+
+def check_filled(path: PathLike, cells: int, *axes: Collection[str]) -> None:
+    """Refuses a table of many names and few lines, which is mostly empty.
+
+    A line may name a source, a target and a metric that no other names, so
+    that a thousand lines are a billion places.
+
+    Args:
+      path: of the file.
+      cells: how many lines it has.
+      *axes: the names on each side.
+
+    Raises:
+      UserError: more than 16 places a line, and many in all.
+    """
+    places = math.prod(map(len, axes))
+    if places > max(_ROOM, 16 * cells):
+        sides = " x ".join(str(len(names)) for names in axes)
+        raise UserError(
+            f"{path}: {cells} lines for {sides} names, expected most pairs. "
+            "Is it another table? Else split it."
+        )
 
 
 def write_rows(path: PathLike, rows: Iterable[Sequence[Any]]) -> None:

@@ -8,9 +8,19 @@ exit code 2; in Python it is a `ValueError` like any other.
 import difflib
 from collections.abc import Iterable
 
+# Characters of a message: what it quotes may be a whole file.
+_MOST = 2000
+
 
 class UserError(ValueError):
     """Something the user can mend: says what, got, expected and the fix."""
+
+    def __init__(self, message: str) -> None:
+        left = len(message) - _MOST
+        if left > 0:
+            begin, end = message[: _MOST // 2], message[-_MOST // 2 :]
+            message = f"{begin} ... ({left} characters) ... {end}"
+        super().__init__(message)
 
 
 class StorageError(UserError):
@@ -35,3 +45,13 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
     return UserError(
         f"Unknown {what} {got!r}.{hint} Known: {', '.join(known)}."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says, on one line; its kind where it says nothing.
+
+    Of a long line the beginning and the end: reasons stand in either.
+    """
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= 500 else f"{line[:250]} ... {line[-250:]}"

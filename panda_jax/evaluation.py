@@ -310,10 +310,11 @@ def text_answers(
       UserError: they hold NaN or Inf.
     """
     if is_ranked(spec):
-        if not np.isfinite(found).all():
+        bad = int((~np.isfinite(found)).any(-1).sum())
+        if bad:
             raise UserError(
-                f"Task {spec.name!r}: NaN or infinite logits: the run "
-                "diverged. Lower the learning rate."
+                f"Task {spec.name!r}: NaN or infinite logits in {bad} of "
+                f"{len(found)} rows: the run diverged. Lower the learning rate."
             )
         return found.argmax(-1).tolist()
     return [
@@ -345,7 +346,8 @@ def evaluate(
       data_dir: folder of the tasks' files; default `PANDA_DATA_DIR`.
       tfds_data_dir: of TFDS.
       max_length: of the text, in word pieces; None for the prompt's own.
-      eval_examples: rows of a label-balanced subsample; None for all.
+      eval_examples: rows of a subsample in the labels' proportions; None
+        for all.
 
     Returns:
       `{"task", "split", "examples", "scores": {metric: value}}`.

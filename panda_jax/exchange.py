@@ -3,23 +3,25 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Collection
 
 import numpy as np
 
-from panda_jax import models
+from panda_jax import cards, models
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import PathLike, atomic_folder
+from panda_jax.files import PathLike, atomic_file, atomic_folder, write_text
 from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt, prompt_shape
 from panda_jax.store import (
     INFO,
+    PromptBank,
     PromptInfo,
     StoredPrompt,
     check_backbone,
-    layout_of,
     load_prompt,
+    save_prompt,
 )
 from panda_jax.tasks import specs
 from panda_jax.types import Params
@@ -83,50 +85,115 @@ def import_prompt(
 
 
 def export_prompt(
-    format: str, prompt: StoredPrompt, out_dir: PathLike
+    format: str,
+    prompt: StoredPrompt,
+    out_dir: PathLike,
+    *,
+    base_model: str | None = None,
+    overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a prompt for another project.
 
     Args:
-      format: `npy` (shallow prompts without a head: `TASK.npy`) or `peft`
-        (the two files of a PEFT folder).
+      format: `npy` (shallow prompts without a head: `TASK.npy`) or `peft` (a
+        prompt folder, which is one of PEFT, with a model card).
       prompt: as `load_prompt` gives it.
-      out_dir: the folder; for `peft` a new or empty one, or one that holds
-        an earlier export, which is replaced.
+      out_dir: the folder; for `peft` a new or empty one, or one that holds an
+        earlier export.
+      base_model: for the card: the backbone's name on the Hugging Face Hub.
+      overwrite: replaces an earlier export that differs.
 
     Returns:
       The file or folder that was written.
 
     Raises:
-      UserError: an unknown format, one that cannot hold this prompt, or a
-        folder with other files in it.
+      UserError: an unknown format, one that cannot hold this prompt, a folder
+        with other files in it, or an export that differs from the one there.
     """
     if format not in EXPORTS:
         raise unknown_name("export format", format, EXPORTS)
+    cards.check_base_model(base_model)
+    folder = pathlib.Path(out_dir).expanduser()
+    _check_exportable(prompt)
+    if format == "peft":
+        with atomic_folder(folder) as temporary:
+            _write_shared(temporary, prompt, base_model)
+            _check_replaces(folder, temporary, overwrite=overwrite)
+        return folder
     vectors, head = prompt.prompt.vectors, prompt.prompt.head
     task = prompt.info.task
-    if prompt.prompt.length == 0:
+    if prompt.prompt.kind == "deep" or head:
+        what = "a head" if head else f"the shape {list(vectors.shape)}"
         raise UserError(
-            f"The prompt of task {task!r} is the head of a model-tuned "
-            "backbone: there is no prompt to export."
+            f"The prompt of task {task!r} has {what}; a .npy file holds "
+            "shallow vectors [P, D] alone. Export it as peft."
         )
+    plain = re.fullmatch(r"\w[\w.-]*", task)
+    file = folder / f"{task if plain else 'prompt'}.npy"
+    with atomic_file(file) as temporary:
+        npy.write(temporary, vectors)
+        _check_same(file, temporary, overwrite=overwrite)
+    return file
+
+
+def export_bank(
+    bank: PromptBank,
+    out_dir: PathLike,
+    *,
+    base_model: str | None = None,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Writes a bank as a folder to share: all of it, or nothing.
+
+    Every prompt is exported as `peft` to a folder of its name, and a README.md
+    lists them; the folder is a bank wherever it is copied to.
+
+    Args:
+      bank: whose prompts; one is in memory at a time.
+      out_dir: the folder; as for `export_prompt`.
+      base_model: for the cards: the name on the Hugging Face Hub of the
+        backbone, of which there may be only one.
+      overwrite: replaces an earlier export that differs.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: as `export_prompt`, of the first prompt that has a fault.
+    """
+    cards.check_base_model(base_model)
     folder = pathlib.Path(out_dir).expanduser()
-    if format == "npy":
-        if prompt.prompt.kind == "deep" or head:
-            what = "a head" if head else f"the shape {list(vectors.shape)}"
-            raise UserError(
-                f"The prompt of task {task!r} has {what}; a .npy file holds "
-                "shallow vectors [P, D] alone. Export it as peft."
-            )
-        plain = re.fullmatch(r"\w[\w.-]*", task)
-        file = folder / f"{task if plain else 'prompt'}.npy"
-        npy.write(file, vectors)
-        return file
-    check_replaceable(folder)
-    layout = layout_of(vectors.shape, prompt.info, head=bool(head))
     with atomic_folder(folder) as temporary:
-        peft.write_folder(temporary, prompt.prompt, layout)
+        written = {}
+        for name in bank.names:
+            stored = bank.read(name)
+            try:
+                _check_exportable(stored)
+                _write_shared(temporary / name, stored, base_model)
+            except UserError as error:
+                raise UserError(f"Prompt {name!r}: {error}") from None
+            written[name] = stored.info
+        page = cards.index(written, base_model=base_model)
+        write_text(temporary / cards.FILE, page)
+        _check_replaces(folder, temporary, overwrite=overwrite)
     return folder
+
+
+def _write_shared(
+    folder: pathlib.Path, stored: StoredPrompt, base_model: str | None
+) -> None:
+    """A prompt folder with its card."""
+    save_prompt(folder, stored.prompt, stored.info)
+    text = cards.card(stored, base_model=base_model)
+    write_text(folder / cards.FILE, text)
+
+
+def _check_exportable(stored: StoredPrompt) -> None:
+    if stored.prompt.length == 0:
+        raise UserError(
+            f"The prompt of task {stored.info.task!r} is the head of a "
+            "model-tuned backbone: there is no prompt to export."
+        )
 
 
 def _read(
@@ -244,25 +311,54 @@ def _check_outputs(prompt: Prompt, task: str) -> None:
         )
 
 
-def check_replaceable(folder: PathLike, *names: str) -> None:
-    """Refuses a folder that holds other files than a prompt's.
+def check_replaceable(folder: PathLike, names: Collection[str]) -> None:
+    """Refuses a folder that holds other files than these.
 
     Args:
-      folder: that a prompt is to be written to.
-      names: of files that may be replaced, beside PEFT's two.
+      folder: that files are to be written to.
+      names: of what may be replaced in it.
 
     Raises:
-      UserError: names some of the other files.
+      UserError: names some of the others.
     """
     folder = pathlib.Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file: give a folder.")
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(found - {peft.TENSORS, peft.CONFIG, *names})
+    others = sorted(found.difference(names))
     if others:
         raise UserError(
             f"The folder {str(folder)!r} holds {', '.join(others[:3])}: give "
             "a new or empty one (--out_dir)."
+        )
+
+
+def _check_replaces(
+    folder: pathlib.Path, made: pathlib.Path, *, overwrite: bool
+) -> None:
+    """Refuses to let a new folder take the place of more than its like.
+
+    Raises:
+      UserError: the old one has a file that the new one lacks, or (but for
+        `overwrite`) one that differs.
+    """
+    check_replaceable(folder, {path.name for path in made.iterdir()})
+    for path in sorted(made.iterdir()):
+        if path.is_dir():
+            _check_replaces(folder / path.name, path, overwrite=overwrite)
+        else:
+            _check_same(folder / path.name, path, overwrite=overwrite)
+
+
+def _check_same(
+    old: pathlib.Path, new: pathlib.Path, *, overwrite: bool
+) -> None:
+    if overwrite or not old.exists():
+        return
+    if old.read_bytes() != new.read_bytes():
+        raise UserError(
+            f"The file {str(old)!r} is there already and differs: give "
+            "another folder (--out_dir), or replace it (--overwrite=true)."
         )
 
 

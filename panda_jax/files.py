@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -13,6 +15,10 @@ from typing import Any
 from panda_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
+
+# No file of ours or of others that are read here is nested so deeply, and
+# Python cannot even print what is nested a thousand deep.
+_MOST_NESTED = 64
 
 
 def cache_folder(cache_dir: PathLike | None = None) -> pathlib.Path:
@@ -41,23 +47,23 @@ def atomic_file(
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-    )
-    os.close(handle)
-    temporary = pathlib.Path(name)
+    temporary = _beside(path)
     try:
+        # The system applies the umask. Who asks for it sets it, for a moment
+        # and for all threads.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """A hidden name in the same folder that nobody else takes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
 
 
 def remove_abandoned(
@@ -86,25 +92,39 @@ def atomic_folder(path: PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(
-        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
-    )
+    temporary = _beside(path)
     try:
+        temporary.mkdir()
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(os.path.join(folder, name), "rb+") as file:
+                    os.fsync(file.fileno())
         if path.is_dir():
-            old = pathlib.Path(
-                tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")
-            )
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            _exchange(temporary, path)
         else:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts a folder in another's place, or leaves that where it is."""
+    old = pathlib.Path(
+        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")
+    )
+    try:
+        os.replace(path, old / path.name)
+        os.replace(new, path)
+    except BaseException:
+        # Also Ctrl-C between the two.
+        if (old / path.name).exists() and not path.exists():
+            os.replace(old / path.name, path)
+        raise
+    finally:
+        # Not when neither could be put there: it is the only one then.
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -138,8 +158,9 @@ def read_json(path: PathLike, *, what: str = "file") -> dict[str, Any]:
             f"The {what} {str(path)!r} cannot be read: {error}."
         ) from None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+        _check_characters(text, value)
+    except ValueError as error:
         raise UserError(
             f"The {what} {str(path)!r} is not valid JSON ({error}). "
             "Restore it from its source or make it again."
@@ -150,3 +171,40 @@ def read_json(path: PathLike, *, what: str = "file") -> dict[str, Any]:
             "expected an object."
         )
     return value
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says; may be printed, copied and compared without fear.
+
+    Raises:
+      ValueError: it is no JSON, or nested more deeply than anybody nests it.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > _MOST_NESTED:
+        level = [value]
+        for _ in range(_MOST_NESTED):
+            level = [
+                inner
+                for outer in level
+                for inner in (
+                    outer.values() if isinstance(outer, dict) else outer
+                )
+                if isinstance(inner, dict | list)
+            ]
+            if not level:
+                return value
+        raise _too_deep()
+    return value
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested more than {_MOST_NESTED} deep")
+
+
+def _check_characters(text: str, value: Any) -> None:
+    """Refuses halves of surrogate pairs, which JSON spells and UTF-8 cannot."""
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()

@@ -215,7 +215,7 @@ def rank(
     config: Any,
     lanes: Lanes,
 ) -> Array:
-    """`decode.rank_labels` of every lane: [N, B, C]."""
+    """`decode.rank` of every lane: [N, B, C]."""
 
     def one(lane: Trainable) -> Array:
         weights = frozen if lane.backbone is None else lane.backbone

@@ -250,6 +250,8 @@ def describe(
             "backbone weights": backbone.fingerprint,
             "training data": data[0].fingerprint,
             "development data": data[1].fingerprint,
+            # What a setting of None came to on this machine.
+            "dtype": backbone.config.dtype,
         },
         "versions": runs.versions(),
     }

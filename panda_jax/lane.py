@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from panda_jax import runs, several
@@ -146,9 +147,14 @@ class Lane:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
+        one_output = specs.get(self.run.task).kind == "regression"
         if self.needs.teacher is None:
             values = values | {"kd_loss": 0.0}
-            del values["teacher_agreement"]
+        if self.needs.teacher is None or one_output:
+            # Two that have one alternative always agree.
+            values = {
+                k: x for k, x in values.items() if k != "teacher_agreement"
+            }
         if self._writer is not None:
             self._writer.write(step, **values)
 
@@ -252,6 +258,7 @@ class Lane:
         *,
         backbone: Backbone,
         data_fingerprint: str,
+        floor: float,
         epochs: int,
         steps: int,
         trained: int,
@@ -261,6 +268,7 @@ class Lane:
         Args:
           backbone: that it was trained on.
           data_fingerprint: of the training rows.
+          floor: the score of the best answer that reads nothing.
           epochs: that the run was to have.
           steps: likewise.
           trained: how many numbers were trained.
@@ -294,6 +302,7 @@ class Lane:
             },
             "first_epoch": {"value": track.first_epoch},
             "final": {"value": track.final},
+            "floor": floor,
             "epochs": epochs,
             "steps": steps if track.ended is None else track.ended,
             "seconds": round(track.seconds, 3),
@@ -303,6 +312,9 @@ class Lane:
             },
             "data_fingerprint": data_fingerprint,
             "backbone_fingerprint": backbone.fingerprint,
+            "dtype": backbone.config.dtype,
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
             "versions": runs.versions(),
         }
         if self.folder is not None and self.writes:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import evaluation, fleet, memory, sharding
+from panda_jax import answers, evaluation, fleet, memory, sharding
 from panda_jax.assembly import MOST_STEPS, Assembly
 from panda_jax.backbone import Backbone
 from panda_jax.errors import InterruptedRun, UserError
@@ -108,7 +108,7 @@ class Fleet:
         if found is None:
             return states, 0
         whole, progress = found
-        known = progress["runs"]
+        known = list(map(str, progress["runs"]))
         for lane in self.lanes:
             if lane.run_id not in known:
                 raise UserError(
@@ -116,7 +116,14 @@ class Fleet:
                     f"{', '.join(known)}, not of {lane.run_id}. Choose "
                     "another folder, or delete that one."
                 )
-            lane.tracking = Tracking(**progress["tracking"][lane.run_id])
+            try:
+                lane.tracking = Tracking(**progress["tracking"][lane.run_id])
+            except (KeyError, TypeError):
+                raise UserError(
+                    f"The checkpoint in {str(self.folder)!r} does not say how "
+                    f"far {lane.run_id} is. Delete its folder checkpoints to "
+                    "start the run again."
+                ) from None
         rows = [known.index(lane.run_id) for lane in self.lanes]
         rows += rows[:1] * (self.parts.padded - len(rows))
         whole = jax.tree.map(lambda x: x[np.array(rows)], whole)
@@ -373,6 +380,7 @@ class Fleet:
                 lane.finish(
                     backbone=self.backbone,
                     data_fingerprint=self.parts.train_data.fingerprint,
+                    floor=answers.floor(self.parts.spec, self.eval_data),
                     epochs=self.parts.epochs,
                     steps=self.parts.total,
                     trained=trained,

@@ -61,6 +61,46 @@ def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
     return Scored(logits, jnp.broadcast_to(valid, logits.shape))
 
 
+class Shares(NamedTuple):
+    """What the means of a batch's parts weigh in the batch's own mean.
+
+    Attributes:
+      rows: a part's rows that count, over their mean over all parts.
+      entries: likewise the entries that count.
+    """
+
+    rows: Array
+    entries: Array
+
+
+def shares(labels: Array, tokens: Array, *, kind: str) -> Shares:
+    """Of each part, so that the mean over parts is that over the batch.
+
+    Args:
+      labels: [parts, ...], each part's as in `types.Batch`.
+      tokens: [parts, ...], likewise.
+      kind: as in `scored`.
+
+    Returns:
+      [parts] and [parts] fp32, 1 where parts have equally many.
+    """
+
+    def count(labels: Array, tokens: Array) -> tuple[Array, Array]:
+        shape = {
+            "choice": labels.shape,
+            "tags": (*labels.shape, 1),
+            "text": (*labels.shape, 1),
+            "span": (*tokens.shape, 2),
+        }.get(kind, (len(labels), 1))
+        valid = scored(jnp.zeros(shape), labels, tokens, kind=kind).valid
+        return valid.any(-1).sum(), valid.sum()
+
+    rows, entries = jax.vmap(count)(labels, tokens)
+    return Shares(
+        *(n * len(n) / jnp.maximum(n.sum(), 1) for n in (rows, entries))
+    )
+
+
 def task_loss(rows: Scored, labels: Array, *, kind: str) -> Array:
     """The loss against the labels; `kind` as in the task's specification.
 

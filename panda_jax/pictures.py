@@ -361,8 +361,13 @@ def _points(
 
 
 def _save(figure: "Figure", path: PathLike, title: str) -> None:
+    from matplotlib.text import Text
+
     if title:
         figure.suptitle(title, fontsize=10)
+    for text in figure.findobj(Text):
+        # Names are no formulas, whatever dollars are in them.
+        text.set_parse_math(False)
     with atomic_file(path) as temporary:
         # Tight: a title or name longer than the figure is wide is not cut off.
         figure.savefig(temporary, dpi=150, bbox_inches="tight")

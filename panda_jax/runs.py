@@ -44,6 +44,8 @@ _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
 _LEAST_STEPS = 300
+# Beyond scores and seconds of any run.
+_MOST = 1e15
 _LEAST_EPOCHS = 3
 
 
@@ -93,14 +95,16 @@ class Run:
         epoch); None for linear on encoders,
         constant on T5.
       dropout: of text, prompt and head; None for the backbone's own.
-      accumulate: parts of a batch computed one after another: less memory.
+      accumulate: parts of a batch computed one after another: less memory, and
+        the batch's own gradient but for dropout's masks.
       patience: evaluations without a better score after which a run ends
         early; None for never.
       eval_every: epochs between evaluations; the first and the last epoch are
         always evaluated.
       eval_period: updates between evaluations, in place of eval_every; the
         end of the first epoch and of the run are always evaluated.
-      train_examples: rows of a label-balanced subsample; None for all.
+      train_examples: rows of a subsample in the labels' proportions; None
+        for all.
       eval_examples: likewise of the development split.
       kd_lambda: strength of recipes `paper` and `ours`.
       kd_beta: strength of recipe `released`.
@@ -315,7 +319,10 @@ def check_types(settings: Any) -> None:
         hint = str(getattr(field.type, "__name__", field.type))
         kinds = [part.strip() for part in hint.split("|")]
         if type(value) is int and "float" in kinds:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:  # Python's ints have no end
+                value = math.inf
             object.__setattr__(settings, field.name, value)
         if type(value) is object:  # gin.REQUIRED
             raise UserError(
@@ -407,6 +414,35 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     return read_json(path, what="result file")
 
 
+def done_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """`read_result`, with everything that a run says at its end.
+
+    Raises:
+      UserError: something is missing or of another kind.
+    """
+    result = read_result(folder)
+    if result is None:
+        return None
+    scores = [result.get(name) for name in ("best", "first_epoch", "final")]
+    numbers = [x.get("value") if isinstance(x, dict) else None for x in scores]
+    numbers.append(result.get("seconds"))
+    # Python's ints have no end, and JSON's NaN is below nothing.
+    if not all(
+        isinstance(x, int | float) and abs(x) < _MOST for x in numbers
+    ) or not {
+        "task",
+        "method",
+        "seed",
+        "metric",
+        "steps",
+    } <= set(result):
+        raise UserError(
+            f"The result file {str(folder / 'result.json')!r} is not what a "
+            "run leaves: delete it to make the result again."
+        )
+    return result
+
+
 def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
     """Refuses to go on in a folder that another run has begun.
 
@@ -417,18 +453,22 @@ def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
     path = folder / "run.json"
     if not path.exists():
         return
-    old, new = (
-        {**part["settings"], **part["needs"], **part["fingerprints"]}
-        for part in (
-            {"settings": {}, "needs": {}, "fingerprints": {}}
-            | read_json(path, what="run description"),
-            description,
+    there = read_json(path, what="run description")
+    parts = ("settings", "needs", "fingerprints")
+    if any(not isinstance(there.get(part, {}), dict) for part in parts):
+        raise UserError(
+            f"The run description {str(path)!r} is none: expected objects for "
+            f"{', '.join(parts)}. Choose another --model_dir, or delete that "
+            "folder."
         )
+    old, new = (
+        {name: x for part in parts for name, x in whole.get(part, {}).items()}
+        for whole in (there, description)
     )
     changes = [
-        f"{name}: {old.get(name)!r} there, {value!r} now"
-        for name, value in new.items()
-        if old.get(name) != value
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]
     if changes:
         raise UserError(

@@ -49,8 +49,9 @@ class Options:
     Attributes:
       data_dir: folder of the tasks' files; default `PANDA_DATA_DIR`.
       tfds_data_dir: of TFDS, where there is no `data_dir`.
-      examples: training rows of a task, label-balanced and independent of any
-        seed; metric first_steps learns from as many and is judged by as many.
+      examples: training rows of a task in its labels' proportions, independent
+        of any seed; metric first_steps learns from as many and is judged by as
+        many.
       max_length: of the text, in pieces; None for each prompt's own.
       readout: the output that panda and the features' metrics read: `pooled`,
         `first`, `mean`, or `layer_3`, the third layer's mean.

@@ -94,7 +94,7 @@ class Scores:
           UserError: the file is missing or a line is malformed or double; the
             message names file and line.
         """
-        return cls._of_cells(_read_cells(path)[""])
+        return cls._of_cells(_read_cells(path)[""], path)
 
     @classmethod
     def by_backbone(cls, path: PathLike) -> "dict[str, Scores]":
@@ -108,13 +108,16 @@ class Scores:
           UserError: as `from_csv`.
         """
         cells = _read_cells(path, optional=("backbone",))
-        return {name: cls._of_cells(part) for name, part in cells.items()}
+        return {name: cls._of_cells(part, path) for name, part in cells.items()}
 
     @classmethod
-    def _of_cells(cls, cells: dict[tuple[str, str, str], float]) -> "Scores":
+    def _of_cells(
+        cls, cells: dict[tuple[str, str, str], float], path: PathLike
+    ) -> "Scores":
         sources, targets, metrics = (
             tuple(dict.fromkeys(names)) for names in zip(*cells, strict=True)
         )
+        csv_rows.check_filled(path, len(cells), sources, targets, metrics)
         values = {
             metric: np.array(
                 [

@@ -91,7 +91,7 @@ def as_sources(value: SourcesLike, *, task: str) -> dict[str, StoredPrompt]:
 
 def top(scores: Mapping[str, float], k: int | None) -> dict[str, float]:
     """The k best, best first; None for all. Those without a score are out."""
-    known = {n: s for n, s in scores.items() if not math.isnan(s)}
+    known = {n: s for n, s in scores.items() if math.isfinite(s)}
     best = sorted(known.items(), key=lambda pair: -pair[1])[:k]
     if not best:
         raise UserError(

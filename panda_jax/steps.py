@@ -167,6 +167,7 @@ def loss_and_metrics(
     key: Array,
     *,
     spec: StepSpec,
+    shares: losses.Shares | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The objective for one batch.
 
@@ -183,6 +184,8 @@ def loss_and_metrics(
       hyper: scalars of the run.
       key: PRNG key of this step's dropout.
       spec: static.
+      shares: where the batch is a part of one: its means are those of the whole
+        after the mean over parts.
 
     Returns:
       The loss, and scalars loss, task_loss, kd_loss, kd_weight and
@@ -250,6 +253,10 @@ def loss_and_metrics(
             temperature=spec.temperature,
         )
         agreement = losses.agreement(student, taught.logits)
+    if shares is not None:
+        task, agreement = task * shares.rows, agreement * shares.rows
+        # A divergence is a mean over rows, a squared error over entries.
+        kd *= shares.rows if spec.kd_form == "kl" else shares.entries
     weight = jnp.asarray(hyper.kd_weight)
     loss = losses.panda_loss(task, kd, weight)
     return loss, {
@@ -352,16 +359,29 @@ def _gradient(
         )
 
     def part(arrays: PyTree, number: Array) -> PyTree:
-        rows, logits = arrays
+        rows, logits, shares = arrays
         own = jax.random.fold_in(key, number)
         return gradient_of(
-            trainable, frozen, rows, logits, teacher, hyper, own, spec=spec
+            trainable,
+            frozen,
+            rows,
+            logits,
+            teacher,
+            hyper,
+            own,
+            spec=spec,
+            shares=shares,
         )
 
     parts = spec.accumulate
-    split = jax.tree.map(
+    rows, logits = jax.tree.map(
         lambda x: jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:])),
         (batch, teacher_logits),
+    )
+    split = (
+        rows,
+        logits,
+        losses.shares(rows.labels, rows.tokens, kind=spec.kind),
     )
     like = jax.eval_shape(part, jax.tree.map(lambda x: x[0], split), 0)
     total = jax.lax.scan(
@@ -370,11 +390,6 @@ def _gradient(
         (split, jnp.arange(parts)),
     )[0]
     return jax.tree.map(lambda x: x / parts, total)
-
-
-train_step = functools.partial(
-    jax.jit, static_argnames=("spec",), donate_argnames=("state",)
-)(update)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "per_token", "best"))

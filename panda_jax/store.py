@@ -28,6 +28,9 @@ from panda_jax.tasks import specs
 
 FORMAT_VERSION = 1
 INFO = "panda.json"
+FILES = (INFO, TENSORS, CONFIG)
+# No model has more, and without a position a file may claim any number.
+_MOST_LAYERS = 1 << 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(
             _fits(item, inner[1]) for item in value.values()
         )
-    return type(value) in ((int, float) if hint is float else (hint,))
+    if hint is float and type(value) is int:
+        return abs(value) < 2**53  # others are no float's
+    return type(value) is hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,15 +183,16 @@ def save_prompt(
     layout = layout_of(stored.vectors.shape, info, head=bool(stored.head))
     with atomic_folder(folder) as temporary:
         peft.write_folder(temporary, stored, layout)
-        write_json(
-            temporary / INFO,
-            info.to_json()
-            | {
-                "prompt_shape": list(stored.vectors.shape),
-                "content_hash": content_hash(stored),
-            },
-        )
+        write_json(temporary / INFO, description(stored, info))
     return StoredPrompt(stored, info, pathlib.Path(folder))
+
+
+def description(prompt: Prompt, info: PromptInfo) -> dict[str, Any]:
+    """The content of a prompt's `panda.json`."""
+    return info.to_json() | {
+        "prompt_shape": list(prompt.vectors.shape),
+        "content_hash": content_hash(prompt),
+    }
 
 
 def layout_of(
@@ -242,6 +248,14 @@ def load_prompt(
             f"Prompt folder {str(path)!r}: {str(error).rstrip('.')}."
         ) from None
     return StoredPrompt(prompt, info, path)
+
+
+def is_bank(folder: PathLike) -> bool:
+    """Whether a folder holds prompt folders and is none itself."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir() or _prompt_folder(folder) is not None:
+        return False
+    return any(_prompt_folder(path) is not None for path in folder.iterdir())
 
 
 class PromptBank:
@@ -337,7 +351,7 @@ def _arrays(prompt: Prompt) -> dict[str, np.ndarray]:
 def _prompt_folder(folder: pathlib.Path) -> pathlib.Path | None:
     """`folder` or its `prompt/`, whichever holds a file of a prompt."""
     for path in (folder, folder / "prompt"):
-        if any((path / name).is_file() for name in (INFO, TENSORS, CONFIG)):
+        if any((path / name).is_file() for name in FILES):
             return path
     return None
 
@@ -406,9 +420,8 @@ def _read_prompt(
     path: pathlib.Path, value: dict[str, Any], info: PromptInfo
 ) -> Prompt:
     """Reads the tensors and holds them against both JSON files."""
-    kind, shape = value["kind"], value.get("prompt_shape", [])
-    rank = {"deep": 5, "shallow": 2}.get(kind)
-    if not _fits(shape, list[int]) or len(shape) != rank or min(shape) < 0:
+    kind, shape = info.kind, value.get("prompt_shape", [])
+    if not _fits(shape, list[int]) or not _is_shape(kind, shape):
         raise UserError(
             f"prompt_shape is {shape!r} and kind {kind!r}, expected "
             "[L, 2, P, H, K] for 'deep' or [P, D] for 'shallow'"
@@ -437,3 +450,13 @@ def _read_prompt(
             "restore them or store the prompt again"
         )
     return prompt
+
+
+def _is_shape(kind: str, shape: list[int]) -> bool:
+    """Whether vectors can be of this shape; P may be 0, and a head be all."""
+    match kind, shape:
+        case "deep", [L, 2, P, H, K]:
+            return 0 < L <= _MOST_LAYERS and P >= 0 and min(H, K) > 0
+        case "shallow", [P, D]:
+            return P >= 0 and D > 0
+    return False

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike, atomic_file, read_json, write_json
+from panda_jax.files import PathLike, atomic_file, write_json
+from panda_jax.interop.folders import inside, json_inside
 
 # ByT5's ids: padding, end and unknown come before the 256 bytes.
 _BYTE_OFFSET = 3
@@ -47,10 +48,11 @@ class TextTokenizer:
         """
         folder = pathlib.Path(folder)
         if (folder / SENTENCEPIECE_FILE).exists():
-            return cls.from_file(folder)
-        settings = folder / _SETTINGS_FILE
-        if settings.is_file():
-            found = read_json(settings, what="tokenizer configuration")
+            return cls.from_file(inside(folder, SENTENCEPIECE_FILE))
+        if (folder / _SETTINGS_FILE).is_file():
+            found = json_inside(
+                folder, _SETTINGS_FILE, what="tokenizer configuration"
+            )
             if found.get("tokenizer_class") == _BYTES_CLASS:
                 return cls.of_bytes()
         return None
@@ -74,6 +76,13 @@ class TextTokenizer:
             ) from None
         tokenizer = cls(file.resolve(), content)
         pieces = tokenizer._pieces
+        try:
+            pieces.id_to_piece(list(range(tokenizer.vocab_size)))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The SentencePiece model '{file}' has a piece that is no text "
+                f"({error}). Copy it again from its model."
+            ) from None
         found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
         if found != (0, 1, 2):
             raise UserError(

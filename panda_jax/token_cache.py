@@ -12,13 +12,12 @@ import os
 import pathlib
 import sys
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
+from panda_jax import arrays as array_files
 from panda_jax import files
 from panda_jax.examples import (
     Examples,
@@ -33,15 +32,6 @@ from panda_jax.tokenizer import Tokenizer
 
 Parsed = TypeVar("Parsed", Examples, TextExamples)
 
-# What reading a file that is cut, changed or another's can raise.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 # Part of every name: another number makes all older files unread.  Raise it
 # when `tasks.views`, `tasks.encoding` or a reader makes other arrays of the
 # same files.
@@ -162,11 +152,10 @@ def _cached(
     before = entry()
     if before is not None:
         try:
-            with np.load(before, allow_pickle=False) as stored:
-                return parse({name: stored[name] for name in stored.files})
+            return parse(array_files.read_npz(before))
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except _DAMAGE as error:
+        except (OSError, ValueError, KeyError) as error:
             warnings.warn(
                 f"The token cache file '{before}' is damaged ({error}); it is "
                 "made again.",
@@ -196,20 +185,28 @@ def _examples(spec: TaskSpec, arrays: dict[str, np.ndarray]) -> Examples:
     R, T = tokens.shape
     label_shape = {"tags": (R, T), "span": (R, 2)}.get(spec.kind, (R,))
     number = np.float32 if spec.kind == "regression" else np.int32
-    if not (
-        segments.shape == (R, T)
-        and labels.shape == label_shape
-        and labels.dtype == number
-        and question.shape == (R,)
-        and tokens.dtype == question.dtype == np.int32
-        and segments.dtype == arrays["references"].dtype == np.uint8
-    ):
-        raise ValueError("shapes")
     spans = {
         name: arrays[name]
         for name in ("char_starts", "char_ends")
         if spec.kind == "span"
     }
+    if not (
+        min(R, T) > 0
+        and segments.shape == (R, T)
+        and labels.shape == label_shape
+        and labels.dtype == number
+        and question.shape == (R,)
+        and tokens.dtype == question.dtype == np.int32
+        and segments.dtype == arrays["references"].dtype == np.uint8
+        and all(
+            array.shape == (R, T) and array.dtype == np.int32
+            for array in spans.values()
+        )
+    ):
+        raise ValueError("shapes")
+    steps = np.diff(question, prepend=np.int32(0))
+    if question[0] != 0 or steps.min() < 0 or steps.max() > 1:
+        raise ValueError("questions")
     return Examples(
         kind=spec.kind,
         tokens=tokens,
@@ -227,6 +224,7 @@ def _text_examples(arrays: dict[str, np.ndarray]) -> TextExamples:
     if not (
         inputs.ndim == targets.ndim == 2
         and len(inputs) == len(targets)
+        and min(*inputs.shape, *targets.shape) > 0
         and inputs.dtype == targets.dtype == np.int32
         and references.dtype == np.uint8
     ):

@@ -18,7 +18,10 @@ from tokenizers import (
 
 from panda_jax import files
 from panda_jax.errors import UserError
+from panda_jax.interop.folders import inside, json_inside
 
+# Vocabularies have gaps; the library walks through them to write them down.
+_MOST_IDS = 1 << 20
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -48,7 +51,7 @@ class Tokenizer:
 
     Attributes:
       pad_id, unk_id, cls_id, sep_id: ids of the special tokens; `pad_id` is 0.
-      vocab_size: V, the number of ids.
+      vocab_size: V, one more than the highest id.
       fingerprint: short sha256 of the whole definition (vocabulary and
         normalization): equal fingerprints give equal tokens.
     """
@@ -79,7 +82,15 @@ class Tokenizer:
         self.unk_id = ids["[UNK]"]
         self.cls_id = ids["[CLS]"]
         self.sep_id = ids["[SEP]"]
-        self.vocab_size = inner.get_vocab_size()
+        # Ids may have gaps, and the highest needs an embedding.
+        known = inner.get_vocab().values()
+        self.vocab_size = max(known) + 1
+        if self.vocab_size > max(_MOST_IDS, 2 * len(known)):
+            raise UserError(
+                f"{where} has {len(known)} pieces with ids up to "
+                f"{self.vocab_size - 1}: copy it again from the model it "
+                "belongs to."
+            )
         definition = inner.to_str().encode()
         self.fingerprint = hashlib.sha256(definition).hexdigest()[:16]
 
@@ -94,11 +105,13 @@ class Tokenizer:
           UserError: neither file is there, or one is broken.
         """
         folder = pathlib.Path(path)
-        whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+        whole = inside(folder, "tokenizer.json")
+        words = inside(folder, "vocab.txt")
         if whole.is_file():
             text = _read_text(whole)
             try:
                 inner = tokenizers.Tokenizer.from_str(text)
+                inner.encode("Is this known: \u2603?")  # some fail only now
             except Exception as error:  # the library raises bare Exception
                 raise UserError(
                     f"The tokenizer file '{whole}' is broken: {error}. Copy "
@@ -243,7 +256,7 @@ def _lowercase(folder: pathlib.Path) -> bool:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return True
-    config = files.read_json(path, what="tokenizer configuration")
+    config = json_inside(folder, path.name, what="tokenizer configuration")
     value = config.get("do_lower_case", True)
     if not isinstance(value, bool):
         raise UserError(

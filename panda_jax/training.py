@@ -1,6 +1,7 @@
 """The front door of training: checks, what a run starts from, then the loop."""
 
 import dataclasses
+import math
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -173,6 +174,13 @@ def train_fleet(
 
 def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
     if isinstance(backbone, Backbone):
+        holds = backbone.config.dtype
+        if run.method != "model" and run.dtype not in (None, holds):
+            raise UserError(
+                f"The loaded backbone computes in {holds}, the run asks for "
+                f"dtype {run.dtype!r}: load it with that dtype, or leave the "
+                "setting out."
+            )
         return backbone
     specs.of_registry(run.task)  # before the weights: a typo is told at once
     dtype = "float32" if run.method == "model" else run.dtype
@@ -221,7 +229,7 @@ def _begin(
     main = jax.process_index() == 0
     if folder is not None:
         runs.check_same_run(folder, description)
-        done = runs.read_result(folder)
+        done = runs.done_result(folder)
         if done is not None:
             return TrainResult(load_prompt(folder / "prompt"), done, folder)
         # Only now: a start that fails above leaves nothing behind.
@@ -368,7 +376,7 @@ def _chosen(
     """
     path = folder and folder / "choice.json"
     if path is not None and path.exists():
-        return read_json(path)
+        return _checked_choice(path, candidates)
     scores = _similarities(
         run, backbone, candidates, given["target_prompt"], where, folder
     )
@@ -377,11 +385,40 @@ def _chosen(
     choice = {
         "transfer_metric": run.transfer_metric,
         "fusion": run.fusion,
-        "scores": scores,
+        # JSON has no NaN; those without a score are not among the best.
+        "scores": {
+            n: s if math.isfinite(s) else None for n, s in scores.items()
+        },
         "shares": dict(zip(best, shares.tolist(), strict=True)),
     }
     if path is not None and jax.process_index() == 0:
         write_json(path, choice)
+    return choice
+
+
+def _checked_choice(
+    path: pathlib.Path, candidates: dict[str, StoredPrompt]
+) -> dict[str, Any]:
+    """What a run chose before.
+
+    Raises:
+      UserError: the file is another's.
+    """
+    choice = read_json(path, what="choice of sources")
+    scores, shares = choice.get("scores"), choice.get("shares")
+    if (
+        not isinstance(scores, dict)
+        or not isinstance(shares, dict)
+        or not shares
+        or not set(shares) <= set(scores) <= set(candidates)
+        or not all(isinstance(x, float | None) for x in scores.values())
+        or not all(isinstance(scores[name], float) for name in shares)
+        or not all(isinstance(x, float) for x in shares.values())
+    ):
+        raise UserError(
+            f"The choice of sources {str(path)!r} is not this run's: delete "
+            "it to measure them again."
+        )
     return choice
 
 

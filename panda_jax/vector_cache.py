@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from panda_jax import arrays
 from panda_jax.files import atomic_file, cache_folder
 
 # Part of every name; raise it when what is read changes.
@@ -38,10 +39,10 @@ class VectorCache:
             return None
         path = self._path(key)
         try:
-            return np.load(path, allow_pickle=False)
+            return arrays.read_npy(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             _warn(f"{path} is damaged and computed anew: {error}.")
             return None
 

@@ -20,7 +20,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike, write_text
+from panda_jax.files import PathLike, parse_json, write_text
 
 FILE_NAME = "metrics.jsonl"
 NONFINITE = "nonfinite"
@@ -166,8 +166,10 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """The record on a line; None where there is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line.decode())
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            return None
+        _line(record).encode()  # who resumes writes it again
+    except ValueError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if whole else None
+    return record

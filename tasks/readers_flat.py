@@ -4,7 +4,6 @@ A reader takes a task and a split's files and yields raw rows: where each was
 found, and its fields as `tasks.rows.checked` takes them.
 """
 
-import json
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from panda_jax.tasks.rows import Place, listed, row_fields
 from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax.errors import UserError
+from panda_jax.files import parse_json
 
 Found = Iterator[tuple[Place, dict[str, Any]]]
 
@@ -68,8 +68,8 @@ def json_lines(paths: Sequence[pathlib.Path]) -> Found:
         for number, line in lines(path):
             place = Place(str(path), number)
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                value = parse_json(line)
+            except ValueError as error:
                 raise place.fault(
                     "(whole line)", line, f"JSON ({error})"
                 ) from None

@@ -9,6 +9,8 @@ from panda_jax.tasks.readers_flat import Found, json_lines, text
 from panda_jax.tasks.rows import Place
 from panda_jax.tasks.spec import TaskSpec
 
+from panda_jax.files import parse_json
+
 T = TypeVar("T", dict, list, str, int)
 
 _KINDS = {
@@ -134,12 +136,12 @@ def _entity_tags(
 def _json_file(path: pathlib.Path) -> Any:
     found = text(path)
     try:
-        return json.loads(found)
+        return parse_json(found)
     except json.JSONDecodeError as error:
         there = found[max(error.pos - 30, 0) : error.pos + 30]
         place = Place(str(path), error.lineno)
         raise place.fault("(whole file)", there, f"JSON ({error})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         place = Place(str(path), 1)
         raise place.fault("(whole file)", found, f"JSON ({error})") from None
 

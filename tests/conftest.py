@@ -39,6 +39,15 @@ from panda_jax.backbone import Backbone, load_backbone
 _MOST_MAPS = 10_000
 
 
+def pytest_configure() -> None:
+    """`PANDA_ERRORS=FILE`: notes which test provokes which error."""
+    notes = os.environ.get("PANDA_ERRORS")
+    if notes:
+        import error_sites
+
+        error_sites.record(os.path.abspath(notes))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or write the user's own cache; workers share theirs."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+from stepping import train_step
 
 from panda_jax import data, steps
 from panda_jax.backbone import Backbone, load_backbone
@@ -91,7 +92,7 @@ def write(folder: pathlib.Path) -> Backbone:
     spec = steps.StepSpec(CONFIG, "text")
     for step in range(STEPS):
         chosen = np.random.default_rng(step).permutation(len(rows))[:32]
-        state, _ = steps.train_step(
+        state, _ = train_step(
             state, None, rows.batch(chosen), None, None, hyper, spec=spec
         )
     hf.save(folder, state.trainable.backbone, CONFIG)

@@ -1,10 +1,14 @@
-"""One real training step, whatever the kind of task."""
+"""Real training steps of one run, whatever the kind of task."""
 
 import jax
 import numpy as np
 
 from panda_jax import steps
 from panda_jax.prompts import Prompt, fresh_head
+
+train_step = jax.jit(
+    steps.update, static_argnames=("spec",), donate_argnames=("state",)
+)
 
 
 def one_step(spec, examples, backbone):
@@ -19,7 +23,7 @@ def one_step(spec, examples, backbone):
     rows = examples.rows(chosen).size
     per_token = steps.per_token(spec.kind)
     T = examples.tokens.shape[1:] if per_token else ()
-    _, metrics = steps.train_step(
+    _, metrics = train_step(
         state,
         backbone.params,
         batch,

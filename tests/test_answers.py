@@ -12,6 +12,7 @@ from panda_jax.examples import Examples
 
 
 def make(kind, question, references, *, labels=None, T=6, **spans):
+    question = list(question)
     R = len(question)
     tokens = np.ones((R, T), np.int32)
     return Examples(
@@ -45,6 +46,34 @@ def test_the_best_candidate_of_each_question():
         "answer_f1": pytest.approx((1 + 1 + 2 / 3) / 3),
         "answer_exact_match": pytest.approx(2 / 3),
     }
+
+
+@pytest.mark.parametrize(
+    ("task", "references", "expected"),
+    [
+        ("cb", [{"label": 1}, {"label": 1}, {"label": 2}], 2 / 3),
+        ("cola", [{"label": 1}, {"label": 1}, {"label": 0}], 0.0),
+        # Saying yes to all: precision 1/3, recall 1.
+        (
+            "multirc",
+            [{"label": x} for x in (0, 0, 1)],
+            0.5,
+        ),
+        ("copa", [{"label": 0}, {"label": 1}, {"label": 1}], 2 / 3),
+        ("stsb", [{"label": 1.0}, {"label": 4.0}], 0.0),
+        ("record", [{"entities": ["a"], "answers": ["a"]}], 0.0),
+        ("squad", [{"context": "a b", "answers": ["b"]}], 0.0),
+        ("conll04", [{"words": ["a", "b"], "tags": [1, 0]}], 0.0),
+    ],
+)
+def test_the_floor_is_the_best_answer_that_reads_nothing(
+    task, references, expected
+):
+    spec = specs.get(task)
+    if spec.group:
+        references = [{spec.group: "q", **x} for x in references]
+    examples = make(spec.kind, range(len(references)), references)
+    assert answers.floor(spec, examples) == pytest.approx(expected)
 
 
 def test_words_that_were_cut_off_count_as_missed():

@@ -100,6 +100,20 @@ def test_dry_run_prints_the_operative_configuration(capsys):
     assert "train.source = 'some/folder'" in printed
 
 
+def test_the_package_s_gin_files_are_found_beside_a_folder_of_runs(
+    tmp_path, monkeypatch, capsys
+):
+    """As `python -m panda_jax` is started where there are runs already."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = cli.main(
+        ["train", "--gin_file=runs/cb_panda.gin", "--source=x", "--dry_run"]
+    )
+    assert (code, capsys.readouterr().err) == (0, "")
+
+
 def test_the_operative_configuration_repeats_the_run(bank, capsys):
     config = bank / "toy_review" / "config.gin"
     code = cli.main(

@@ -101,17 +101,14 @@ def test_greedy_with_a_deep_prompt_equals_torch_without_a_cache(family, rng):
     assert 0.1 < done.mean() < 0.9
 
 
-@pytest.mark.parametrize(
-    ("make", "mean"),
-    [(no_prompt, False), (shallow_vectors, True), (deep_vectors, False)],
-)
-def test_rank_labels_equals_each_label_alone_in_torch(family, rng, make, mean):
+@pytest.mark.parametrize("make", [no_prompt, shallow_vectors, deep_vectors])
+def test_rank_equals_each_label_alone_in_torch(family, rng, make):
     params, config, model = family
     x = torch_t5.padded(rng, 5, T, config.vocab_size)
     labels = np.array([[7, 1, 0, 0], [9, 8, 5, 1], [30, 0, 0, 0]], np.int32)
     made = make(config)
     prompt = made if isinstance(made, Prompt) else Prompt(made, {})
-    ours = decode.rank_labels(params, config, x, prompt, labels, mean=mean)
+    ours = decode.rank(params, x, prompt, labels, config=config)
     assert ours.shape == (5, 3)
     assert (ours < 0).all()
     for c, label in enumerate(labels):
@@ -124,11 +121,10 @@ def test_rank_labels_equals_each_label_alone_in_torch(family, rng, make, mean):
                 torch.tensor(prompt.vectors) if prompt.length else None,
             )
         each = logits.log_softmax(-1)[:, range(len(words)), words]
-        alone = each.mean(-1) if mean else each.sum(-1)
-        np.testing.assert_allclose(ours[:, c], alone.numpy(), atol=2e-5)
+        np.testing.assert_allclose(ours[:, c], each.sum(-1), atol=2e-5)
 
 
-def test_rank_labels_encodes_once(rng, monkeypatch):
+def test_rank_encodes_once(rng, monkeypatch):
     """Counted while it is traced, for shapes that no other test has."""
     params, config, _ = pair("1.1")
     shapes = []
@@ -141,15 +137,12 @@ def test_rank_labels_encodes_once(rng, monkeypatch):
     monkeypatch.setattr(t5, "encode", counted)
     x = torch_t5.padded(rng, 2, T, config.vocab_size)
     labels = np.array([[7, 1], [9, 1], [30, 1]], np.int32)
-    decode.rank_labels(params, config, x, no_prompt(config), labels)
+    decode.rank(params, x, no_prompt(config), labels, config=config)
     assert shapes == [(2, T)]
 
 
-def test_bad_steps_and_labels_are_refused(rng):
+def test_bad_steps_are_refused(rng):
     params, config, _ = pair("1.0")
     x = torch_t5.padded(rng, 2, T, config.vocab_size)
     with pytest.raises(UserError, match="for 0 steps, expected 1 or more"):
         decode.greedy(params, config, x, no_prompt(config), steps=0)
-    labels = np.array([[7, 1], [0, 0]], np.int32)
-    with pytest.raises(UserError, match="Label 1 of 2 has no tokens"):
-        decode.rank_labels(params, config, x, no_prompt(config), labels)

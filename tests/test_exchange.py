@@ -2,9 +2,13 @@
 
 import collections
 import dataclasses
+import itertools
+import json
 import pathlib
+import re
 import subprocess
 import sys
+import urllib.parse
 
 import jax
 import numpy as np
@@ -12,9 +16,14 @@ import pytest
 import torch
 import torch_bert
 import transformers
+import yaml
+from markdown_it import MarkdownIt
+from peft import PeftModel
 from torch_bert import HEADS, LAYERS, WIDTH
 
 from panda_jax import (
+    cards,
+    cli,
     errors,
     evaluation,
     exchange,
@@ -185,6 +194,8 @@ def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, small_t5, format):
     written = exchange.export_prompt("npy", stored, tmp_path / "npy")
     assert np.load(written).tobytes() == _vectors(5, 16).tobytes()
     written = exchange.export_prompt("peft", stored, tmp_path / "peft")
+    assert exchange.import_prompt("peft", written).info == stored.info
+    (written / store.INFO).unlink()  # as others write it
     again = exchange.import_prompt("peft", written, task="mrpc")
     assert again.info.fingerprint is None
     assert again.info.task_type == "SEQ_2_SEQ_LM"
@@ -634,6 +645,7 @@ def test_other_sizes(tmp_path, tiny, kind, sizes, match):
     info = dataclasses.replace(stored.info, task_type="FEATURE_EXTRACTION")
     stored = dataclasses.replace(stored, info=info)
     exchange.export_prompt("peft", stored, tmp_path / "p")
+    (tmp_path / "p" / store.INFO).unlink()
     other = dataclasses.replace(
         tiny, config=dataclasses.replace(tiny.config, **sizes)
     )
@@ -644,6 +656,7 @@ def test_other_sizes(tmp_path, tiny, kind, sizes, match):
 
 def test_the_task_must_have_as_many_outputs(tmp_path, tiny):
     exchange.export_prompt("peft", _prompt("deep"), tmp_path / "cb")
+    (tmp_path / "cb" / store.INFO).unlink()
     stored = exchange.import_prompt("peft", tmp_path / "cb", backbone=tiny)
     assert stored.info.task == "cb"
     for task in ("mnli", "unheard-of"):
@@ -691,6 +704,268 @@ def test_exports_never_replace_other_files(tmp_path):
         "npy", dataclasses.replace(shallow, info=odd), tmp_path / "n"
     )
     assert written == tmp_path / "n" / "prompt.npy"
+
+
+# --- To share ---
+
+ODD = "a|b `c` <i>_x_<i> ![y](z) é"
+HOSTILE = "x|y\n---\n# h\n\n<b>`q`</b> ![i](http://e.x) \u202e*z* \\| \udcff"
+
+
+@pytest.fixture(scope="module")
+def weights(tiny, tmp_path_factory) -> str:
+    """A Hugging Face folder of `tiny`, as transformers loads it."""
+    folder = tmp_path_factory.mktemp("weights")
+    hf.save(folder, tiny.params, tiny.config)
+    tiny.tokenizer.save(folder)
+    return str(folder)
+
+
+def _trained(kind: str, tiny: Backbone, weights: str) -> store.StoredPrompt:
+    stored = _prompt(kind)
+    info = dataclasses.replace(
+        stored.info,
+        backbone=weights,
+        fingerprint=tiny.fingerprint,
+        method="panda",
+        recipe="paper",
+        source="mnli",
+        seed=3,
+        max_length=32,
+        scores={"accuracy": 0.71, "f1_macro": 0.5},
+    )
+    return dataclasses.replace(stored, info=info)
+
+
+def _blocks(card: str) -> list[str]:
+    return [part.split("```")[0] for part in card.split("```python\n")[1:]]
+
+
+def _rows(page: str) -> list[list[str]]:
+    """The cells of a page's tables, as a reader sees them."""
+    found: list[list[str]] = []
+    tokens = MarkdownIt("commonmark").enable("table").parse(page)
+    for before, token in itertools.pairwise(tokens):
+        if token.type == "tr_open":
+            found.append([])
+        elif before.type in ("th_open", "td_open"):
+            parts = token.children or []
+            kinds = {part.type for part in parts}
+            assert kinds <= {"text", "link_open", "link_close"}, kinds
+            found[-1].append("".join(part.content for part in parts))
+    return found
+
+
+def test_a_bank_is_exported_to_share(
+    tmp_path, tiny, weights, capsys, monkeypatch
+):
+    made = {
+        "deep": _trained("deep", tiny, weights),
+        ODD: _trained("shallow", tiny, weights),
+    }
+    for name, stored in made.items():
+        folder = tmp_path / "bank" / name / "prompt"  # a run's folder
+        store.save_prompt(folder, stored.prompt, stored.info)
+    out = tmp_path / "out"
+    argv = ["export", "peft", str(tmp_path / "bank"), f"--out_dir={out}"]
+    assert cli.main([*argv, "--base_model=some/bert"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert {path.name for path in out.iterdir()} == {*made, cards.FILE}
+    assert store.PromptBank(out).names == sorted(made)
+    index = (out / cards.FILE).read_text()
+    front, page = index.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(front) == {
+        "library_name": "peft",
+        "base_model": ["some/bert"],
+        "tags": ["panda-jax", "prefix-tuning", "prompt-tuning", "cb"],
+    }
+    rows = _rows(page)
+    assert [row[0] for row in rows[1:]] == sorted(made)
+    for row in rows[1:]:
+        assert row[1:5] == ["cb", "panda", "mnli", "3"]
+        assert row[6] == "accuracy 0.71, f1_macro 0.5"
+    for target in re.findall(r"\]\((.*?)\)", page):
+        assert (out / urllib.parse.unquote(target)).is_file()
+    for name, stored in made.items():
+        monkeypatch.chdir(out / name)
+        assert {path.name for path in (out / name).iterdir()} == {
+            *store.FILES,
+            cards.FILE,
+        }
+        card = (out / name / cards.FILE).read_text()
+        _assert_told(card, json.loads((out / name / store.INFO).read_text()))
+        ours, theirs = _blocks(card)
+        found: dict = {}
+        exec(ours, found)
+        assert found["prompt"].info == stored.info
+        exec(theirs.replace("some/bert", weights), found)
+        assert isinstance(found["model"], PeftModel)
+        config = found["model"].active_peft_config
+        assert config.num_virtual_tokens == stored.prompt.length
+        assert found["model"].base_model.num_labels == 3
+
+
+def _assert_told(card: str, about: dict) -> None:
+    """A card's table says what `panda.json` says."""
+    told = {row[0]: row[1] for row in _rows(card) if len(row) == 2}
+    for key, value in about.items():
+        if key in ("format_version", "scores", "task_type"):
+            continue
+        words = cards._FACTS[key]
+        if value in (None, [], {}):
+            assert words not in told
+        elif key == "prompt_shape":
+            assert told[words].split(" x ") == list(map(str, value))
+        elif isinstance(value, list):
+            assert told[words] == ", ".join(value)
+        elif isinstance(value, dict):
+            assert all(f"{k} {v}" in told[words] for k, v in value.items())
+        else:
+            assert told[words] == str(value)
+    for metric, score in about["scores"].items():
+        assert float(told[metric]) == score
+
+
+def test_nothing_in_a_name_formats_a_card(tiny, weights):
+    stored = _trained("deep", tiny, weights)
+    for field in ("task", "backbone", "method", "source"):
+        stored = dataclasses.replace(
+            stored, info=dataclasses.replace(stored.info, **{field: HOSTILE})
+        )
+    info = dataclasses.replace(
+        stored.info, labels=[HOSTILE] * 3, scores={HOSTILE: 1.0}
+    )
+    stored = dataclasses.replace(stored, info=info)
+    shown = "x|y --- # h <b>`q`</b> ![i](http://e.x) *z* \\|"
+    for page, count in (
+        (cards.card(stored), 2),
+        (cards.index({HOSTILE: info}), 1),
+    ):
+        _, front, body = page.split("---\n", 2)
+        assert yaml.safe_load(front)["tags"][-1] == shown
+        assert page.encode()
+        rows = _rows(body)
+        cells = [cell for row in rows for cell in row]
+        assert shown in cells
+        kinds = collections.Counter(
+            token.type
+            for token in MarkdownIt("commonmark").enable("table").parse(body)
+        )
+        assert kinds["table_open"] == count
+        assert kinds["html_block"] == kinds["hr"] == 0
+    for block in _blocks(cards.card(stored)):
+        compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbone": "minilm-l6"}, "sentence-transformers/all-MiniLM-L6-v2"),
+        ({"backbone": "random:bert-tiny"}, "weights are random"),
+        ({"fingerprint": None}, "does not say which weights"),
+        ({"method": "import-npy"}, "only what its file says is known"),
+        ({"scores": {}}, "None is recorded."),
+    ],
+)
+def test_a_card_says_what_is_not_known(tiny, weights, changes, said):
+    stored = _trained("deep", tiny, weights)
+    assert said not in cards.card(stored)
+    info = dataclasses.replace(stored.info, **changes)
+    assert said in cards.card(dataclasses.replace(stored, info=info))
+
+
+@pytest.mark.parametrize("name", ["./bert", "/models/bert", "a/b/c", "a b"])
+def test_a_base_model_is_a_name_on_the_hub(tmp_path, name):
+    with pytest.raises(errors.UserError, match="as google/t5-v1_1-base"):
+        exchange.export_prompt(
+            "peft", _prompt("deep"), tmp_path / "p", base_model=name
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def _files(folder: pathlib.Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_export_replaces_only_its_like_and_when_asked(tmp_path):
+    first, second = _prompt("deep"), _prompt("deep")
+    info = dataclasses.replace(first.info, seed=7)
+    second = dataclasses.replace(second, info=info)
+    out = tmp_path / "out"
+    banks = [
+        store.PromptBank.of({"a": first, "b": first}),
+        store.PromptBank.of({"a": first, "b": second}),
+    ]
+    exchange.export_bank(banks[0], out)
+    exchange.export_bank(banks[0], out)
+    before = _files(tmp_path)
+    with pytest.raises(errors.UserError, match=r"README.md' is there already"):
+        exchange.export_bank(banks[1], out)
+    # A bank never takes one prompt's place, nor the other way round.
+    with pytest.raises(errors.UserError, match="holds a, b: give a new"):
+        exchange.export_prompt("peft", first, out, overwrite=True)
+    with pytest.raises(errors.UserError, match="holds adapter_con"):
+        exchange.export_bank(banks[0], out / "a", overwrite=True)
+    gone = store.PromptBank.of({"a": first})
+    with pytest.raises(errors.UserError, match="holds b: give a new"):
+        exchange.export_bank(gone, out, overwrite=True)
+    headless = Prompt(np.zeros((2, 2, 0, 2, 64), np.float32), {})
+    tuned = dataclasses.replace(first, prompt=headless)
+    broken = store.PromptBank.of({"a": first, "b": second, "c": tuned})
+    with pytest.raises(errors.UserError, match="'c': .*no prompt to export"):
+        exchange.export_bank(broken, out, overwrite=True)
+    assert _files(tmp_path) == before
+    exchange.export_bank(banks[1], out, overwrite=True)
+    assert store.load_prompt(out / "b").info == info
+    (out / "b" / "notes.txt").write_text("mine")
+    before = _files(tmp_path)
+    with pytest.raises(errors.UserError, match="holds notes.txt: give a new"):
+        exchange.export_bank(banks[0], out, overwrite=True)
+    assert _files(tmp_path) == before
+    exchange.export_prompt("peft", first, tmp_path / "p")
+    with pytest.raises(errors.UserError, match="is there already and differs"):
+        exchange.export_prompt("peft", second, tmp_path / "p")
+    exchange.export_prompt("peft", second, tmp_path / "p", overwrite=True)
+    assert store.load_prompt(tmp_path / "p").info == info
+
+
+def test_an_npy_file_is_replaced_when_asked(tmp_path):
+    stored = _prompt("shallow", head=False)
+    other = Prompt(-stored.prompt.vectors, {})
+    other = dataclasses.replace(stored, prompt=other)
+    for _ in range(2):
+        file = exchange.export_prompt("npy", stored, tmp_path)
+    before = file.read_bytes()
+    with pytest.raises(errors.UserError, match="is there already and differs"):
+        exchange.export_prompt("npy", other, tmp_path)
+    assert _files(tmp_path) == {"cb.npy": before}
+    exchange.export_prompt("npy", other, tmp_path, overwrite=True)
+    np.testing.assert_array_equal(np.load(file), other.prompt.vectors)
+
+
+def test_one_base_model_is_of_one_backbone(tmp_path):
+    one = _prompt("deep")
+    info = dataclasses.replace(one.info, fingerprint="g", backbone="c")
+    bank = store.PromptBank.of(
+        {"a": one, "b": dataclasses.replace(one, info=info)}
+    )
+    with pytest.raises(errors.UserError, match="are of 2 backbones"):
+        exchange.export_bank(bank, tmp_path / "out", base_model="some/bert")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bank_is_not_exported_as_npy(tmp_path, capsys):
+    stored = _prompt("shallow", head=False)
+    folder = tmp_path / "bank"
+    store.save_prompt(folder / "a", stored.prompt, stored.info)
+    argv = ["export", "npy", str(folder), f"--out_dir={tmp_path / 'out'}"]
+    assert cli.main(argv) == 2
+    assert "is a bank, which is exported as peft" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_loads_neither_torch_nor_transformers(tmp_path):

@@ -369,7 +369,8 @@ def test_a_shard_that_is_none(shards, file):
     refused(
         hf.load,
         shards,
-        "no safetensors file|a name inside|cannot be followed|disagree",
+        "no safetensors file|a name inside|cannot be followed|disagree|"
+        "surrogates not allowed",
     )
 
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 
@@ -15,117 +16,99 @@ ROOT = pathlib.Path(pj.__file__).resolve().parent
 GIN = next(p for p in (ROOT / "gin", ROOT.parent / "gin") if p.is_dir())
 TASKS = next(p for p in (ROOT / "tasks", ROOT.parent / "tasks") if p.is_dir())
 
-# From the ground up: a module may import only from the rows before its own.
-LAYERS = [
-    {"errors", "types", "progress", "hlo_text", "plan_text"},
-    {"experiments", "experiments.ranking_stats", "experiments.outcomes"},
-    {"experiments.summaries"},
-    {"files", "trees", "cluster", "t5x_names", "chips", "hlo"},
-    {"distributed", "prompts", "tasks.lexicon", "tasks.spec", "text_metrics"},
-    {"csv_rows", "vector_cache"},
-    {"experiments.run_folders", "experiments.variants"},
-    {"experiments.agreement"},
-    {"experiments.results"},
-    {"losses", "optim", "metrics", "similarity", "readouts", "writers"},
-    {"models.layers", "models.relative", "pictures", "sharding"},
-    {"transferability"},
-    {"measures"},
-    {"models.bert", "models.t5_layers"},
-    {"models.t5_stacks"},
-    {"models.t5"},
-    {"models", "models.decode"},
-    {"tasks.offline_single", "tasks.offline_pairs", "tasks.table_offline"},
-    {"tasks.offline", "tasks.table_texts", "tasks.table_tokens"},
-    {"steps"},
-    {"fleet", "memory", "signals", "tokenizer", "text_tokenizer"},
-    {"tasks.specs"},
-    {"interop.folders", "interop.peft_layout", "interop.torch_pickle"},
-    {"interop.tensors", "interop.torch_files", "interop.npy"},
-    {"interop.tables", "interop.zarr", "interop.peft"},
-    {"interop.hf_bert", "interop.hf_t5", "interop.t5x_files"},
-    {"interop.prompthub", "interop.panda_release"},
-    {"interop.hf", "interop.t5x"},
-    {"store", "scores", "tasks.rows", "examples"},
-    {"tasks.readers_flat", "tasks.views", "combine", "experiments.truth"},
-    {"experiments.cells", "experiments.paper"},
-    {"experiments.resampling", "experiments.board", "experiments.doubts"},
-    {"experiments.findings", "experiments.layout", "experiments.pairs"},
-    {"experiments.boards"},
-    {"experiments.ranking_text", "experiments.comparisons"},
-    {"experiments.choices", "experiments.gain_tables"},
-    {"experiments.paper_tables", "experiments.report_tables"},
-    {"experiments.report_text", "experiments.html_page"},
-    {"experiments.ranking_report", "experiments.report_sections"},
-    {"experiments.report_summary"},
-    {"experiments.ranking", "experiments.report"},
-    {"backbone", "tasks.readers_nested", "tasks.readers_conll"},
-    {"tasks.readers", "tasks.encoding", "answers", "probing"},
-    {"labelled"},
-    {"tasks.from_tfds", "tasks.vocabulary", "tasks.features"},
-    {"tasks.sources"},
-    {"tasks.registry"},
-    {"token_cache"},
-    {"data", "catalogue"},
-    {"doctor", "evaluation", "runs"},
-    {"predictions"},
-    {"experiments.claims", "experiments.planned"},
-    {"experiments.grid", "experiments.ledger"},
-    {"experiments.expansion", "experiments.news"},
-    {"experiments.grid_text"},
-    {"checkpoints", "commands", "exchange", "starts", "several"},
-    {"lane"},
-    {"chunks"},
-    {"assembly"},
-    {"loop", "abstract", "first_steps"},
-    {"scorer"},
-    {"scoring"},
-    {"givens"},
-    {"training", "plan"},
-    {"experiments.attempts"},
-    {"experiments.worker"},
-    {"demo", "experiments.runner"},
-    {"cli"},
-    {"__main__", "__init__", "tasks", "interop"},
-]
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+DESIGN = CHECKOUT / "docs" / "design.md"
 
 
 def modules() -> dict[str, pathlib.Path]:
+    """Name within the package -> file, but for packages that only say what."""
     found = {}
     for base, prefix in ((ROOT, ""), (TASKS, "tasks.")):
         for path in base.rglob("*.py"):
             name = prefix + ".".join(
                 path.relative_to(base).with_suffix("").parts
             )
-            found[name.removesuffix(".__init__") or "__init__"] = path
+            if len(ast.parse(path.read_text()).body) > 1:
+                found[name.removesuffix(".__init__")] = path
     return found
 
 
-def imported(path: pathlib.Path, known: set[str]) -> set[str]:
-    """The package's modules that a file imports, at any depth."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {
-                node.module,
-                *(f"{node.module}.{a.name}" for a in node.names),
-            }
+def imported(tree: ast.AST, known: Collection[str]) -> Iterator[str]:
+    """The package's modules that code imports, at any depth."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            assert not node.level, "imports are absolute"
+            for alias in node.names:
+                full = f"{home}.{alias.name}"
+                inner = full.removeprefix("panda_jax.") in known
+                names.append(full if inner else home)
         elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    short = {n.removeprefix("panda_jax.") for n in names if "panda_jax" in n}
-    return short & known
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "panda_jax":
+                yield name.removeprefix("panda_jax.")
 
 
-def test_imports_go_only_downward():
-    level = {name: i for i, row in enumerate(LAYERS) for name in row}
-    found = modules()
-    assert set(found) - set(level) == set(), "a module without a layer"
-    wrong = [
+def layout(text: str) -> list[str]:
+    """The modules of the design's table, from the top down."""
+    table = text.partition("\n## Files, top to bottom\n")[2]
+    found = []
+    for row in re.findall(r"^\| (`.*?) \|", table.split("\n## ")[0], re.M):
+        folder = ""
+        for parent, name in re.findall(r"`([\w/]+/)?(\w+)\.py`", row):
+            folder = parent or folder
+            full = f"{folder}{name}".replace("/", ".")
+            found.append(full.removesuffix(".__init__"))
+    return found
+
+
+def upward(order: list[str], imports: Mapping[str, Collection[str]]) -> set:
+    """The imports of what stands before the importing module, or is it."""
+    place = {name: number for number, name in enumerate(order)}
+    return {
         f"{name} imports {other}"
+        for name, others in imports.items()
+        for other in others
+        if place.get(other, -1) <= place[name]
+    }
+
+
+@pytest.mark.skipif(not DESIGN.is_file(), reason="without the checkout")
+def test_imports_go_only_downward_in_the_design_s_table():
+    order, found = layout(DESIGN.read_text()), modules()
+    assert len(order) == len(set(order)), "a file stands there twice"
+    assert set(found) - set(order) == set(), "a file is not in the table"
+    assert set(order) - set(found) == set(), "the table has a file that is gone"
+    imports = {
+        name: set(imported(ast.parse(path.read_text()), found))
         for name, path in found.items()
-        for other in imported(path, set(found)) - {"tasks", "interop", name}
-        if not name.startswith(f"{other}.") and level[other] >= level[name]
-    ]
-    assert wrong == []
+    }
+    assert upward(order, imports) == set()
+
+
+def test_an_upward_import_is_found_wherever_it_stands():
+    code = (
+        "from panda_jax import files\n"
+        "def late():\n"
+        "    from panda_jax.models import t5\n"
+        "    import panda_jax.cli\n"
+        "    from panda_jax.models import config\n"
+    )
+    known = ["cli", "models", "models.t5", "files"]
+    names = set(imported(ast.parse(code), known))
+    assert names == {"files", "models.t5", "cli", "models"}
+    rows = "| `cli.py`, `models/__init__.py`, `t5.py` | x |\n| `files.py` | y |"
+    order = layout(
+        f"\n## Files, top to bottom\n\n{rows}\n\n## More\n| `a.py` |"
+    )
+    assert order == known
+    assert upward(order, {"models.t5": names}) == {
+        "models.t5 imports cli",
+        "models.t5 imports models",
+        "models.t5 imports models.t5",
+    }
 
 
 def test_only_the_command_line_knows_gin():
@@ -174,10 +157,12 @@ def test_every_gin_file_opens_with_its_use_and_resolves(path, capsys):
 def test_import_is_light():
     code = (
         "import sys, panda_jax as pj\n"
-        "assert 'jax' not in sys.modules\n"
+        "heavy = {'jax', 'numpy', 'orbax', 'tensorflow', 'seqio', 'torch'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "for name in pj.__all__: getattr(pj, name)\n"
         "assert callable(pj.train) and callable(pj.evaluate)\n"
-        "print({'tensorflow', 'seqio', 'torch'} & set(sys.modules))\n"
+        "heavy -= {'jax', 'numpy'}\n"
+        "print(heavy & set(sys.modules))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True
@@ -224,15 +209,3 @@ def test_demo_tells_the_whole_story(tmp_path, capsys):
     assert len(results) == 2 + 4 * 3
     assert (tmp_path / "scores.csv").is_file()
     assert (tmp_path / "heatmap_panda.png").is_file()
-
-
-def test_the_readme_s_python_runs(tmp_path, monkeypatch, capsys):
-    """As it stands, but for the weights."""
-    readme = ROOT.parent / "README.md"
-    if not readme.is_file():
-        pytest.skip("installed without the checkout")
-    block = readme.read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    exec(block.replace("minilm-l6", "random:bert-tiny"), {})
-    assert capsys.readouterr().out.startswith("sentiment ")
-    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")

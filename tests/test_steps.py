@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stepping import train_step
 
+from panda_jax import losses as losses_module
 from panda_jax import steps
 from panda_jax.backbone import Backbone
 from panda_jax.models import bert
@@ -74,7 +76,7 @@ def test_steps_lower_the_loss_and_leave_the_backbone(tiny, kind):
     start = jax.device_get(state.trainable.prompt.vectors)
     losses: list[float] = []
     for _ in range(60):
-        state, metrics = steps.train_step(
+        state, metrics = train_step(
             state,
             tiny.params,
             make_batch(),
@@ -108,7 +110,7 @@ def test_weight_zero_is_prompt_tuning_bit_for_bit(tiny, rng):
     after = []
     for logits in (np.zeros((8, CLASSES)), 9 * rng.normal(size=(8, CLASSES))):
         state = steps.init_state(steps.Trainable(make_prompt(tiny, 0)))
-        state, _ = steps.train_step(
+        state, _ = train_step(
             state,
             tiny.params,
             make_batch(),
@@ -273,3 +275,64 @@ def test_a_head_that_reads_tokens_sees_the_text_alone(tiny, kind):
         best=True,
     )
     assert (np.asarray(lost) == -1).all()
+
+
+def unequal_batch(kind: str, rng: np.random.Generator) -> Batch:
+    """Four rows of which the first two have most that counts."""
+    tokens = rng.integers(1, 90, size=(4, 12)).astype(np.int32)
+    tokens[2:, 4:] = 0
+    if kind == "choice":
+        tokens = np.repeat(tokens[:, None], 3, axis=1)
+        labels = np.array([[1, 0, 0], [0, 1, 0], [1, -1, -1], [0, 1, -1]])
+    elif kind == "tags":
+        labels = rng.integers(0, CLASSES, size=(4, 12))
+        labels[1:, 2:] = -1
+        labels[3] = -1
+    else:
+        labels = np.array([[2, 3], [1, 5], [1, 1], [0, 2]])
+    return Batch(tokens, 0 * tokens, labels.astype(np.int32))
+
+
+@pytest.mark.parametrize("form", ["mse", "kl"])
+@pytest.mark.parametrize(
+    ("kind", "outputs"), [("tags", CLASSES), ("span", 2), ("choice", 1)]
+)
+def test_parts_that_are_unequal_add_up_to_the_batch(
+    tiny, rng, kind, outputs, form
+):
+    config = dataclasses.replace(
+        tiny.config, dropout=0.0, attention_dropout=0.0
+    )
+    batch = unequal_batch(kind, rng)
+    prompt = Prompt(
+        make_prompt(tiny, 0).vectors,
+        fresh_head(jax.random.key(1), tiny.config.width, outputs),
+    )
+    shape = (12, 1) if kind == "choice" else (4, 12, outputs)
+    logits = rng.normal(size=shape).astype(np.float32)
+    found = [
+        steps._gradient(
+            steps.Trainable(prompt),
+            tiny.params,
+            batch,
+            logits,
+            None,
+            make_hyper(0.7),
+            jax.random.key(0),
+            spec=steps.StepSpec(config, kind, kd_form=form, accumulate=parts),
+        )
+        for parts in (1, 2)
+    ]
+    assert float(found[0][1]["kd_loss"]) > 0
+    for whole, parts in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_pieces_of_text_count_by_the_batch():
+    labels = np.array([[[5, 6, 1], [7, 1, 0]], [[1, 0, 0], [0, 0, 0]]])
+    tokens = np.ones((2, 2, 4), np.int32)
+    shares = losses_module.shares(labels, tokens, kind="text")
+    np.testing.assert_allclose(shares.rows, [5 / 3, 1 / 3])
+    np.testing.assert_allclose(shares.entries, [5 / 3, 1 / 3])
+    empty = losses_module.shares(0 * labels, tokens, kind="text")
+    np.testing.assert_array_equal(empty.rows, [0, 0])

@@ -1,10 +1,12 @@
 """Whether runs may be averaged and compared: one metric, data and weights."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from panda_jax.experiments.outcomes import DoneRun, Excluded
+from panda_jax.experiments.summaries import spread
 from panda_jax.experiments.variants import RESTS
 
 _OTHER = "other metric"
@@ -37,10 +39,7 @@ def one_metric(
 
 
 def warnings(runs: Sequence[DoneRun], left: Iterable[Excluded]) -> list[str]:
-    """What makes averages and differences doubtful, a sentence each.
-
-    Training data may differ: few-shot rows are drawn by seed.
-    """
+    """What makes averages and differences doubtful, a sentence each."""
     left = list(left)
     unlike = sorted({_place(out) for out in left if out.status == _OTHER})
     found = [
@@ -54,15 +53,23 @@ def warnings(runs: Sequence[DoneRun], left: Iterable[Excluded]) -> list[str]:
         rows, "development data", lambda run: run.needs.get("development data")
     )
     found += _unlike(
+        rows,
+        "training data",
+        lambda run: run.needs.get("training data"),
+        place=lambda run: (
+            f"{run.target} on {run.backbone} with "
+            f"{run.settings.get('train_examples') or 'all'} rows"
+        ),
+    )
+    found += _unlike(
         runs,
         "backbone weights",
         lambda run: run.needs.get("backbone weights"),
         place=lambda run: run.backbone,
     )
     # Model-tuning has float32 of its own accord.
-    found += _unlike(
-        adapted, "dtype", lambda run: str(run.settings.get("dtype"))
-    )
+    found += _unlike(adapted, "dtype", lambda run: run.needs.get("dtype"))
+    found += _unlearnt(rows)
     rest = sum(RESTS in out.reason for out in left)
     if rest:
         found.append(
@@ -84,12 +91,12 @@ def _unlike(
     for run in runs:
         if (stated := value(run)) is not None:
             group = groups.setdefault(place(run), {})
-            group.setdefault(stated, []).append(run.folder)
+            group.setdefault(str(stated), []).append(run.folder)
     told = []
     for name, group in groups.items():
         if len(group) > 1:
             sides = (
-                f"{str(stated)[:8]} ({len(folders)} runs, such as {folders[0]})"
+                f"{stated[:8]} ({len(folders)} runs, such as {folders[0]})"
                 for stated, folders in group.items()
             )
             told.append(
@@ -97,6 +104,42 @@ def _unlike(
                 "What compares them compares that too."
             )
     return told
+
+
+def _unlearnt(runs: Iterable[DoneRun]) -> list[str]:
+    """Where prompt-tuning, less its sd over seeds, is not above the floor."""
+    values: dict[tuple[str, str], list[float]] = {}
+    floors: dict[tuple[str, str], float] = {}
+    for run in runs:
+        if run.kind == "prompt" and math.isfinite(run.floor):
+            values.setdefault(_place(run), []).append(run.value)
+            floors[_place(run)] = run.floor
+    told: dict[str, list[str]] = {}
+    for place, points in values.items():
+        found = spread(points)
+        # One seed has no sd.
+        if found.mean - (found.sd if found.n > 1 else 0.0) <= floors[place]:
+            told.setdefault(place[0], []).append(
+                f"{place[1]} ({floors[place]:.1f})"
+            )
+    return [
+        f"on {backbone} prompt-tuning is within one standard deviation of "
+        f"what one answer to every question scores: {', '.join(targets)}. "
+        "Where nothing is learnt, differences say little of methods."
+        for backbone, targets in told.items()
+    ]
+
+
+def fixed_rows(runs: Iterable[DoneRun]) -> list[str]:
+    """What no interval holds where few rows were learnt from."""
+    given = (run.settings.get("train_examples") for run in runs)
+    sizes = sorted({size for size in given if type(size) is int})
+    if not sizes:
+        return []
+    return [
+        f"Learnt from the same {', '.join(map(str, sizes))} rows of a task by "
+        "every seed: what other rows would give is in no interval."
+    ]
 
 
 def _place(run: DoneRun | Excluded) -> tuple[str, str]:

@@ -18,7 +18,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from panda_jax.errors import UserError
@@ -187,12 +186,7 @@ class Claim:
     def __enter__(self) -> "Claim":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
@@ -217,7 +211,8 @@ def clock() -> str:
 
 def _seconds(said: Any) -> float:
     """What a claim says of its own silence; 0 where it says nothing."""
-    return float(said) if isinstance(said, int | float) else 0.0
+    # More than a week is no time between two signs of life.
+    return min(said, 604800.0) if isinstance(said, int | float) else 0.0
 
 
 def _machine() -> str:
@@ -255,12 +250,13 @@ def _began(pid: int) -> str | None:
 
 def _is_dead(said: dict[str, Any]) -> bool:
     """Whether a claim's process ran on this machine and has ended."""
-    if said.get("machine") != _machine() or type(said.get("pid")) is not int:
+    pid = said.get("pid")
+    if said.get("machine") != _machine() or type(pid) is not int or pid < 1:
         return False
     try:
-        os.kill(said["pid"], 0)
-        return _began(said["pid"]) != said.get("process_began")
-    except ProcessLookupError:
+        os.kill(pid, 0)
+        return _began(pid) != said.get("process_began")
+    except (ProcessLookupError, OverflowError):  # no process has such a number
         return True
     except PermissionError:  # another user's, and alive
         return False

@@ -4,13 +4,13 @@ This module must stay light (no JAX): `panda-jax --help` reads it.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.planned import ROLES
+from panda_jax.files import parse_json
 from panda_jax.runs import METHODS, RECIPES, Run, check_types
 from panda_jax.tasks import specs
 
@@ -183,7 +183,7 @@ def _mapping(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         raise UserError(
             f"{name} is {value!r}, expected JSON, such as '{{\"epochs\": 2}}'."

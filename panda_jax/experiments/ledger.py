@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -56,7 +57,7 @@ class Ledger:
                 continue
             result = runs.read_result(self.out / run.folder)
             if result is not None:
-                self._seconds[run.id] = float(result.get("seconds") or 0.0)
+                self._seconds[run.id] = _seconds(result.get("seconds"))
                 continue
             failure = self._failure(run)
             if failure is not None and failure != self._old.get(run.id):
@@ -245,11 +246,17 @@ class Ledger:
           lanes: that are about to be trained.
         """
         note = self.out / "runs" / fleet / "fleet.json"
-        known = read_json(note)["runs"] if note.exists() else []
-        if not set(lanes) <= set(known):
+        known = read_json(note).get("runs") if note.exists() else []
+        if not isinstance(known, list) or any(x not in known for x in lanes):
             self.drop_checkpoints(fleet)
         if lanes != known:
             write_json(note, {"runs": lanes})
+
+
+def _seconds(said: Any) -> float:
+    """What a result says that it took; 0 where it says nothing."""
+    known = isinstance(said, int | float) and 0 <= said < math.inf
+    return float(min(said, 1e12)) if known else 0.0
 
 
 def described(run: Planned) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What became of a run: done with a score, or left out with a reason."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 # Kind -> the name of its rows; PANDA's have the recipe.
@@ -70,6 +71,8 @@ class DoneRun:
       value: in points of 100; higher = better.
       settings: those of `run.json`.
       needs: the prompts and data it rests on, by role.
+      floor: points of the best answer that reads nothing; NaN where the run
+        does not say.
       variant: the settings in which the runs of its label differ, which the
         label names.
     """
@@ -87,6 +90,7 @@ class DoneRun:
     value: float
     settings: dict[str, Any]
     needs: dict[str, Any]
+    floor: float = math.nan
     variant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -46,6 +46,7 @@ def summary(
         + (f"{', '.join(lost)} (named at the end)." if lost else "none lost."),
         *agreement.warnings(results.runs, results.left_out),
         f"A run's score is that of its {value}, in points of 100.",
+        *agreement.fixed_rows(results.runs),
         *_cautions(boards),
         *_in_words(comparisons),
     ]

@@ -19,6 +19,8 @@ GRID = "grid.json"
 # A folder of this name holds the runs that made source prompts.
 SOURCES = "sources"
 UNKNOWN = "(unknown)"
+# What a grid's list says of each run in words.
+_LISTED = ("kind", "backbone", "task", "folder", "name")
 
 
 def read_folder(
@@ -91,6 +93,8 @@ def listed(
     targets: set[tuple[str, str]] = set()
     try:
         for run in read_json(folder / GRID)["runs"]:
+            if not all(isinstance(run[name], str) for name in _LISTED):
+                raise TypeError
             kind, _, recipe = run["kind"].partition("-")
             if run["roles"] == ["source"]:
                 kind = "source"
@@ -104,7 +108,7 @@ def listed(
                 "no file of it is there yet",
                 run["backbone"],
                 LABELS.get(kind, f"PANDA {recipe or 'paper'}"),
-                run["source"] or "",
+                _text(run["source"] or ""),
                 run["task"],
                 str(run["seed"]),
             )
@@ -159,6 +163,7 @@ def _result(
         value=100.0 * score,
         settings=_mapping(about, "settings"),
         needs={**_mapping(about, "needs"), **_mapping(about, "fingerprints")},
+        floor=100.0 * _number(result.get("floor")),
     )
 
 
@@ -235,7 +240,10 @@ def _number(value: Any) -> float:
     """A number as it is, NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _mapping(value: Mapping[str, Any], name: str) -> dict[str, Any]:

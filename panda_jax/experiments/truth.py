@@ -91,14 +91,19 @@ class Truth:
             cells[key] = score
         if not found:
             raise UserError(f"{path}: no results, expected a line a pair.")
-        return {name: cls._of_cells(cells) for name, cells in found.items()}
+        return {
+            name: cls._of_cells(cells, path) for name, cells in found.items()
+        }
 
     @classmethod
-    def _of_cells(cls, cells: dict[tuple[str, str, str], float]) -> "Truth":
+    def _of_cells(
+        cls, cells: dict[tuple[str, str, str], float], path: PathLike
+    ) -> "Truth":
         seeds, sources, targets = (
             {name: i for i, name in enumerate(dict.fromkeys(names))}
             for names in zip(*cells, strict=True)
         )
+        csv_rows.check_filled(path, len(cells), seeds, sources, targets)
         values = np.full((len(seeds), len(sources), len(targets)), np.nan)
         for (seed, source, target), score in cells.items():
             values[seeds[seed], sources[source], targets[target]] = score

@@ -3,13 +3,12 @@
 import pathlib
 from typing import Any
 
-import safetensors.numpy
-
 from panda_jax.errors import UserError
 from panda_jax.files import atomic_file, write_json
 from panda_jax.interop import hf_bert, hf_t5, tables
 from panda_jax.interop.folders import json_inside
 from panda_jax.interop.tensors import SINGLE, read_folder
+from panda_jax.interop.tensors import save as save_tensors
 from panda_jax.models.bert import BertConfig
 from panda_jax.models.t5 import T5Config
 from panda_jax.types import Params
@@ -81,7 +80,7 @@ def save(
         table, raw = hf_bert.bert_table(config), hf_bert.bert_json(config)
     arrays = tables.disassemble(params, table)
     with atomic_file(folder / SINGLE) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})
+        save_tensors(temporary, arrays)
     write_json(folder / CONFIG, raw)
 
 

@@ -86,7 +86,7 @@ def bert_config(raw: Mapping[str, Any], *, path: str) -> BertConfig:
             f"num_attention_heads {sizes['heads']}."
         )
     activation = raw.get("hidden_act", "gelu")
-    if activation not in layers.ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in layers.ACTIVATIONS:
         raise UserError(
             f"{path}: hidden_act is {activation!r}, expected one of "
             f"{', '.join(layers.ACTIVATIONS)}."

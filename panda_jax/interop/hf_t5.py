@@ -106,7 +106,7 @@ def t5_config(raw: Mapping[str, Any], *, path: str) -> T5Config:
         )
     usual = "gated-gelu" if kind == "mt5" else "relu"
     forward = raw.get("feed_forward_proj", usual)
-    if forward not in _FORWARD:
+    if not isinstance(forward, str) or forward not in _FORWARD:
         raise UserError(
             f"{path}: feed_forward_proj is {forward!r}, expected "
             f"{' or '.join(map(repr, _FORWARD))}."

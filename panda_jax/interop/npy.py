@@ -1,33 +1,16 @@
 """Prompts as google-research/prompt-tuning keeps them: `.npy`, fp32 [P, D]."""
 
+import io
 import math
 import pathlib
-import tokenize
 
 import numpy as np
 from numpy.lib import format as npy_format
 
+from panda_jax import arrays
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike, atomic_file
 from panda_jax.types import ArrayLike
-
-_HEADERS = {
-    (1, 0): npy_format.read_array_header_1_0,
-    (2, 0): npy_format.read_array_header_2_0,
-}
-# What NumPy raises for one bad header or another.
-_DAMAGED = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-)
 
 
 def read(path: PathLike) -> np.ndarray:
@@ -42,7 +25,7 @@ def read(path: PathLike) -> np.ndarray:
         return _read(path)
     except UserError as error:
         reason = str(error)
-    except _DAMAGED as error:
+    except (OSError, ValueError) as error:
         what = str(error).partition("\n")[0][:200]
         reason = f"it cannot be read ({what}); copy it again from its source"
     raise UserError(f"The prompt file {str(path)!r} is refused: {reason}.")
@@ -50,12 +33,7 @@ def read(path: PathLike) -> np.ndarray:
 
 def _read(path: pathlib.Path) -> np.ndarray:
     with path.open("rb") as file:
-        version = npy_format.read_magic(file)
-        if version not in _HEADERS:
-            raise UserError(
-                f"its .npy version is {version}, expected (1, 0) or (2, 0)"
-            )
-        shape, fortran_order, dtype = _HEADERS[version](file)
+        shape, fortran_order, dtype = arrays.header(file)
         # Before any of the data is read: a header may claim anything.
         if dtype != np.dtype("<f4"):
             raise UserError(
@@ -83,5 +61,8 @@ def _read(path: pathlib.Path) -> np.ndarray:
 def write(path: PathLike, vectors: ArrayLike) -> None:
     """Writes a shallow prompt [P, D] as fp32, whole or not at all."""
     array = np.ascontiguousarray(vectors, np.float32)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        npy_format.write_array(file, array, (1, 0), allow_pickle=False)
+    made = io.BytesIO()
+    npy_format.write_array(made, array, (1, 0), allow_pickle=False)
+    with atomic_file(path) as temporary:
+        # NumPy itself does not say why a disk takes no more.
+        temporary.write_bytes(made.getvalue())

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
 from panda_jax.errors import UserError
 from panda_jax.files import write_json
@@ -87,9 +86,7 @@ def from_tensors(
 
 def write_folder(folder: pathlib.Path, prompt: Prompt, layout: Layout) -> None:
     """Writes PEFT's two files into a folder; for length 0 only the tensors."""
-    safetensors.numpy.save_file(
-        to_tensors(prompt, layout), folder / TENSORS, {"format": "pt"}
-    )
+    tensor_files.save(folder / TENSORS, to_tensors(prompt, layout))
     if layout.length:
         config = peft_layout.to_config(layout, head=bool(prompt.head))
         write_json(folder / CONFIG, config)

@@ -35,8 +35,12 @@ _LIMITS = {
     "max_map_len": 1 << 16,
     "max_str_len": 1 << 16,
 }
-# gzip's best; orbax's zstd does better on constants, which weights are not.
-_RATIO, _SLACK = 1032, 1 << 26
+# Weights hardly become smaller: those that were bf16 once by half. What does is
+# made to fill memory, or so small that it does not matter.
+_RATIO, _SLACK = 4, 1 << 26
+# Maps, lists and what is in them: the index of a T5-XXL has a tenth of it.
+# Python takes up to a hundred bytes for one that the file spends a byte on.
+_MOST_VALUES = 1 << 19
 # Of orbax's metadata: a kilobyte for each array, the optimizer's too.
 _MOST_ORBAX = 1 << 24
 
@@ -103,10 +107,24 @@ def target_arrays(path: pathlib.Path) -> dict[str, Stored | np.ndarray]:
 
 def _legacy(folder: pathlib.Path) -> dict[str, Stored | np.ndarray]:
     index = folder / LEGACY
+    values = 0
+
+    def counted(found: dict | list) -> dict | list:
+        nonlocal values
+        values += len(found)
+        if values > _MOST_VALUES:
+            raise UserError(
+                f"holds more than {_MOST_VALUES} values, expected the index of "
+                "a checkpoint. Do not use it."
+            )
+        return found
+
     try:
         tree = msgpack.unpackb(
             inside(folder, LEGACY).read_bytes(),
             ext_hook=_extension,
+            object_hook=counted,
+            list_hook=counted,
             **_LIMITS,
         )
     except UserError as error:
@@ -221,12 +239,19 @@ def _place(value: Any, name: str) -> tuple[str, dict[str, Any] | None]:
         or drivers[1] not in ("file", "gfile", "gcs")
     ):
         raise UserError(
-            f"{name!r} in the index is {str(value)[:200]}, expected a zarr "
+            f"{name!r} in the index is {_shown(value)}, expected a zarr "
             "folder beside it. Copy the checkpoint again."
         )
     types = {told: code for code, told in zarr.DTYPES.items()}
     dtype = metadata.get("dtype", types.get(str(value.get("dtype"))))
     return place.rstrip("/"), metadata | {"dtype": dtype}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:200]
+    except RecursionError:
+        return "nested without end"
 
 
 def _kvstore(folder: pathlib.Path, place: str) -> dict[str, Any]:
@@ -243,7 +268,9 @@ class _Packed(bytes):
     def array(self, name: str) -> np.ndarray:
         """Unpacks (shape, type, bytes); `UserError` for anything else."""
         try:
-            shape, dtype, data = msgpack.unpackb(self, **_LIMITS)
+            shape, dtype, data = msgpack.unpackb(
+                self, list_hook=_shape_alone, **(_LIMITS | {"max_map_len": 0})
+            )
             if dtype not in FLOATS or math.prod(shape) < 0:
                 raise ValueError(f"type {dtype}, shape {shape}")
             return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
@@ -252,6 +279,14 @@ class _Packed(bytes):
                 f"{name!r} in the index is no array of {', '.join(FLOATS)} "
                 f"({str(error)[:200]}). Copy the checkpoint again."
             ) from None
+
+
+def _shape_alone(found: list) -> list:
+    """Refuses lists in lists, but for the first of three, an array's shape."""
+    inner = [isinstance(each, list) for each in found]
+    if any(inner) and inner != [True, False, False]:
+        raise ValueError("lists in lists")
+    return found
 
 
 def _extension(code: int, data: bytes) -> _Packed:

@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 
-from panda_jax.errors import UserError
+from panda_jax.errors import StorageError, UserError
 from panda_jax.interop.folders import inside, json_inside
 
 SINGLE = "model.safetensors"
@@ -114,6 +114,26 @@ def read_folder(folder: pathlib.Path) -> dict[str, Stored]:
             )
         tensors |= held
     return tensors
+
+
+def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file as torch's, fp32 and contiguous as the arrays are.
+
+    Raises:
+      StorageError: it cannot be written; the library says so in its own way.
+    """
+    try:
+        # The library puts one of its own in its place, for its owner alone.
+        path.touch()
+        mode = path.stat().st_mode
+        safetensors.numpy.save_file(dict(arrays), path, {"format": "pt"})
+        path.chmod(mode)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(
+            f"{path.name} could not be written in {str(path.parent)!r}: "
+            f"{error}. Nothing that was complete is lost; make room and run "
+            "the same command again."
+        ) from None
 
 
 def _header(path: pathlib.Path, *, fix: str) -> dict[str, Stored]:

@@ -89,15 +89,16 @@ def load(data: bytes) -> Any:
     try:
         for operation, argument, _ in pickletools.genops(data):
             if operation.name == "STOP":
-                return machine.result()
+                break
             machine.step(operation.name, argument)
+        # Without one there was a ValueError.
+        return machine.result()
     except (IndexError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"its pickle is damaged ({type(error).__name__}: {error})"
         ) from None
-    raise UserError("its pickle is damaged: it has no end")
 
 
 class _Machine:

@@ -6,7 +6,6 @@ anything is read, and a `.zarray` that was lost may be replaced.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from panda_jax.errors import UserError
+from panda_jax.files import parse_json
 from panda_jax.interop.tensors import Stored
 
 DTYPES = {"<f4": "float32", "<f2": "float16", "bfloat16": "bfloat16"}
@@ -92,8 +92,8 @@ def _parsed(raw: bytes, *, name: str) -> dict[str, Any]:
     try:
         if len(raw) > _MOST_METADATA:
             raise ValueError(f"{len(raw)} bytes")
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(raw.decode())
+    except ValueError as error:
         raise _damaged(f"{name}/{_METADATA}", error) from None
     if not isinstance(value, dict):
         raise _damaged(f"{name}/{_METADATA}", ValueError("no JSON object"))

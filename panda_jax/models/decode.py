@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from panda_jax.errors import UserError
 from panda_jax.models import t5
@@ -121,14 +120,14 @@ def _memory(params: Params, config: T5Config, encoded: Array) -> Array:
     return memory.reshape(*memory.shape[:4], config.heads, config.head_dim)
 
 
-def rank_labels(
+@functools.partial(jax.jit, static_argnames=("config",))
+def rank(
     params: Params,
-    config: T5Config,
     inputs: ArrayLike,
     prompt: Prompt,
     labels: ArrayLike,
     *,
-    mean: bool = False,
+    config: T5Config,
 ) -> Array:
     """The log-probability of each label's text as the answer to each input.
 
@@ -138,40 +137,18 @@ def rank_labels(
 
     Args:
       params: the backbone's parameters.
-      config: its sizes.
       inputs: [B, T] int32, 0 where padded.
       prompt: shallow or deep; a length of 0 is no prompt.
       labels: [C, U] int32 ids of the label words, each with its end of
-        sequence where that should count; 0-padded. Not traced.
-      mean: the mean over a label's tokens in place of the sum, which favours
-        short labels.
+        sequence where that should count; 0-padded, none empty.
+      config: the backbone's sizes.
 
     Returns:
       [B, C] fp32, nats, at most 0; higher = more probable.
 
     Raises:
-      UserError: a label without tokens, or the prompt is for another backbone.
+      UserError: the prompt is for another backbone.
     """
-    empty = np.flatnonzero(~np.asarray(labels).any(axis=-1))
-    if empty.size:
-        raise UserError(
-            f"Label {empty[0]} of {len(labels)} has no tokens, expected one "
-            "or more. Give every class a label word that the vocabulary knows."
-        )
-    return rank(params, inputs, prompt, labels, config=config, mean=mean)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mean"))
-def rank(
-    params: Params,
-    inputs: ArrayLike,
-    prompt: Prompt,
-    labels: ArrayLike,
-    *,
-    config: T5Config,
-    mean: bool = False,
-) -> Array:
-    """As `rank_labels`, whose checks it leaves out: labels may be traced."""
     batch, (classes, length) = inputs.shape[0], labels.shape
     encoded, mask, _ = t5.encode(params, config, inputs, prompt)
     targets = jnp.broadcast_to(labels, (batch, classes, length))
@@ -179,7 +156,5 @@ def rank(
         params, config, encoded, mask, targets.reshape(-1, length), prompt
     ).reshape(batch, classes, length, config.vocab_size)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    real = targets != 0
     log_probability = chosen - jax.nn.logsumexp(logits, axis=-1)
-    score = jnp.where(real, log_probability, 0.0).sum(-1)
-    return score / real.sum(-1) if mean else score
+    return jnp.where(targets != 0, log_probability, 0.0).sum(-1)

@@ -1,0 +1,801 @@
+"""The readers that are fuzzed: valid files, how they are read, what to change.
+
+`docs/design.md` says which module reads what. Every reader here documents
+`UserError` for what it refuses, but for the two caches, which warn and compute
+anew.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import fuzzing_changes as changes
+import made_up_data
+import made_up_runs
+import msgpack
+import numpy as np
+import t5x_writing as writing
+from fuzzing_changes import Change
+from panda_jax.tasks import readers, specs, views
+
+from panda_jax import cli, predictions, runs, store, token_cache, trees, writers
+from panda_jax.errors import UserError
+from panda_jax.examples import Examples
+from panda_jax.experiments import agreement, boards
+from panda_jax.experiments.claims import Claims
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.results import read_results
+from panda_jax.experiments.truth import Truth
+from panda_jax.files import read_json, write_json
+from panda_jax.interop import (
+    hf,
+    hf_bert,
+    npy,
+    panda_release,
+    peft,
+    prompthub,
+    t5x,
+    tables,
+    tensors,
+    torch_files,
+)
+from panda_jax.models.bert import BertConfig
+from panda_jax.models.t5 import T5Config
+from panda_jax.prompts import Prompt
+from panda_jax.scores import Scores
+from panda_jax.text_tokenizer import TextTokenizer
+from panda_jax.tokenizer import SPECIALS, Tokenizer
+from panda_jax.vector_cache import VectorCache
+
+BERT = BertConfig(
+    vocab_size=14,
+    width=8,
+    layers=2,
+    heads=2,
+    ffn=6,
+    positions=10,
+)
+T5 = dataclasses.replace(writing.CONFIG, layers=1, decoder_layers=1)
+VOCABULARY = [*SPECIALS, "it", "was", "##s", "a", "1", ".", "d", "##ay"]
+# Tracing a model to learn its parameters' shapes takes longer than all else.
+tables.shapes = functools.lru_cache(tables.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A reader.
+
+    Attributes:
+      name: of it.
+      write: writes valid inputs, each a folder of its own, into a folder.
+      read: reads the input in a folder, which was made from one of that name.
+      changes: pattern of files' names -> how they are changed by structure.
+      guarded: whether links that lead out must be refused.
+      climb: changes files so that one names what lies outside; whether it did.
+      traced: bytes that it may allocate beyond four times the input.
+    """
+
+    name: str
+    write: Callable[[pathlib.Path], None]
+    read: Callable[[pathlib.Path, str], Any]
+    changes: Mapping[str, tuple[Change, ...]]
+    guarded: bool = False
+    climb: Callable[[random.Random, dict[str, bytes]], bool] | None = None
+    traced: int = 8 << 20
+
+
+def _vectors(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+# Backbones.
+
+
+def params_of(config: BertConfig | T5Config) -> dict[str, Any]:
+    """Random parameters of these sizes."""
+    rng = np.random.default_rng(0)
+    return writing.tree_of(
+        {
+            path: rng.normal(size=shape).astype(np.float32)
+            for path, shape in tables.shapes(config).items()
+        }
+    )
+
+
+def _write_backbones(root: pathlib.Path) -> None:
+    for name, config in (("bert", BERT), ("t5", T5)):
+        (root / name).mkdir()
+        hf.save(root / name, params_of(config), config)
+
+
+def _write_shards(root: pathlib.Path) -> None:
+    """The BERT in two files."""
+    _write_backbones(root)
+    shutil.rmtree(root / "t5")
+    folder = root / "bert"
+    arrays = tensors.read(folder / tensors.SINGLE, fix="")
+    (folder / tensors.SINGLE).unlink()
+    names = sorted(arrays)
+    placed = {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{i}-of-00002.safetensors"
+        tensors.save(folder / file, {name: arrays[name] for name in part})
+        placed |= dict.fromkeys(part, file)
+    write_json(folder / tensors.INDEX, {"weight_map": placed})
+
+
+def _climb_shards(rng: random.Random, files: dict[str, bytes]) -> bool:
+    name = rng.choice([n for n in files if n.startswith("model-0")])
+    way = rng.choice(("../../outside/bert/", "a/../../../outside/bert/"))
+    index = files[tensors.INDEX].replace(name.encode(), f"{way}{name}".encode())
+    files[tensors.INDEX] = index
+    del files[name]
+    return True
+
+
+def _write_tokenizers(root: pathlib.Path) -> None:
+    words = root / "words"
+    words.mkdir()
+    (words / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    write_json(words / "tokenizer_config.json", {"do_lower_case": True})
+    (root / "whole").mkdir()
+    Tokenizer.from_folder(words).save(root / "whole")
+
+
+def _read_tokenizer(folder: pathlib.Path, seed: str) -> None:
+    found = Tokenizer.from_folder(folder)
+    found.encode(["It was 1 day.", ""])
+    found.encode_with_offsets(["It was a day."])
+    found.decode([0, 1, 5, found.vocab_size - 1])
+    assert len(found.word_ids) <= found.vocab_size
+
+
+def _write_pieces(root: pathlib.Path) -> None:
+    """SentencePiece without its table of characters, which is 200 kB."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["it was a day and it was the night"] * 20),
+        model_writer=model,
+        vocab_size=24,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=3,
+    )
+    (root / "pieces").mkdir()
+    (root / "pieces" / "spiece.model").write_bytes(model.getvalue())
+    (root / "bytes").mkdir()
+    TextTokenizer.of_bytes().save(root / "bytes")
+
+
+def _read_pieces(folder: pathlib.Path, seed: str) -> None:
+    found = TextTokenizer.from_folder(folder)
+    if found is None:
+        raise UserError("says nothing of a vocabulary")
+    (ids,) = found.encode(["it was"])
+    found.decode([*ids, 2, 3, found.vocab_size + 5, 1])
+
+
+def _write_legacy(root: pathlib.Path) -> None:
+    arrays = writing.t5x_arrays(_flat(), T5)
+    writing.write_legacy(root / "legacy", arrays)
+
+
+def _write_orbax(root: pathlib.Path) -> None:
+    entries = {}
+    arrays = writing.t5x_arrays(_flat(), T5, scanned="{}")
+    for path, array in arrays.items():
+        keys = ("target", *path.split("/"))
+        writing.write_zarr(root / "orbax" / ".".join(keys), array)
+        entries[str(keys)] = {
+            "key_metadata": [{"key": key, "key_type": 2} for key in keys],
+            "value_metadata": {"value_type": "jax.Array"},
+        }
+    write_json(root / "orbax" / "_METADATA", {"tree_metadata": entries})
+
+
+@functools.cache
+def _flat() -> dict[str, np.ndarray]:
+    return writing.params_of(T5)
+
+
+def _climb_legacy(rng: random.Random, files: dict[str, bytes]) -> bool:
+    """Another array of the index lies outside, where it is the right one."""
+    index = msgpack.unpackb(files["checkpoint"])
+    embedding = index["optimizer"]["target"]["token_embedder"]["embedding"]
+    place = embedding["kvstore"]["path"]
+    way = rng.choice(("../../outside/legacy/", "./a/../../../outside/legacy/"))
+    embedding["kvstore"]["path"] = way + place
+    files["checkpoint"] = msgpack.packb(index)
+    return True
+
+
+# Prompts.
+
+
+def _torch(named: Mapping[str, np.ndarray]) -> bytes:
+    """What `torch.save` writes of a dictionary of tensors."""
+    import io
+    import zipfile
+
+    def text(word: str) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little")
+
+    pickle = b"\x80\x02}("
+    for i, (name, array) in enumerate(named.items()):
+        steps = [s // array.itemsize for s in array.strides]
+        pickle += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        pickle += text("storage") + b"ctorch\nFloatStorage\n" + text(str(i))
+        pickle += text("cpu") + number(array.size) + b"tQ" + number(0)
+        for each in (array.shape, steps):
+            pickle += b"(" + b"".join(map(number, each)) + b"t"
+        pickle += b"\x89ccollections\nOrderedDict\n)RtR"
+    pickle += b"u."
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("file/data.pkl", pickle)
+        archive.writestr("file/byteorder", b"little")
+        for i, array in enumerate(named.values()):
+            archive.writestr(f"file/data/{i}", array.tobytes())
+        archive.writestr("file/version", b"3\n")
+    return made.getvalue()
+
+
+def _write_torch(root: pathlib.Path) -> None:
+    seeds = {
+        "plain": {"soft_embeds": _vectors(4, 8)},
+        "state": {
+            "model.prompt_embeddings.weight": _vectors(4, 8),
+            "bias": _vectors(3),
+        },
+    }
+    for name, named in seeds.items():
+        (root / name).mkdir()
+        (root / name / "prompt.bin").write_bytes(_torch(named))
+
+
+@functools.cache
+def _bert_params() -> dict[str, Any]:
+    return params_of(BERT)
+
+
+def _write_release(root: pathlib.Path) -> None:
+    """A checkpoint of the released code, its encoder beside the prompt."""
+    table = hf_bert.bert_table(BERT)
+    encoder = tables.disassemble(_bert_params(), table)
+    named = {f"bert.{name}": array for name, array in encoder.items()}
+    named[panda_release.VECTORS] = _vectors(3, BERT.layers * 2 * BERT.width)
+    named["classifier.weight"] = _vectors(2, BERT.width)
+    named["classifier.bias"] = _vectors(2)
+    (root / "panda").mkdir()
+    path = root / "panda" / panda_release.FILE
+    path.write_bytes(_torch({k: named[k] for k in sorted(named)}))
+
+
+def _prompts() -> dict[str, tuple[Prompt, store.PromptInfo]]:
+    head = {"kernel": _vectors(8, 3), "bias": _vectors(3)}
+    made = {
+        "deep": Prompt(_vectors(2, 2, 3, 2, 4), head),
+        "shallow": Prompt(_vectors(5, 8), {}),
+        "none": Prompt(_vectors(2, 2, 0, 2, 4), head),
+    }
+    return {
+        name: (
+            prompt,
+            store.PromptInfo(
+                task="cb",
+                backbone="b",
+                fingerprint="f" * 16,
+                kind=prompt.kind,
+                method="prompt",
+                scores={"accuracy": 0.5},
+                labels=["a", "b", "c"] if prompt.head else [],
+                versions={"jax": "1"},
+            ),
+        )
+        for name, prompt in made.items()
+    }
+
+
+def _write_prompts(root: pathlib.Path) -> None:
+    for name, (prompt, info) in _prompts().items():
+        place = root / name
+        # One is that of a run folder.
+        store.save_prompt(
+            place / "prompt" if name == "shallow" else place, prompt, info
+        )
+
+
+def _read_prompt(folder: pathlib.Path, seed: str) -> None:
+    found = store.load_prompt(folder)
+    # What is taken can be written, and is the same then; in the folder, which
+    # is watched.
+    with tempfile.TemporaryDirectory(dir=folder) as there:
+        place = pathlib.Path(there) / "prompt"
+        again = store.save_prompt(place, found.prompt, found.info)
+        same = trees.content_hash(store.load_prompt(place).prompt)
+        assert again.info == found.info
+        assert same == trees.content_hash(found.prompt)
+
+
+def _write_adapters(root: pathlib.Path) -> None:
+    for name, (prompt, info) in _prompts().items():
+        if name == "none":
+            continue
+        store.save_prompt(root / name, prompt, info)
+        (root / name / store.INFO).unlink()
+    old = root / "old"
+    shutil.copytree(root / "shallow", old)
+    (old / peft.TENSORS).unlink()
+    named = {"prompt_embeddings": _vectors(5, 8)}
+    (old / peft.TORCH_TENSORS).write_bytes(_torch(named))
+
+
+def _write_npy(root: pathlib.Path) -> None:
+    (root / "plain").mkdir()
+    npy.write(root / "plain" / "p.npy", _vectors(4, 8))
+
+
+# Caches.
+
+
+def _write_vectors(root: pathlib.Path) -> None:
+    (root / "cache").mkdir()
+    os.environ["PANDA_CACHE_DIR"] = str(root / "cache")
+    VectorCache().put("ab" * 32, _vectors(4, 8))
+
+
+def _read_vectors(folder: pathlib.Path, seed: str) -> None:
+    os.environ["PANDA_CACHE_DIR"] = str(folder)
+    cache = VectorCache()
+    if cache.get("ab" * 32) is None:
+        raise UserError("computed anew")
+
+
+class _Rows:
+    """A source of rows that nobody reads."""
+
+    def fingerprint(self, split: str) -> str:
+        return "0"
+
+
+_TOKENS = {"cb": (4,), "stsb": (4,), "conll03": (4, 6), "squad": (4, 2)}
+
+
+def _cached(folder: pathlib.Path, task: str, *, fill: Callable) -> Examples:
+    return token_cache._cached(
+        specs.get(task),
+        "train",
+        _Rows(),  # pyright: ignore
+        name=task,
+        key="",
+        folder=folder,
+        fill=fill,
+        parse=functools.partial(token_cache._examples, specs.get(task)),
+    )
+
+
+def _write_tokens(root: pathlib.Path) -> None:
+    for task, shape in _TOKENS.items():
+        (root / task).mkdir()
+        number = np.float32 if task == "stsb" else np.int32
+        arrays = {
+            "tokens": np.arange(24, dtype=np.int32).reshape(4, 6),
+            "segments": np.zeros((4, 6), np.uint8),
+            "labels": np.ones(shape, number),
+            "question": np.array([0, 1, 1, 2], np.int32),
+            "references": np.frombuffer(b"[{},{},{}]", np.uint8),
+        }
+        if task == "squad":
+            arrays["char_starts"] = np.ones((4, 6), np.int32)
+            arrays["char_ends"] = np.ones((4, 6), np.int32)
+        _cached(root / task, task, fill=lambda arrays=arrays: arrays)
+
+
+def _read_tokens(folder: pathlib.Path, seed: str) -> None:
+    def fill() -> dict[str, np.ndarray]:
+        raise UserError("filled again")
+
+    found = _cached(folder, seed, fill=fill)
+    found.batch(np.arange(len(found)))
+    assert found.fingerprint
+    assert found.questions <= len(found.tokens)
+
+
+# Data.
+
+
+def _write_data(tasks: tuple[str, ...], root: pathlib.Path) -> None:
+    whole = made_up_data.write(root / "whole")
+    for task in tasks:
+        spec = specs.get(task)
+        for split in ("train", "validation"):
+            for path in readers.paths(spec, split, str(whole)):
+                target = root / task / path.relative_to(whole)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    shutil.rmtree(whole)
+
+
+def _read_data(folder: pathlib.Path, seed: str) -> None:
+    spec = specs.get(seed)
+    for split in ("train", "validation"):
+        for row in readers.read(spec, split, str(folder)):
+            views.text_example(spec, row)
+            json.dumps(views.reference(spec, row)).encode()
+
+
+_ROWS = {
+    "cb": {"premise": "It was late.", "hypothesis": "It was late."},
+    "multirc": {"paragraph": "a b", "question": "c?", "answer": "d"},
+    "record": {
+        "passage": "Ida ran.",
+        "query": "@placeholder ran.",
+        "entities": ["Ida", "Per"],
+    },
+    "squad": {"context": "Ida ran.", "question": "Who ran?"},
+    "conll03": {"words": ["Ida", "ran"]},
+    "conll05": {"words": ["Ida", "ran"], "predicate": 1},
+}
+
+
+def _write_rows(root: pathlib.Path) -> None:
+    for task, row in _ROWS.items():
+        (root / task).mkdir()
+        (root / task / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+
+
+def _read_rows(folder: pathlib.Path, seed: str) -> None:
+    predictions._checked(specs.get(seed), folder / "rows.jsonl")
+
+
+# Tables, runs, grids and gin.
+
+
+def _write_scores(root: pathlib.Path) -> None:
+    (root / "scores").mkdir()
+    names = ("a", "b")
+    found = Scores(names, names, {"on": _vectors(2, 2), "x": _vectors(2, 2)})
+    found.to_csv(root / "scores" / "scores.csv")
+
+
+def _read_scores(folder: pathlib.Path, seed: str) -> None:
+    path = folder / "scores.csv"
+    found = Scores.from_csv(path)
+    found.top(found.targets[0])
+    Scores.by_backbone(path)
+
+
+def _write_truth(root: pathlib.Path) -> None:
+    (root / "truth").mkdir()
+    text = "source,target,seed,backbone,score\na,b,0,x,0.5\nb,b,1,x,1e-3\n"
+    (root / "truth" / "truth.csv").write_text(text)
+
+
+def _read_truth(folder: pathlib.Path, seed: str) -> None:
+    for found in Truth.by_backbone(folder / "truth.csv").values():
+        assert found.values.shape == found.seeds.shape[1:]
+
+
+_GRID = {
+    "backbones": "random:bert-tiny",
+    "sources": "toy_sentiment",
+    "targets": "toy_review",
+    "methods": "prompt,pot",
+}
+
+
+@functools.cache
+def _plan() -> Any:
+    return expand(Grid(**_GRID))
+
+
+def _write_runs(root: pathlib.Path) -> None:
+    for number, method in enumerate(("prompt", "pot", "panda", "panda")):
+        made_up_runs.write_run(
+            root / "runs",
+            f"{number}",
+            value=0.5,
+            method=method,
+            source="mrpc" if method == "pot" else None,
+            run_id=f"run {number}",
+            settings={"dtype": "float32", "epochs": number},
+            needs={"development data": "f" * 16},
+        )
+    made_up_runs.fail(root / "runs", "failed", "diverged", task="cb")
+    Ledger(_plan(), root / "grid").write_plan()
+    run = _plan().runs[0]
+    made_up_runs.write_run(root / "grid", run.folder, value=0.5)
+
+
+def _read_runs(folder: pathlib.Path, seed: str) -> None:
+    found = read_results(folder)
+    agreement.warnings(found.runs, found.left_out)
+    if found.runs:
+        boards.make_boards(found)
+
+
+_ABOUT = {
+    "run_id": "cb-prompt-s0-0",
+    "settings": {"task": "cb", "seed": 0},
+    "needs": {"source": None},
+    "fingerprints": {"training data": "f"},
+}
+
+
+def _write_begun(root: pathlib.Path) -> None:
+    made_up_runs.write_run(
+        root, "run", value=0.5, steps=3, seconds=1.5, source=None
+    )
+    write_json(root / "run" / "run.json", _ABOUT)
+    lines = [{"step": i, "loss": 0.5 / i, "note": "é"} for i in (1, 2, 3)]
+    text = "".join(map(writers._line, [*lines, {"step": 4, "x": float("nan")}]))
+    (root / "run" / writers.FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def _read_begun(folder: pathlib.Path, seed: str) -> None:
+    """As a run does that is started again."""
+    try:
+        runs.check_same_run(folder, _ABOUT)
+        result = runs.done_result(folder)
+        if result is not None:
+            f"{result['best']['value']:.4f} {result['seconds']:.0f}"
+    finally:
+        records = writers.read_metrics(folder / writers.FILE_NAME)
+        "".join(map(writers._line, records)).encode()
+
+
+def _write_grid(root: pathlib.Path) -> None:
+    """A grid with a claim, a result and a failure, as one is left."""
+    folder = root / "grid"
+    ledger = Ledger(_plan(), folder)
+    claims = Claims(folder / "claims")
+    for group in _plan().groups[:2]:
+        claim = claims.take(group.name)
+        assert claim is not None
+        claim.release()
+        (path,) = (folder / "claims" / group.name).rglob("claim.json")
+        write_json(path, {**read_json(path), "released": False})
+    first, second, *_ = _plan().runs
+    made_up_runs.write_run(folder, first.folder, value=0.5, seconds=3.0)
+    ledger.fail(second, UserError("diverged"))
+    ledger.own_checkpoints(first.fleet, [first.lane])
+
+
+def _read_grid(folder: pathlib.Path, seed: str) -> None:
+    for again in (False, True):
+        ledger = Ledger(_plan(), folder, retry_failed=again)
+        ledger.seconds_left(2)
+        json.dumps(ledger.counts())
+    Claims(folder / "claims").all()
+
+
+def _write_gin(root: pathlib.Path) -> None:
+    seeds = {
+        "train": (
+            "# A run.\nSEED = 3\ntrain.task = 'cb'\ntrain.seed = %SEED\n"
+            "train.prompt_init = 'text'\nx/train.kd_lambda = 2.5\n"
+            'train.init_text = """a\n  b"""\ntrain.resize_source = True\n',
+            "--gin.train.learning_rate=1e-2\n--task=rte\n--batch_size=8\n"
+            "--gin.TRAIN_STEPS=300\n--gin.train.epochs=None",
+        ),
+        "grid": (
+            "grid.targets = ('cb', 'rte')\ngrid.sources = 'mrpc,sst2'\n"
+            "grid.settings = {'epochs': 2}\ngrid.seeds = [0, 1]\n",
+            '--out_dir=x\n--overrides={"panda": {"epochs": 3}}\n--seeds=0,1',
+        ),
+        "plan": ("", "--topology=cpu:8\n--gin.train.seed=1\n--fleet=2"),
+    }
+    for name, (text, flags) in seeds.items():
+        (root / name).mkdir()
+        (root / name / "config.gin").write_text(text)
+        (root / name / "flags.txt").write_text(flags)
+
+
+def _read_gin(folder: pathlib.Path, seed: str) -> None:
+    path = folder / "flags.txt"
+    flags = path.read_text(errors="surrogateescape") if path.exists() else ""
+    argv = [f"--gin_file={folder / 'config.gin'}", *flags.split("\n")]
+    try:
+        cli.resolve(seed, argv)
+    except SystemExit as ended:  # --help, which exits 0
+        raise UserError(f"ended with {ended}") from None
+
+
+_JSON = (changes.by_json,)
+_SAFE = (changes.by_safetensors,)
+_LINES = (changes.by_json_line, changes.by_line)
+_CELLS = {
+    "tsv": (changes.by_cell(b"\t"), changes.by_line),
+    "conll": (changes.by_cell(b" "), changes.by_line),
+    "csv": (changes.by_cell(b","), changes.by_line, changes.by_names),
+}
+_FORMATS = {
+    "jsonl": (("cb", "copa", "wsc"), _LINES),
+    "multirc": (("multirc",), _LINES),
+    "record": (("record",), _LINES),
+    "squad": (("squad",), _JSON),
+    "spert": (("conll04",), _JSON),
+    "tsv": (("mrpc", "qqp", "stsb"), _CELLS["tsv"]),
+    "tsv_plain": (("cola",), _CELLS["tsv"]),
+    "conll_columns": (("conll03",), _CELLS["conll"]),
+    "conll_props": (("conll05",), _CELLS["conll"]),
+    "conll12": (("conll12", "ontonotes"), _CELLS["conll"]),
+}
+
+
+def _all() -> list[Reader]:
+    return [
+        Reader(
+            "safetensors",
+            _write_prompts,
+            lambda folder, _: [
+                tensors.read(path, fix="copy it again")
+                for path in sorted(folder.rglob(peft.TENSORS))
+            ],
+            {peft.TENSORS: _SAFE},
+        ),
+        Reader(
+            "backbone",
+            _write_backbones,
+            lambda folder, _: hf.load(folder),
+            {hf.CONFIG: _JSON, tensors.SINGLE: _SAFE},
+            guarded=True,
+        ),
+        Reader(
+            "shards",
+            _write_shards,
+            lambda folder, _: hf.load(folder),
+            {tensors.INDEX: _JSON, "model-*": _SAFE},
+            guarded=True,
+            climb=_climb_shards,
+        ),
+        Reader(
+            "tokenizer",
+            _write_tokenizers,
+            _read_tokenizer,
+            {"*.json": _JSON, "vocab.txt": (changes.by_line,)},
+            guarded=True,
+        ),
+        Reader(
+            "sentencepiece",
+            _write_pieces,
+            _read_pieces,
+            {"*.model": (changes.by_protobuf,), "*.json": _JSON},
+            guarded=True,
+        ),
+        Reader(
+            "t5x",
+            _write_legacy,
+            lambda folder, _: t5x.load_t5x(folder),
+            {
+                "checkpoint": (changes.by_msgpack,),
+                ".zarray": _JSON,
+                "target.*/*": (changes.by_bytes,),
+            },
+            guarded=True,
+            climb=_climb_legacy,
+            traced=160 << 20,
+        ),
+        Reader(
+            "orbax",
+            _write_orbax,
+            lambda folder, _: t5x.load_t5x(folder),
+            {
+                "_METADATA": _JSON,
+                ".zarray": _JSON,
+                "target.*/*": (changes.by_bytes,),
+            },
+            guarded=True,
+            traced=160 << 20,
+        ),
+        Reader(
+            "npy",
+            _write_npy,
+            lambda folder, _: npy.read(folder / "p.npy"),
+            {"*.npy": (changes.by_npy,)},
+        ),
+        Reader(
+            "peft",
+            _write_adapters,
+            lambda folder, _: peft.read_folder(folder),
+            {
+                peft.CONFIG: _JSON,
+                peft.TENSORS: _SAFE,
+                peft.TORCH_TENSORS: (changes.by_torch,),
+            },
+            guarded=True,
+        ),
+        Reader(
+            "prompt",
+            _write_prompts,
+            _read_prompt,
+            {store.INFO: _JSON, peft.CONFIG: _JSON, peft.TENSORS: _SAFE},
+            guarded=True,
+        ),
+        Reader(
+            "torch",
+            _write_torch,
+            lambda folder, _: torch_files.read(folder / "prompt.bin"),
+            {"*.bin": (changes.by_torch,)},
+        ),
+        Reader(
+            "prompthub",
+            _write_torch,
+            lambda folder, _: prompthub.read(folder / "prompt.bin"),
+            {"*.bin": (changes.by_torch,)},
+        ),
+        Reader(
+            "panda",
+            _write_release,
+            lambda folder, _: panda_release.read(
+                folder, config=BERT, params=_bert_params()
+            ),
+            {"*.bin": (changes.by_torch,)},
+        ),
+        Reader(
+            "token_cache",
+            _write_tokens,
+            _read_tokens,
+            {"*.npz": (changes.by_npz,)},
+        ),
+        Reader(
+            "vector_cache",
+            _write_vectors,
+            _read_vectors,
+            {"*.npy": (changes.by_npy,)},
+        ),
+        *(
+            Reader(
+                name,
+                functools.partial(_write_data, tasks),
+                _read_data,
+                {"*": kinds},
+            )
+            for name, (tasks, kinds) in _FORMATS.items()
+        ),
+        Reader("rows", _write_rows, _read_rows, {"*": _LINES}),
+        Reader("scores", _write_scores, _read_scores, {"*": _CELLS["csv"]}),
+        Reader("truth", _write_truth, _read_truth, {"*": _CELLS["csv"]}),
+        Reader("runs", _write_runs, _read_runs, {"*.json": _JSON}),
+        Reader(
+            "begun",
+            _write_begun,
+            _read_begun,
+            {"*.json": _JSON, "*.jsonl": _LINES},
+        ),
+        Reader("grid", _write_grid, _read_grid, {"*.json": _JSON}),
+        Reader(
+            "gin",
+            _write_gin,
+            _read_gin,
+            {
+                "config.gin": (changes.by_cell(b" "), changes.by_line),
+                "flags.txt": (changes.by_cell(b"="), changes.by_line),
+            },
+            # Which is gin's own way with text of many lines.
+            traced=32 << 20,
+        ),
+    ]
+
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in _all()}

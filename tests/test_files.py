@@ -1,0 +1,45 @@
+"""Files that are whole or absent, whoever else writes at the time."""
+
+import os
+import threading
+
+from panda_jax import files
+
+
+def test_threads_that_write_leave_the_umask_as_it_was(tmp_path):
+    def write(number):
+        for turn in range(50):
+            files.write_text(tmp_path / f"{number}-{turn}", "x")
+            with files.atomic_folder(tmp_path / f"f{number}") as folder:
+                (folder / "y").write_text("y")
+
+    before = os.umask(0o027)
+    try:
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        after = os.umask(0o027)
+    finally:
+        os.umask(before)
+    assert after == 0o027
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_and_a_folder_are_on_the_disk_before_they_are_there(
+    tmp_path, monkeypatch
+):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or real(fd))
+    files.write_text(tmp_path / "a", "a")
+    assert len(synced) == 1
+    with files.atomic_file(tmp_path / "b", durable=False) as temporary:
+        temporary.write_text("b")
+    assert len(synced) == 1
+    with files.atomic_folder(tmp_path / "c") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "one").write_text("1")
+        (folder / "two").write_text("2")
+    assert len(synced) == 3
