@@ -231,7 +231,8 @@ def _payloads(target: pathlib.Path) -> dict[str, _Call]:
         "builtins.exec": _Call(exec, code),
         "subprocess.Popen": _Call(subprocess.Popen, ["touch", str(target)]),
         "builtins.getattr": _Call(getattr, "", "join"),
-        "io.open": _Call(open, str(target), "w"),
+        # `io` or, from Python 3.12 on, `_io`.
+        f"{open.__module__}.open": _Call(open, str(target), "w"),
     }
 
 
