@@ -633,9 +633,7 @@ def program() -> NoReturn:
     """
     status = main()
     if status > 128:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        distributed.end_at_once(status)
     sys.exit(status)
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from panda_jax import cluster
 from panda_jax.errors import UserError
@@ -280,8 +280,12 @@ def leave(status: int) -> None:
 
     An orderly end would wait for them while they wait for this one.
     """
-    if _current == Processes():
-        return
+    if _current != Processes():
+        end_at_once(status)
+
+
+def end_at_once(status: int) -> NoReturn:
+    """Ends this process without waiting for threads or others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from command_line import mistake
 
 import panda_jax as pj
 from panda_jax import cli
@@ -38,20 +39,6 @@ def bank(tmp_path_factory) -> pathlib.Path:
         )
         assert done == 0
     return folder
-
-
-def mistake(capsys, *argv: str) -> str:
-    """Runs a command that must end with exit code 2 and one message."""
-    capsys.readouterr()
-    assert cli.main(list(argv)) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    messages = [
-        line for line in error.splitlines() if line.startswith("panda-jax:")
-    ]
-    assert len(messages) == 1, error
-    assert "In call to configurable" not in error
-    return messages[0]
 
 
 def cb_folder(root: pathlib.Path, rows: list[str]) -> pathlib.Path:

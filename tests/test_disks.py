@@ -16,6 +16,7 @@ import made_up_data
 import made_up_runs
 import numpy as np
 import pytest
+from command_line import mistake
 
 import panda_jax as pj
 from panda_jax import cli, files, pictures, predictions, store
@@ -45,16 +46,6 @@ def state(*folders: pathlib.Path) -> dict[str, tuple[int, bytes]]:
         for folder in folders
         for path in sorted([folder, *folder.rglob("*")])
     }
-
-
-def mistake(capsys, *argv: str) -> str:
-    """A command that must end with one message and exit code 2."""
-    capsys.readouterr()
-    assert cli.main(list(argv)) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (message,) = [x for x in error.splitlines() if x.startswith("panda-jax:")]
-    return message
 
 
 # Full disks.

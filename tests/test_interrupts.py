@@ -210,6 +210,25 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path, capsys):
     assert "holds another run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("status", "late"), [(130, ""), (143, ""), (2, "late")]
+)
+def test_a_command_that_a_signal_ended_leaves_at_once(status, late):
+    """Python's own end may abort in other threads."""
+    code = (
+        "import atexit; from panda_jax import cli\n"
+        "atexit.register(print, 'late')\n"
+        f"cli.main = lambda: {status}\n"
+        "print('said')\n"
+        "cli.program()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert done.stdout.split() == ["said", *late.split()]
+
+
 def test_nothing_is_in_the_way_of_a_second_try(tmp_path, capsys):
     argv = [*TRAIN, f"--model_dir={tmp_path / 'run'}", "--epochs=1"]
     with ctrl_c(tmp_path, 12):

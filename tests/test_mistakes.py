@@ -20,13 +20,13 @@ import orbax.checkpoint as ocp
 import pytest
 import sentencepiece
 import t5x_writing
+from command_line import mistake
 from panda_jax.tasks import specs
 from panda_jax.tasks.spec import TaskSpec
 
 import panda_jax as pj
 from panda_jax import (
     chips,
-    cli,
     cluster,
     distributed,
     evaluation,
@@ -131,16 +131,6 @@ def unsized(monkeypatch) -> str:
         reader="jsonl",
     )
     return specs.register(spec).name
-
-
-def mistake(capsys, *argv: str) -> str:
-    """A command that must end with one message and exit code 2."""
-    capsys.readouterr()
-    assert cli.main(list(argv)) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (message,) = [x for x in error.splitlines() if x.startswith("panda-jax:")]
-    return message
 
 
 # Settings.
