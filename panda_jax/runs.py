@@ -1,24 +1,17 @@
-"""A run is a value: what it trains, its id, and the files that it leaves.
-
-A run's folder holds everything; `result.json`, renamed into place last, is
-the mark that it is done.
-"""
+"""A run is a value: the settings of what it trains."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 import math
-import pathlib
+import os
 import platform
 from typing import Any
 
+from panda_jax import settings
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import read_json
+from panda_jax.settings import METHODS, RECIPES
 from panda_jax.tasks import specs
 
-METHODS = ("prompt", "pot", "panda", "model")
-RECIPES = ("paper", "released", "ours")
 KINDS = ("deep", "shallow")
 SCHEDULES = ("linear", "constant", "exponential")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -44,8 +37,6 @@ _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
 _LEAST_STEPS = 300
-# Beyond scores and seconds of any run.
-_MOST = 1e15
 _LEAST_EPOCHS = 3
 
 
@@ -284,9 +275,7 @@ class Run:
         """`learning_rate`, or the optimizer's and the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if self.optimizer == "adafactor":
-            return 1e-3 if self.method == "model" else 0.3
-        return {"panda": 7e-3, "model": 5e-5}.get(self.method, 1e-2)
+        return settings.default_learning_rate(self.method, self.optimizer)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """`steps`, those of `epochs`, or enough for the size of the task."""
@@ -305,7 +294,38 @@ class Run:
         return step % period == 0
 
 
-def check_types(settings: Any) -> None:
+# Of settings that nobody gave; there is no task that is taken for granted.
+DEFAULTS: dict[str, Any] = {
+    field.name: None if field.default is dataclasses.MISSING else field.default
+    for field in dataclasses.fields(Run)
+}
+
+
+def refuse_unused(run: Run, *, several: bool) -> None:
+    """Refuses settings that were given and that the run makes no use of.
+
+    Args:
+      run: as it was asked for, before any default is filled in.
+      several: whether it is given several sources.
+
+    Raises:
+      UserError: names the first of them, and who uses it.
+    """
+    found = settings.unused(dataclasses.asdict(run), DEFAULTS, several=several)
+    for name, why in found.items():
+        raise UserError(
+            f"{name} is {getattr(run, name)!r}, but {why}. Leave out --{name}."
+        )
+
+
+def trimmed(run: Run, *, several: bool = False) -> Run:
+    """The same run, its unused settings at their default."""
+    return Run(
+        **settings.trimmed(dataclasses.asdict(run), DEFAULTS, several=several)
+    )
+
+
+def check_types(values: Any) -> None:
     """Holds each field of a dataclass of settings against its annotation.
 
     An int where a float is expected becomes one, so that 1 and 1.0 are the
@@ -314,8 +334,8 @@ def check_types(settings: Any) -> None:
     Raises:
       UserError: a value of another type, a NaN or an infinity.
     """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
         hint = str(getattr(field.type, "__name__", field.type))
         kinds = [part.strip() for part in hint.split("|")]
         if type(value) is int and "float" in kinds:
@@ -323,7 +343,7 @@ def check_types(settings: Any) -> None:
                 value = float(value)
             except OverflowError:  # Python's ints have no end
                 value = math.inf
-            object.__setattr__(settings, field.name, value)
+            object.__setattr__(values, field.name, value)
         if type(value) is object:  # gin.REQUIRED
             raise UserError(
                 f"{field.name} is not set: a gin file asks for it. Bind the "
@@ -352,28 +372,24 @@ def _check_range(
         raise UserError(f"{name} is {value}, expected a number {words}.")
 
 
-def make_run(**settings: Any) -> Run:
+def backbone_name(name: str) -> str:
+    """A folder without `./` and a slash at its end, which make no other."""
+    # A URL is refused where it is used, as it was written.
+    if os.sep in name and "://" not in name:
+        return os.path.normpath(name)
+    return name
+
+
+def make_run(**given: Any) -> Run:
     """A `Run`, with an error for a setting that does not exist."""
-    known = [field.name for field in _run_fields()]
-    for name in settings:
-        if name not in known:
-            raise unknown_name("setting", name, known)
-    if "task" not in settings:
+    for name in given:
+        if name not in DEFAULTS:
+            raise unknown_name("setting", name, DEFAULTS)
+    if "task" not in given:
         raise UserError("No task is given: set task=NAME (--task=NAME).")
-    return Run(**settings)
-
-
-def run_id(run: Run, needs: dict[str, str | float | None]) -> str:
-    """A readable name and 10 hex digits over the canonical settings.
-
-    Args:
-      run: the settings.
-      needs: what identifies the prompts that the run starts from.
-    """
-    value = {**dataclasses.asdict(run), "needs": needs}
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
-    return f"{run.task}-{run.method}-s{run.seed}-{digest}"
+    if isinstance(given.get("backbone"), str):
+        given["backbone"] = backbone_name(given["backbone"])
+    return Run(**given)
 
 
 def as_gin(run: Run, needs: dict[str, Any]) -> str:
@@ -384,15 +400,14 @@ def as_gin(run: Run, needs: dict[str, Any]) -> str:
       needs: further arguments of `train` (source, data_dir, ...); those that
         are None are left out.
     """
+    idle = settings.unused(
+        dataclasses.asdict(run), DEFAULTS, several=bool(needs.get("sources"))
+    )
     values = {
-        **{field.name: getattr(run, field.name) for field in _run_fields()},
+        **{n: x for n, x in dataclasses.asdict(run).items() if n not in idle},
         **{name: value for name, value in needs.items() if value is not None},
     }
     return "".join(f"train.{k} = {v!r}\n" for k, v in values.items())
-
-
-def _run_fields() -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(Run)
 
 
 def versions() -> dict[str, str]:
@@ -404,75 +419,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The run's `result.json`, or None while it is not done."""
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    return read_json(path, what="result file")
-
-
-def done_result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """`read_result`, with everything that a run says at its end.
-
-    Raises:
-      UserError: something is missing or of another kind.
-    """
-    result = read_result(folder)
-    if result is None:
-        return None
-    scores = [result.get(name) for name in ("best", "first_epoch", "final")]
-    numbers = [x.get("value") if isinstance(x, dict) else None for x in scores]
-    numbers.append(result.get("seconds"))
-    # Python's ints have no end, and JSON's NaN is below nothing.
-    if not all(
-        isinstance(x, int | float) and abs(x) < _MOST for x in numbers
-    ) or not {
-        "task",
-        "method",
-        "seed",
-        "metric",
-        "steps",
-    } <= set(result):
-        raise UserError(
-            f"The result file {str(folder / 'result.json')!r} is not what a "
-            "run leaves: delete it to make the result again."
-        )
-    return result
-
-
-def check_same_run(folder: pathlib.Path, description: dict[str, Any]) -> None:
-    """Refuses to go on in a folder that another run has begun.
-
-    Raises:
-      UserError: `run.json` there describes other settings, another backbone
-        or other data; names what differs.
-    """
-    path = folder / "run.json"
-    if not path.exists():
-        return
-    there = read_json(path, what="run description")
-    parts = ("settings", "needs", "fingerprints")
-    if any(not isinstance(there.get(part, {}), dict) for part in parts):
-        raise UserError(
-            f"The run description {str(path)!r} is none: expected objects for "
-            f"{', '.join(parts)}. Choose another --model_dir, or delete that "
-            "folder."
-        )
-    old, new = (
-        {name: x for part in parts for name, x in whole.get(part, {}).items()}
-        for whole in (there, description)
-    )
-    changes = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
-    if changes:
-        raise UserError(
-            f"The model_dir {str(folder)!r} holds another run: "
-            f"{'; '.join(changes)}. Choose another --model_dir, or delete "
-            "that folder."
-        )

@@ -17,6 +17,7 @@ from panda_jax.errors import UserError, unknown_name
 from panda_jax.evaluation import MAX_LENGTH, load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike
+from panda_jax.identity import run_id
 from panda_jax.measures import Measure
 from panda_jax.probing import (
     Ask,
@@ -26,7 +27,7 @@ from panda_jax.probing import (
     rows_without_text,
 )
 from panda_jax.prompts import length_of
-from panda_jax.runs import Run, make_run, run_id
+from panda_jax.runs import Run, make_run
 from panda_jax.sharding import Partitioner
 from panda_jax.starts import initial_prompt
 from panda_jax.steps import Trainable

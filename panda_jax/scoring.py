@@ -19,7 +19,7 @@ from panda_jax.store import (
     PromptBank,
     PromptInfo,
     StoredPrompt,
-    bound_backbone,
+    backbone_place,
     check_backbone,
     content_hash,
     load_prompt,
@@ -56,7 +56,12 @@ def _check_prompt(
     backbone: Backbone, name: str, info: PromptInfo, length: int
 ) -> None:
     try:
-        check_backbone(info, backbone.fingerprint, backbone.id)
+        check_backbone(
+            info,
+            backbone.fingerprint,
+            backbone.id,
+            backbone.tokenizer.identity,
+        )
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     if length == 0:
@@ -243,7 +248,7 @@ def _model(
                 )
         return None
     if backbone is None:
-        backbone = bound_backbone(first)
+        backbone = backbone_place(first)
     model = load_backbone(backbone) if isinstance(backbone, str) else backbone
     for entry in entries:
         if entry.info is None:

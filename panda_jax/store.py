@@ -8,6 +8,7 @@ alone) has no PEFT form and so no `adapter_config.json`.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import types
 import typing
@@ -44,6 +45,10 @@ class PromptInfo:
       fingerprint: hash of the backbone's weights, for the check on loading;
         None where it is not bound to a backbone: it was imported without one
         and can be stored, exported and compared, not used.
+      backbone_folder: where the backbone lay when the prompt was made, an
+        absolute path; None of one that has a name. Stays out of exports.
+      tokenizer_fingerprint: of the backbone's tokenizer, checked likewise;
+        None where the file does not say, as those of 0.1.
       kind: `"deep"` or `"shallow"`.
       method: prompt, pot, panda or model; `import-FORMAT` of a prompt from
         elsewhere.
@@ -73,6 +78,8 @@ class PromptInfo:
     labels: list[str] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     task_type: str | None = None
+    backbone_folder: str | None = None
+    tokenizer_fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, with the format's version first."""
@@ -374,7 +381,10 @@ def _json(folder: pathlib.Path, name: str, *, what: str) -> dict[str, Any]:
 
 
 def check_backbone(
-    info: PromptInfo, fingerprint: str | None, backbone: str | None
+    info: PromptInfo,
+    fingerprint: str | None,
+    backbone: str | None,
+    tokenizer: str | None = None,
 ) -> None:
     """Refuses a prompt that was trained on other weights, or on unknown ones.
 
@@ -382,12 +392,24 @@ def check_backbone(
       info: of the prompt.
       fingerprint: of the backbone that is to be used; None does not check.
       backbone: that backbone's id, for the message.
+      tokenizer: fingerprint of that backbone's tokenizer; None does not check.
 
     Raises:
       UserError: the fingerprints differ; names both backbones.  Or the prompt
         is not bound to a backbone.
     """
-    if fingerprint is None or info.fingerprint == fingerprint:
+    if fingerprint is None:
+        return
+    if info.fingerprint == fingerprint:
+        known = info.tokenizer_fingerprint
+        if None not in (known, tokenizer) and known != tokenizer:
+            raise UserError(
+                f"The prompt of task {info.task!r} was trained under another "
+                f"tokenizer ({known}) than backbone {backbone!r} has "
+                f"({tokenizer}); the weights are the same. Put the tokenizer "
+                f"that {info.backbone!r} had back into its folder, or train "
+                "the prompt again."
+            )
         return
     trained_on = bound_backbone(info)
     loaded = f"{backbone!r} " if backbone else ""
@@ -414,6 +436,20 @@ def bound_backbone(info: PromptInfo) -> str:
             "backbone that it was trained on."
         )
     return info.backbone
+
+
+def backbone_place(info: PromptInfo) -> str:
+    """The id or folder under which `load_backbone` finds a prompt's backbone.
+
+    From wherever it is asked for: a folder was named from where it was trained.
+
+    Raises:
+      UserError: as `bound_backbone`.
+    """
+    name, folder = bound_backbone(info), info.backbone_folder
+    if folder is None or (os.path.isdir(name) and not os.path.isdir(folder)):
+        return name
+    return folder
 
 
 def _read_prompt(

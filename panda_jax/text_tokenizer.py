@@ -92,6 +92,11 @@ class TextTokenizer:
         return tokenizer
 
     @property
+    def identity(self) -> str:
+        """What a prompt is bound to: `fingerprint`."""
+        return self.fingerprint
+
+    @property
     def empty_ids(self) -> list[int]:
         """Ids of an input without any text: the end."""
         return [self.eos_id]

@@ -22,6 +22,15 @@ from panda_jax.interop.folders import inside, json_inside
 
 # Vocabularies have gaps; the library walks through them to write them down.
 _MOST_IDS = 1 << 20
+# Case, accents (composed and not), CJK, controls, blanks, punctuation, numbers,
+# long words, and special tokens in the text.
+_SHOWS = (
+    "The quick Brown FOX didn't jump: 3.14, 1,000 & co-op e-mail@host!",
+    "Caf\u00e9 na\u00efve e\u0301le\u0300ve \u0130stanbul stra\u00dfe",
+    "\u6771\u4eac\u30bf\u30ef\u30fc \ud55c\uad6d \u4e2d\u6587and latin",
+    "tab\tnew\nline\u00a0hard\u200bzero\ufeff\u0000 ``quotes'' \u201ccurly",
+    "[CLS] [MASK] [SEP] <s> </s> " + "x" * 120,
+)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -140,6 +149,18 @@ class Tokenizer:
         printable ASCII text character by character.
         """
         return _builtin()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """16 hex digits that a prompt is bound to.
+
+        Over the pieces and what they make of a text that shows every rule of
+        normalization, not over the definition's JSON as `fingerprint` is: a
+        newer `tokenizers` may write the same rules in other words.
+        """
+        known = sorted(self._inner.get_vocab().items())
+        about = json.dumps([known, self.encode(_SHOWS)])
+        return hashlib.sha256(about.encode()).hexdigest()[:16]
 
     @property
     def empty_ids(self) -> list[int]:

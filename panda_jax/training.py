@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from panda_jax import givens, losses, runs, scoring, several
+from panda_jax import givens, identity, losses, runs, scoring, several, store
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples
@@ -72,6 +72,7 @@ def train(
     """
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
+    runs.refuse_unused(run, several=sources is not None)
     backbone = _loaded(backbone, run)
     where = givens.Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
@@ -150,6 +151,7 @@ def train_fleet(
         similarity = settings.pop("similarity", None)
         named = backbone if isinstance(backbone, str) else backbone.id
         run = runs.make_run(backbone=named, **settings)
+        runs.refuse_unused(run, several=False)
         backbone = _loaded(backbone, run)
         folder = root and root / name
         begun = _begin(run, backbone, prompts, similarity, where, folder)
@@ -220,7 +222,9 @@ def _begin(
         shape = first.prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
-    givens.check_needs(run, {**given, "source": first}, similarity)
+    givens.check_needs(
+        run, {**given, "source": first}, similarity, several=bool(candidates)
+    )
     givens.check_readable(run, first, similarity, backbone)
     data = givens.load(run, backbone, where)
     description = givens.describe(
@@ -228,10 +232,10 @@ def _begin(
     )
     main = jax.process_index() == 0
     if folder is not None:
-        runs.check_same_run(folder, description)
-        done = runs.done_result(folder)
+        there = identity.same_run(folder, description)
+        done = identity.done_result(folder)
         if done is not None:
-            return TrainResult(load_prompt(folder / "prompt"), done, folder)
+            return TrainResult(_best_prompt(folder, done), done, folder)
         # Only now: a start that fails above leaves nothing behind.
         folder.mkdir(parents=True, exist_ok=True)
         if main:
@@ -242,8 +246,11 @@ def _begin(
                 "tfds_data_dir": givens.as_path(where.tfds_data_dir),
                 "similarity": similarity,
             }
-            write_json(folder / "run.json", description)
+            if there is None:
+                write_json(folder / "run.json", description)
             write_text(folder / "config.gin", runs.as_gin(run, paths))
+        # It goes by the name that its files have, whatever release gave it.
+        description = there or description
     choice = None
     if candidates:
         choice = _chosen(run, backbone, candidates, given, where, folder)
@@ -260,8 +267,27 @@ def _begin(
             needs = dataclasses.replace(
                 needs, teacher=mixture[0][0], mixture=mixture
             )
-    lane = Lane(run, description["run_id"], needs, folder, writes=main)
+    lane = Lane(
+        run,
+        description["run_id"],
+        needs,
+        folder,
+        writes=main,
+        run_hash=identity.run_hash(description),
+    )
     return lane, data
+
+
+def _best_prompt(folder: pathlib.Path, result: dict[str, Any]) -> StoredPrompt:
+    """The prompt of a run that is done.
+
+    Raises:
+      UserError: it is not the one that the result is of.
+    """
+    stored = load_prompt(folder / "prompt")
+    info = store.description(stored.prompt, stored.info)
+    identity.check_prompt(result, info, where=str(folder))
+    return stored
 
 
 def _fill_needs(
@@ -479,15 +505,9 @@ def _nested(
     source: StoredPrompt | None = None,
     **changes: Any,
 ) -> StoredPrompt:
-    """A run with this run's settings, less those of the distillation."""
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(Run)
-        if field.name.startswith("kd_")
-        or field.name
-        in ("recipe", "temperature", "transfer_metric", "top_k", "fusion")
-    }
-    settings = {**dataclasses.asdict(run), **defaults, **changes}
+    """A run with this run's settings, as far as it makes use of them."""
+    run = runs.trimmed(dataclasses.replace(run, **changes))
+    settings = dataclasses.asdict(run)
     del settings["backbone"]
     return train(
         backbone,

@@ -25,7 +25,15 @@ import t5x_writing as writing
 from fuzzing_changes import Change
 from panda_jax.tasks import readers, specs, views
 
-from panda_jax import cli, predictions, runs, store, token_cache, trees, writers
+from panda_jax import (
+    cli,
+    identity,
+    predictions,
+    store,
+    token_cache,
+    trees,
+    writers,
+)
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples
 from panda_jax.experiments import agreement, boards
@@ -555,8 +563,8 @@ def _write_begun(root: pathlib.Path) -> None:
 def _read_begun(folder: pathlib.Path, seed: str) -> None:
     """As a run does that is started again."""
     try:
-        runs.check_same_run(folder, _ABOUT)
-        result = runs.done_result(folder)
+        identity.same_run(folder, _ABOUT)
+        result = identity.done_result(folder)
         if result is not None:
             f"{result['best']['value']:.4f} {result['seconds']:.0f}"
     finally:

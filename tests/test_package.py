@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 import pytest
 
 import panda_jax as pj
-from panda_jax import cli, demo, runs
+from panda_jax import cli, demo, identity, runs
 
 ROOT = pathlib.Path(pj.__file__).resolve().parent
 GIN = next(p for p in (ROOT / "gin", ROOT.parent / "gin") if p.is_dir())
@@ -173,15 +173,15 @@ def test_import_is_light():
 
 def test_run_ids_follow_from_settings_alone():
     run = runs.make_run(task="cb", seed=3)
-    name = runs.run_id(run, {"source": None})
+    name = identity.run_id(run, {"source": None})
     assert name.startswith("cb-prompt-s3-")
-    assert name == runs.run_id(
+    assert name == identity.run_id(
         runs.make_run(seed=3, task="cb"), {"source": None}
     )
-    assert name != runs.run_id(
+    assert name != identity.run_id(
         runs.make_run(task="cb", seed=4), {"source": None}
     )
-    assert name != runs.run_id(run, {"source": "mrpc@1"})
+    assert name != identity.run_id(run, {"source": "mrpc@1"})
     with pytest.raises(pj.UserError, match="learning_rate"):
         runs.make_run(task="cb", learningrate=1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import files, fleet, losses, runs, starts, trees
+from panda_jax import files, fleet, identity, losses, runs, starts, trees
 from panda_jax.writers import read_metrics
 
 SMALL = {
@@ -103,10 +103,10 @@ def test_a_run_on_fewer_sources_is_another_run(tmp_path):
     told = {"settings": {"seed": 0}, "fingerprints": {"dtype": "float32"}}
     needs = {"source a": "a@1", "source b": "b@2"}
     files.write_json(tmp_path / "run.json", told | {"needs": needs})
-    runs.check_same_run(tmp_path, told | {"needs": needs})
+    identity.same_run(tmp_path, told | {"needs": needs})
     fewer = told | {"needs": {"source a": "a@1"}}
     with pytest.raises(pj.UserError, match="source b: 'b@2' there, None now"):
-        runs.check_same_run(tmp_path, fewer)
+        identity.same_run(tmp_path, fewer)
 
 
 def test_a_loaded_backbone_keeps_its_dtype(tiny):

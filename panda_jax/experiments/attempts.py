@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from panda_jax import distributed, fleet
+from panda_jax import distributed, fleet, runs
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.experiments.ledger import Ledger
@@ -76,7 +76,7 @@ class Attempts:
 
     def _given(self, run: Planned) -> dict[str, Any]:
         """The arguments of a run, with the prompts that it needs."""
-        settings = dataclasses.asdict(run.run)
+        settings = dataclasses.asdict(runs.trimmed(run.run))
         del settings["backbone"]
         for role, need in run.needs.items():
             made = self._ledger.plan.by_id[need]

@@ -5,24 +5,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from panda_jax import runs
+from panda_jax import identity, runs
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.planned import Plan, Planned
 from panda_jax.runs import Run
-
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Run)}
-# Settings that only PANDA has a use for.
-_DISTILLATION = {
-    name: value
-    for name, value in _DEFAULTS.items()
-    if name.startswith("kd_") or name in ("temperature", "transfer_metric")
-}
-# Of those, what a recipe has no use for: other values are no other run.
-_UNUSED = {
-    "paper": ("kd_beta", "temperature"),
-    "released": ("kd_lambda", "kd_transform", "transfer_metric", "temperature"),
-    "ours": ("kd_beta",),
-}
 
 
 def expand(grid: Grid) -> Plan:
@@ -56,19 +42,17 @@ class _Chain:
         if panda:
             words |= {"panda", recipe}
         settings = self.grid.settings_of(words) | swept
-        unused = _UNUSED[recipe] if role == "panda" else _DISTILLATION
-        settings |= {name: _DISTILLATION[name] for name in unused}
         if role == "control":
             settings["kd_weight"] = 0.0
-        method = {"source": "prompt", "control": "panda"}.get(role, role)
-        return runs.make_run(
+        run = runs.make_run(
             task=task,
             backbone=self.backbone,
-            method=method,
-            recipe=recipe if role == "panda" else _DEFAULTS["recipe"],
+            method={"source": "prompt", "control": "panda"}.get(role, role),
+            recipe=recipe,
             seed=self.seed,
             **settings,
         )
+        return identity.first_trimmed(run)
 
     def _distilled(self, role: str, task: str) -> Iterator[Run]:
         """PANDA's runs on a target, but for the source, or their controls."""
@@ -109,15 +93,15 @@ class _Chain:
         if "pot" not in methods and not taught:
             return
         for task, source in sources.items():
-            needs = {"source": source.id}
+            needs = {"source": source}
             teacher = Planned.of(
                 "pot", self._run("pot", target), source=task, needs=needs
             )
             yield teacher
             for run in taught:
-                more = {"teacher": teacher.id}
+                more = {"teacher": teacher}
                 if run.weighs_by_similarity:
-                    more["target_prompt"] = own.id
+                    more["target_prompt"] = own
                 yield Planned.of(
                     "panda", run, source=task, needs={**needs, **more}
                 )

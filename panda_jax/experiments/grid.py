@@ -4,14 +4,13 @@ This module must stay light (no JAX): `panda-jax --help` reads it.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.planned import ROLES
 from panda_jax.files import parse_json
-from panda_jax.runs import METHODS, RECIPES, Run, check_types
+from panda_jax.runs import METHODS, RECIPES, Run, backbone_name, check_types
 from panda_jax.tasks import specs
 
 # What a grid is made of, so that no setting may say it.
@@ -61,7 +60,13 @@ class Grid:
         for name in ("settings", "overrides", "sweep"):
             self._set(name, _mapping(name, getattr(self, name)))
         check_types(self)
-        self._set("backbones", tuple(map(_normal, self.backbones)))
+        self._set(
+            "backbones",
+            tuple(
+                backbone_name(name) if isinstance(name, str) else name
+                for name in self.backbones
+            ),
+        )
         for name in ("sources", "targets", "backbones", "methods", "recipes"):
             _check_names(name, getattr(self, name), str)
         _check_names("seeds", self.seeds, int)
@@ -153,17 +158,9 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _normal(name: Any) -> Any:
-    """A folder without `./` and a slash at its end, which make no other run."""
-    # A URL is refused where it is used, as it was written.
-    if isinstance(name, str) and os.sep in name and "://" not in name:
-        return os.path.normpath(name)
-    return name
-
-
 def _words(key: str) -> list[str]:
     """The words of an override; a backbone as in the grid's list."""
-    return [_normal(word) for word in key.split()]
+    return [backbone_name(word) for word in key.split()]
 
 
 def _numbers(values: Any) -> Any:

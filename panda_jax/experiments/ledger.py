@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from panda_jax import runs
+from panda_jax import identity
 from panda_jax.errors import UserError
 from panda_jax.experiments.claims import clock
 from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
@@ -55,7 +55,7 @@ class Ledger:
         for run in some:
             if self.state(run) != "todo":
                 continue
-            result = runs.read_result(self.out / run.folder)
+            result = identity.read_result(self.out / run.folder)
             if result is not None:
                 self._seconds[run.id] = _seconds(result.get("seconds"))
                 continue
@@ -78,7 +78,7 @@ class Ledger:
         some = [run for run in some if self.state(run) == "todo"]
         for run in some:
             there, here = self.out / run.elsewhere, self.out / run.folder
-            result = runs.read_result(there)
+            result = identity.read_result(there)
             if result is not None:
                 but = shutil.ignore_patterns("result.json")
                 shutil.copytree(there, here, ignore=but, dirs_exist_ok=True)

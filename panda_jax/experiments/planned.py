@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from panda_jax import runs
+from panda_jax import identity, runs
 from panda_jax.runs import Run
 
 # Why a grid has a run; one run may serve as several.
@@ -50,6 +51,7 @@ class Planned:
       needs: role (source, teacher, target_prompt) -> id of that run.
       source: the source task of PoT and PANDA.
       roles: some of `ROLES`.
+      former: the same run as 0.1 named it, where that was otherwise.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Planned:
     needs: Mapping[str, str]
     source: str | None
     roles: tuple[str, ...]
+    former: "Planned | None" = None
 
     @classmethod
     def of(
@@ -65,12 +68,26 @@ class Planned:
         run: Run,
         *,
         source: str | None = None,
-        needs: Mapping[str, str] | None = None,
+        needs: Mapping[str, "Planned"] | None = None,
     ) -> "Planned":
-        """A run with the id that follows from the rest."""
-        needs = dict(needs or {})
-        digest = runs.run_id(run, {**needs}).rpartition("-")[2]
-        return cls(digest, run, needs, source, (role,))
+        """A run with the id that follows from the rest.
+
+        Args:
+          role: one of `ROLES`.
+          run: its settings; those that it does not use are left out of it.
+          source: the source task of PoT and PANDA.
+          needs: role (source, teacher, target_prompt) -> that run.
+        """
+        needs = needs or {}
+        ids = {name: need.id for name, need in needs.items()}
+        kept = runs.trimmed(run)
+        found = cls(identity.grid_id(kept, ids), kept, ids, source, (role,))
+        before = {n: (x.former or x).id for n, x in needs.items()}
+        old = identity.grid_id(run, before)
+        if old == found.id:
+            return found
+        former = cls(old, run, before, source, (role,))
+        return dataclasses.replace(found, former=former)
 
     @property
     def kind(self) -> str:
@@ -108,7 +125,7 @@ class Planned:
         """The name of its fleet: stage and shared settings decide."""
         shared = {
             name: value
-            for name, value in dataclasses.asdict(self.run).items()
+            for name, value in identity.grid_settings(self.run).items()
             if name not in LANES
         }
         if self.run.method == "model":  # a fleet of one
@@ -229,6 +246,34 @@ class Plan:
             )
         )
         return cls(planned, tuple(groups))
+
+    def named_in(self, out: pathlib.Path) -> "Plan":
+        """The plan with the names that 0.1 gave to runs which it has begun.
+
+        Args:
+          out: the grid's folder.
+        """
+        names = {}
+        for run in self.runs:
+            former = run.former
+            if former is None:
+                continue
+            former = dataclasses.replace(former, roles=run.roles)
+            places = out / former.folder, out / former.elsewhere
+            if any(place.exists() for place in places):
+                names[run.id] = former
+        if not names:
+            return self
+        return Plan.of(
+            dataclasses.replace(
+                names.get(run.id, run),
+                needs={
+                    role: names[id_].id if id_ in names else id_
+                    for role, id_ in run.needs.items()
+                },
+            )
+            for run in self.runs
+        )
 
     @functools.cached_property
     def by_id(self) -> dict[str, Planned]:

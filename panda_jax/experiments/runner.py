@@ -61,9 +61,9 @@ def run_grid(
       StorageError: no room for a checkpoint, nor for that of another run.
       InterruptedRun: asked to end by SIGTERM, and saved.
     """
-    plan = expand(grid)
     index, count = parse_shard(shard)
     out = pathlib.Path(out_dir)
+    plan = expand(grid).named_in(out)
     ledger = Ledger(plan, out, retry_failed=retry_failed)
     _check_here(ledger, data_dir)
     worker = Worker(
