@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from panda_jax import identity
 from panda_jax.errors import UserError
 from panda_jax.experiments.outcomes import LABELS, DoneRun, Excluded
 from panda_jax.files import read_json
@@ -41,9 +42,9 @@ def read_folder(
         settings = _mapping(about, "settings")
         path = folder / "result.json"
         if path.exists():
-            return _result(
-                read_json(path), about, name, nested=nested, value=value
-            )
+            result = read_json(path)
+            _check_bound(folder, result, about, name)
+            return _result(result, about, name, nested=nested, value=value)
         path = folder / "failed.json"
         if path.exists():
             failure = read_json(path)
@@ -70,6 +71,23 @@ def read_folder(
         # By name alone: where the files lie is no part of the results.
         reason = str(error).replace(repr(str(path)), f"{name}/{path.name}")
         return Excluded("unreadable", name, name, reason)
+
+
+def _check_bound(
+    folder: pathlib.Path,
+    result: dict[str, Any],
+    about: dict[str, Any],
+    name: str,
+) -> None:
+    """Refuses a result that the run's other files are not of.
+
+    A result file may stand alone: it says itself what run it is of.
+    """
+    if about:
+        identity.check_result(result, about, where=name)
+    prompt = folder / "prompt" / "panda.json"
+    if prompt.exists():
+        identity.check_prompt(result, read_json(prompt), where=name)
 
 
 def listed(
