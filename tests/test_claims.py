@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from panda_jax import UserError
-from panda_jax.experiments import claims
-from panda_jax.experiments.claims import Claims, parse_shard
+from panda_jax import UserError, claims
+from panda_jax.claims import Claims, parse_shard
 
 
 def said(folder, name="fleet"):
