@@ -140,11 +140,9 @@ def abandoned(path: pathlib.Path) -> Iterator[pathlib.Path]:
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
     for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
         if name.fullmatch(found.name) and found.is_dir():
-            # Another may be as quick.
-            with contextlib.suppress(FileNotFoundError):
-                with locked(found, wait=False) as dead:
-                    if dead:
-                        yield found
+            with locked(found, wait=False) as dead:
+                if dead:
+                    yield found
 
 
 def sync(folder: pathlib.Path) -> None:

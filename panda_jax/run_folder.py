@@ -2,8 +2,8 @@
 
 The folder's listing names what the run writes by name; `prompt/` has its own,
 so that its files and their listing change at once. The weights of a tuned
-backbone lie in `prompt/model/`, which makes both one exchange; `model` is a link
-to them.
+backbone lie in `prompt/model/`, which makes both one exchange; `model` is a
+link to them.
 """
 
 import contextlib

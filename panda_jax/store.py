@@ -211,8 +211,8 @@ def write_prompt(
     bad += [name for name, x in info.scores.items() if not np.isfinite(x)]
     if bad:
         raise UserError(
-            f"The prompt for {str(named or folder)!r} has NaN or infinite values in "
-            f"{', '.join(bad)}: its training diverged. Lower the learning rate."
+            f"The prompt for {str(named or folder)!r} has NaN or infinite "
+            f"values in {', '.join(bad)}: its training diverged. Lower the learning rate."
         )
     stored = Prompt(
         arrays["vectors"], {k: arrays[k] for k in sorted(prompt.head)}
