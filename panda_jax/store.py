@@ -212,7 +212,8 @@ def write_prompt(
     if bad:
         raise UserError(
             f"The prompt for {str(named or folder)!r} has NaN or infinite "
-            f"values in {', '.join(bad)}: its training diverged. Lower the learning rate."
+            f"values in {', '.join(bad)}: its training diverged. Lower the "
+            "learning rate."
         )
     stored = Prompt(
         arrays["vectors"], {k: arrays[k] for k in sorted(prompt.head)}
