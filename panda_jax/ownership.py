@@ -359,20 +359,24 @@ def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
     """
     listing = Listing.read(old) or Listing()
     parts = {n for n, e in listing.files.items() if e.by == listing.whole}
-    for parent, _, names in os.walk(old, topdown=False):
-        for name in names:
+    for parent, folders, names in os.walk(old):
+        links = [n for n in folders if os.path.islink(os.path.join(parent, n))]
+        for name in (*names, *links):
             path = pathlib.Path(parent, name)
             inside = path.relative_to(old)
             there = folder / inside
-            if (
-                inside.as_posix() in parts
-                or inside.as_posix() == LISTING
-                or os.path.lexists(there)
-            ):
-                path.unlink()
-            else:
-                there.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, there)
+            if inside.as_posix() in {*parts, LISTING} or os.path.lexists(there):
+                continue
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, there)
+    for inside in sorted(old.rglob("*"), reverse=True):
+        # The listing last: without it this would be one that never was whole.
+        if inside != old / LISTING:
+            with contextlib.suppress(OSError):
+                if inside.is_dir() and not inside.is_symlink():
+                    inside.rmdir()
+                else:
+                    inside.unlink()
     shutil.rmtree(old, ignore_errors=True)
 
 
