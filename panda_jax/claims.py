@@ -85,7 +85,12 @@ class Claims:
             place.mkdir()
         except FileExistsError:  # another was faster
             return None
-        return Claim(self, name, number, doing, on_lost)
+        try:
+            return Claim(self, name, number, doing, on_lost)
+        except BaseException:
+            # Others would wait for it to say something.
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     def holder(self, name: str) -> dict[str, Any] | None:
         """What the claim says of whoever is at work; None where nobody is."""

@@ -354,18 +354,20 @@ def tidy(folder: pathlib.Path) -> None:
 def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
     """Removes a folder that another has taken the place of.
 
-    Files that neither were part of it nor are replaced in the other are the
-    user's or another verb's: they go along.
+    Files that neither were part of it, unchanged, nor are replaced in the other
+    are the user's or another verb's: they go along.
     """
     listing = Listing.read(old) or Listing()
     parts = {n for n, e in listing.files.items() if e.by == listing.whole}
     for parent, folders, names in os.walk(old):
         links = [n for n in folders if os.path.islink(os.path.join(parent, n))]
-        for name in (*names, *links):
-            path = pathlib.Path(parent, name)
+        for each in (*names, *links):
+            path = pathlib.Path(parent, each)
             inside = path.relative_to(old)
             there = folder / inside
-            if inside.as_posix() in {*parts, LISTING} or os.path.lexists(there):
+            name = inside.as_posix()
+            ours = name in parts and listing.owns(old, name, listing.whole)
+            if ours or name == LISTING or os.path.lexists(there):
                 continue
             there.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, there)

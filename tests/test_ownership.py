@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import threading
 
 import killed_writer
+import kills
 import made_up_bank
 import made_up_runs
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, files, ownership
+from panda_jax import claims, cli, files, loop, ownership
 from panda_jax.errors import UserError
 from panda_jax.ownership import LISTING, Listing, replacing, writing
 
@@ -466,8 +468,6 @@ def test_a_run_does_not_replace_the_settings_it_is_made_of(tmp_path, capsys):
 def test_notes_in_the_settings_of_a_run_that_goes_on_stay(
     trained, tiny, tmp_path
 ):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     (run / "result.json").unlink()
@@ -492,8 +492,6 @@ def test_a_run_takes_nothing_of_the_user_s_for_its_own(tiny, tmp_path, name):
 
 def test_a_run_of_release_0_1_is_taken_over(trained, tiny, tmp_path):
     """It has no listing; it is known by what its files say."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     for name in (LISTING, f"prompt/{LISTING}", "result.json"):
@@ -513,8 +511,6 @@ def test_a_run_of_release_0_1_is_taken_over(trained, tiny, tmp_path):
 def test_a_prompt_that_another_put_there_is_not_taken_over(
     trained, bank, tiny, tmp_path
 ):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     (run / "result.json").unlink()
@@ -561,3 +557,111 @@ def test_a_grid_replaces_no_file_of_the_user_s(tmp_path, capsys, name):
     )
     assert f"holds {name}" in message
     assert texts(tmp_path) == {name: "mine"}
+
+
+def test_a_tuned_backbone_and_its_prompt_change_at_once(
+    tiny, tmp_path, monkeypatch
+):
+    """Killed at any exchange, both are of one evaluation."""
+    run, real, seen = tmp_path / "run", files.exchange, []
+
+    def looks(new, path):
+        seen.append(pair(run))
+        real(new, path)
+        seen.append(pair(run))
+
+    monkeypatch.setattr(files, "exchange", looks)
+    settings = {**SMALL, "epochs": 4, "learning_rate": 1e-3}
+    done = pj.train(tiny, method="model", model_dir=run, **settings)
+    seen.append(pair(run))
+    assert len(seen) > 1, "it never got better"
+    assert all(prompt == model for prompt, model in seen)
+    assert len({prompt for prompt, _ in seen}) > 1
+    assert (run / "model").is_symlink()
+    assert done.prompt.info.fingerprint == seen[-1][1]
+
+
+def pair(run: pathlib.Path) -> tuple[str | None, str]:
+    """The fingerprint that the prompt names, and the backbone's."""
+    found = pj.load_prompt(run).info.fingerprint
+    return found, pj.load_backbone(str(run / "model")).fingerprint
+
+
+def test_a_tuned_backbone_of_release_0_1(tiny, tmp_path, monkeypatch):
+    """It lay beside the prompt."""
+    run = tmp_path / "run"
+    settings = {**SMALL, "method": "model", "learning_rate": 1e-3}
+    pj.train(tiny, model_dir=run, **settings)
+    before = pair(run)
+    (run / "model").unlink()
+    (run / "prompt" / "model").rename(run / "model")
+    (run / "model" / "notes").write_text("mine")
+    for name in (LISTING, f"prompt/{LISTING}", "result.json"):
+        (run / name).unlink()
+    pj.train(tiny, model_dir=run, **settings)
+    assert pair(run) == before
+    assert (run / "model").is_symlink()
+    assert (run / "model" / "notes").read_text() == "mine"
+    assert not list(run.glob(".model.*"))
+
+
+def test_on_a_disk_without_links_the_backbone_is_a_copy(
+    tiny, tmp_path, monkeypatch
+):
+    def fails(*unused, **options):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(pathlib.Path, "symlink_to", fails)
+    run = tmp_path / "run"
+    settings = {**SMALL, "method": "model", "learning_rate": 1e-3}
+    pj.train(tiny, model_dir=run, **settings)
+    prompt, model = pair(run)
+    assert prompt == model
+    assert not (run / "model").is_symlink()
+
+
+def test_what_release_0_1_left_of_an_exchange_is_put_back(
+    trained, tiny, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "result.json").unlink()
+    for name in (LISTING, f"prompt/{LISTING}"):
+        (run / name).unlink()
+    old = run / ".prompt.old.x8_y"
+    old.mkdir()
+    (run / "prompt").rename(old / "prompt")
+    pj.train(tiny, model_dir=run, **SMALL)
+    assert pj.load_prompt(run).info.task == "toy_review"
+    assert not list(run.glob(".prompt*"))
+
+
+def test_two_runs_on_one_folder(tiny, trained, tmp_path):
+    """One trains; the other says who holds it, and harms nothing."""
+    run = tmp_path / "run"
+    with claims.alone(run, done=bool):
+        with pytest.raises(UserError, match="is held by process"):
+            pj.train(tiny, model_dir=run, **SMALL)
+        assert [path.name for path in run.iterdir()] == [claims.LOCK]
+    pj.train(tiny, model_dir=run, **SMALL)
+    assert claims.LOCK not in [path.name for path in run.iterdir()]
+
+
+def test_a_run_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
+    real = loop.Fleet._save
+
+    def lost(self, *given):
+        self.lanes[0].claim.lost = True
+        real(self, *given)
+
+    monkeypatch.setattr(loop.Fleet, "_save", lost)
+    with pytest.raises(UserError, match="was taken over by another process"):
+        pj.train(tiny, model_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert (tmp_path / "run" / claims.LOCK).exists()
+
+
+def test_kills(tmp_path, monkeypatch):
+    """A few moments of what `python tests/kills.py` does by hundreds."""
+    found = kills.run(tmp_path, moments=6, number=1, seed=3)
+    assert [each["moments"] for each in found["kills"]] == [1] * 6
