@@ -7,6 +7,8 @@ fingerprint, so a checkpoint has the size of three prompts.
 import contextlib
 import pathlib
 import shutil
+import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from panda_jax import distributed
 from panda_jax.errors import StorageError, UserError, first_line
 from panda_jax.steps import TrainState
 
@@ -26,17 +29,24 @@ _KEPT = (
 
 
 class Checkpoints:
-    """Saves in the background; the newest complete one is kept.
+    """Saves in the background; the newest complete ones are kept.
 
-    Attributes:
+    Args:
       folder: `checkpoints/` of the run folder.
+      kept: how many.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, *, kept: int = 2) -> None:
         self.folder = folder
+        if jax.process_index() == 0:
+            # To orbax any folder named by a number is a checkpoint, for which
+            # it would pass over the real ones and remove them.
+            for step in _incomplete(folder):
+                _set_aside(folder / str(step), "is incomplete")
+        distributed.barrier("checkpoints")
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=kept, create=True),
         )
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
@@ -62,19 +72,29 @@ class Checkpoints:
                 f"A checkpoint of {needed} bytes does not fit in "
                 f"{str(self.folder)!r}: {free} bytes are free. {_KEPT}"
             )
+        step = int(np.ravel(state.step)[0])
         with self._explained():
-            self._manager.save(
-                int(np.ravel(state.step)[0]),
+            saved = self._manager.save(
+                step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     progress=ocp.args.JsonSave(progress),
                 ),
             )
+        if not saved:
+            raise StorageError(
+                f"The checkpoint of step {step} was not written to "
+                f"{str(self.folder)!r}: another process has written a later "
+                f"one. {_KEPT}"
+            )
 
     def restore(
         self, like: TrainState
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint, or None when there is none.
+        """The newest checkpoint that can be read, or None when there is none.
+
+        Those that cannot be read are set aside, with a warning, where an older
+        one can.
 
         Args:
           like: a state of the shapes and types to expect, of any number of
@@ -85,11 +105,41 @@ class Checkpoints:
           what was saved beside it; and that.
 
         Raises:
-          UserError: the checkpoint cannot be read or is of other shapes.
+          UserError: none of them can be read or is of these shapes.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        wrong: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, why = None, None
+            try:
+                found = self._restored(step, like)
+            except UserError as error:
+                why = str(error)
+            # All go on from the same one.
+            said = [each for each in distributed.gathered(why) if each]
+            if not said:
+                self._pass_over(wrong)
+                return found
+            wrong[step] = said[0]
+        if wrong:
+            raise UserError(next(iter(wrong.values())))
+        return None
+
+    def _pass_over(self, wrong: dict[int, str]) -> None:
+        """Sets aside checkpoints that cannot be read."""
+        if jax.process_index() == 0:
+            for step, why in wrong.items():
+                _set_aside(self.folder / str(step), why.rstrip("."))
+        distributed.barrier("checkpoints set aside")
+        self._manager.reload()
+
+    def _restored(
+        self, step: int, like: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The checkpoint of a step.
+
+        Raises:
+          UserError: it cannot be read or is of other shapes.
+        """
         try:
             progress = self._part(step, progress=ocp.args.JsonRestore())
             like = _of_lanes(_fetched(like), len(progress["runs"]))
@@ -142,6 +192,36 @@ class Checkpoints:
                 f"A checkpoint could not be written to {str(self.folder)!r}: "
                 f"{first_line(error)}. {_KEPT}"
             ) from error
+
+
+def _incomplete(folder: pathlib.Path) -> list[int]:
+    """The steps of folders that hold no whole checkpoint."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isdecimal()
+        and path.is_dir()
+        and not all((path / part).is_dir() for part in ("state", "progress"))
+    )
+
+
+def _set_aside(path: pathlib.Path, why: str) -> None:
+    """Takes a folder out of the checkpoints; one with files is kept."""
+    try:
+        path.rmdir()
+        where = "It was empty"
+    except OSError:
+        aside = path.with_name(f"unreadable-{path.name}-{time.time_ns()}")
+        path.rename(aside)
+        where = f"It is now {aside.name!r}"
+    warnings.warn(
+        f"The checkpoint {str(path)!r} is passed over: {why}. {where}; the run "
+        "goes on from the one before.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _fetched(state: TrainState) -> TrainState:

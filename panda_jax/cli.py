@@ -69,7 +69,9 @@ def _default_model_dir(values: dict[str, Any]) -> str:
     """A folder below runs/ that only the same arguments lead to."""
     import hashlib
 
-    text = json.dumps(values, sort_keys=True)
+    # What may be replaced there makes it no other folder.
+    named = {name: x for name, x in values.items() if name != "overwrite"}
+    text = json.dumps(named, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{values['task']}-{values['method']}-s{values['seed']}-{digest}"
     return str(pathlib.Path("runs") / name)
@@ -83,11 +85,15 @@ def _evaluate(args: commands.Evaluate) -> int:
 
 
 def _predict(args: commands.Predict) -> int:
-    from panda_jax.predictions import predict, write_predictions
+    from panda_jax import ownership
+    from panda_jax.predictions import FILE, predict, write_predictions
 
     values = dataclasses.asdict(args)
     out_dir, rows = values.pop("out_dir"), values.pop("input")
-    print(write_predictions(out_dir, predict(rows=rows, **values)))
+    overwrite = values.pop("overwrite")
+    ownership.check(out_dir, "predict", [FILE], overwrite=overwrite)
+    found = predict(rows=rows, **values)
+    print(write_predictions(out_dir, found, overwrite=overwrite))
     return 0
 
 
@@ -103,10 +109,15 @@ def _scoring(args: Any) -> dict[str, Any]:
 
 
 def _score(args: commands.Score) -> int:
+    from panda_jax import ownership
+    from panda_jax.scores import written
     from panda_jax.scoring import score
 
     values = _scoring(args)
-    out_dir = values.pop("out_dir")
+    out_dir, overwrite = values.pop("out_dir"), values.pop("overwrite")
+    ownership.check(
+        out_dir, "score", written(_listed(args.metrics)), overwrite=overwrite
+    )
     targets = values.pop("targets")
     if targets is None:
         targets = args.sources
@@ -114,7 +125,7 @@ def _score(args: commands.Score) -> int:
         targets = _listed(targets)
     values["metrics"] = _listed(args.metrics)
     scores = score(targets=targets, **values)
-    for path in scores.write(out_dir):
+    for path in scores.write(out_dir, overwrite=overwrite):
         print(path)
     return 0
 
@@ -137,6 +148,7 @@ def _evaluate_ranking(args: commands.EvaluateRanking) -> int:
 
     values = dataclasses.asdict(args)
     out_dir, scatters = values.pop("out_dir"), values.pop("scatters")
+    overwrite = values.pop("overwrite")
     values["metrics"] = args.metrics and _listed(args.metrics)
     values["combine"] = _listed(args.combine)
     try:
@@ -148,7 +160,9 @@ def _evaluate_ranking(args: commands.EvaluateRanking) -> int:
     report = evaluate_ranking(**values)
     print(report.table())
     if out_dir is not None:
-        for path in report.write(out_dir, scatters=scatters):
+        for path in report.write(
+            out_dir, scatters=scatters, overwrite=overwrite
+        ):
             print(path)
     return 0
 
@@ -161,18 +175,25 @@ def _demo(args: Any) -> int:
 
 
 def _import(args: commands.Import) -> int:
+    from panda_jax import ownership
     from panda_jax.backbone import load_backbone
-    from panda_jax.exchange import IMPORTS, check_replaceable, import_prompt
+    from panda_jax.exchange import IMPORTS, import_prompt
     from panda_jax.store import FILES, save_prompt
 
     if args.format not in IMPORTS:
         raise unknown_name("import format", args.format, IMPORTS)
-    check_replaceable(args.out_dir, FILES)
+    ownership.check(args.out_dir, "import", FILES, overwrite=args.overwrite)
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
         args.format, args.path, backbone=backbone or None, task=args.task
     )
-    save_prompt(args.out_dir, stored.prompt, stored.info)
+    save_prompt(
+        args.out_dir,
+        stored.prompt,
+        stored.info,
+        by="import",
+        overwrite=args.overwrite,
+    )
     shape = list(stored.prompt.vectors.shape)
     print(f"{args.out_dir}: {stored.info.task}, {stored.info.kind} {shape}")
     return 0
@@ -214,6 +235,7 @@ def _tasks(args: commands.Tasks) -> int:
         return 0
     if args.task is not None:
         specs.get(args.task)
+    from panda_jax import ownership
     from panda_jax.backbone import load_backbone
     from panda_jax.files import write_text
     from panda_jax.text_tokenizer import TextTokenizer
@@ -227,7 +249,12 @@ def _tasks(args: commands.Tasks) -> int:
         "tfds_data_dir": args.tfds_data_dir,
     }
     if args.markdown is not None:
-        write_text(args.markdown, catalogue.markdown(args.task, **options))
+        path = pathlib.Path(args.markdown)
+        with ownership.writing(
+            path.parent, "tasks", overwrite=args.overwrite
+        ) as new:
+            page = catalogue.markdown(args.task, **options)
+            write_text(new / path.name, page)
         print(args.markdown)
     elif args.task is not None:
         about = catalogue.describe(args.task, **options)
@@ -265,7 +292,7 @@ def _plan(args: commands.Plan) -> int:
 
     # Nothing is run, and TPUs that are compiled for need not be here.
     jax.config.update("jax_platforms", "cpu")
-    from panda_jax import chips
+    from panda_jax import chips, ownership
     from panda_jax.files import write_json
     from panda_jax.plan import plan
     from panda_jax.plan_text import text
@@ -292,7 +319,11 @@ def _plan(args: commands.Plan) -> int:
     )
     print(text(report))
     if args.json is not None:
-        write_json(pathlib.Path(args.json), report)
+        path = pathlib.Path(args.json)
+        with ownership.writing(
+            path.parent, "plan", overwrite=args.overwrite
+        ) as new:
+            write_json(new / path.name, report)
     return 0
 
 
@@ -313,6 +344,7 @@ def _grid(args: commands.Grid) -> int:
         data_dir=args.data_dir,
         tfds_data_dir=args.tfds_data_dir,
         partitioner=partitioner,
+        overwrite=args.overwrite,
     )
     if distributed.is_main():
         for name, reason in found.failed.items():

@@ -89,6 +89,7 @@ class Train(_Devices, Settings, Run):
         it, TFDS.
       tfds_data_dir: of TFDS.
       model_dir: the run folder; by default one below runs/.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     source: str | None = None
@@ -99,6 +100,7 @@ class Train(_Devices, Settings, Run):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     model_dir: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +121,7 @@ class Plan(_Devices, Run):
       fleet: how many runs are trained together.
       no_search: do not look for the largest fleet that fits.
       json: file to write everything to.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     topology: str
@@ -126,6 +129,7 @@ class Plan(_Devices, Run):
     fleet: int = 1
     no_search: bool = False
     json: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,6 +181,7 @@ class Predict(_Arguments):
       task: task id; by default the prompt's own.
       backbone: id or folder; by default the one the prompt names.
       max_length: longest text in word pieces; None for the prompt's own.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     prompt: str
@@ -185,6 +190,7 @@ class Predict(_Arguments):
     task: str | None = None
     backbone: str | None = None
     max_length: int | None = None
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,11 +245,13 @@ class Score(_Scoring):
         target's labelled training rows: logme, h_score, probe, gradient,
         first_steps. Sums of ranks too, as e_avg+on+panda.
       out_dir: where scores.csv, matrices and heat maps go.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     out_dir: str
     targets: str | None = None
     metrics: str = "panda,e_avg,on"
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +289,7 @@ class EvaluateRanking(_Arguments):
       seed: of everything drawn.
       out_dir: where tables go; None prints only.
       scatters: with out_dir: also a scatter a metric and backbone.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     scores: str
@@ -296,6 +305,7 @@ class EvaluateRanking(_Arguments):
     seed: int = 0
     out_dir: str | None = None
     scatters: bool = True
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,11 +315,12 @@ class Import(_Arguments):
     Attributes:
       format: npy, peft, prompthub or panda.
       path: the file or folder.
-      out_dir: the prompt folder to write; what was there is replaced.
+      out_dir: the prompt folder; an earlier import there is replaced.
       backbone: id or folder of the model that it was trained on; None for a
         prompt that is only compared with others, or exported again (format
         panda needs one).
       task: that it was trained on; None for what the file or its name says.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     format: str
@@ -317,6 +328,7 @@ class Import(_Arguments):
     out_dir: str
     backbone: str | None = None
     task: str | None = None
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -326,9 +338,9 @@ class Export(_Arguments):
     Attributes:
       format: peft (with a model card) or npy.
       prompt: folder of the prompt (or of its run), or a bank.
-      out_dir: a new or empty folder, or one with an earlier export.
+      out_dir: the folder; an earlier export there is replaced.
       base_model: for the card: the backbone's name on the Hugging Face Hub.
-      overwrite: replace an earlier export that differs.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     format: str
@@ -351,6 +363,7 @@ class Tasks(_Arguments):
       data_dir: folder of the distribution files (or PANDA_DATA_DIR).
       tfds_data_dir: of TFDS.
       max_length: longest text in word pieces.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     task: str | None = None
@@ -360,6 +373,7 @@ class Tasks(_Arguments):
     data_dir: str | None = None
     tfds_data_dir: str | None = None
     max_length: int = 128
+    overwrite: bool = False
 
 
 # Arguments that are given by place: `panda-jax VERB A B --flag=...`.
@@ -402,6 +416,7 @@ class Demo(_Arguments):
       batch_size: B.
       learning_rate: peak, the same for every method.
       kd_lambda: strength of the distillation, recipe paper.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     out_dir: str
@@ -420,6 +435,7 @@ class Demo(_Arguments):
     batch_size: int = 8
     learning_rate: float = 3e-2
     kd_lambda: float = 10.0
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -434,6 +450,7 @@ class Grid(_Devices, Settings, grid.Grid):
       data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
         it, TFDS.
       tfds_data_dir: of TFDS.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     out_dir: str
@@ -442,6 +459,7 @@ class Grid(_Devices, Settings, grid.Grid):
     stale_seconds: float = 120.0
     data_dir: str | None = None
     tfds_data_dir: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -462,6 +480,7 @@ class Report(_Arguments):
       resamples: of the bootstrap; 0 for no intervals.
       confidence: of the intervals.
       seed: of everything drawn.
+      overwrite: replace files in the way, whoever wrote them.
     """
 
     runs: str
@@ -471,6 +490,7 @@ class Report(_Arguments):
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
+    overwrite: bool = False
 
 
 def settings_help(cls: type) -> dict[str, str]:

@@ -6,17 +6,19 @@ import pathlib
 import statistics
 import time
 
-from panda_jax import commands
+from panda_jax import commands, ownership
 from panda_jax.backbone import Backbone, load_backbone
 from panda_jax.errors import UserError
 from panda_jax.files import write_text
 from panda_jax.loop import TrainResult
 from panda_jax.measures import DEFAULT
-from panda_jax.scores import Scores
-from panda_jax.scoring import score
+from panda_jax.scores import Scores, written
+from panda_jax.scoring import DEFAULT_METRICS, score
 from panda_jax.tasks import specs
 from panda_jax.training import train
 
+_VERB = "demo"
+_TABLES = ("results.csv", "results.md")
 ROWS = {
     "prompt": "prompt-tuning from scratch",
     "pot": "start from the best source's prompt",
@@ -42,6 +44,12 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
     for name in (*sources, args.target):
         specs.get(name)
     out = pathlib.Path(args.out_dir)
+    ownership.check(
+        out,
+        _VERB,
+        (*written(DEFAULT_METRICS), *_TABLES),
+        overwrite=args.overwrite,
+    )
     backbone = load_backbone(args.backbone)
     print(
         f"backbone {backbone.id}: frozen. Source prompts: "
@@ -74,7 +82,7 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
         # No more of the target's rows than its runs may see.
         examples=args.target_examples,
     )
-    table.write(out)
+    table.write(out, overwrite=args.overwrite, by=_VERB)
     ranked = table.top(args.target, k=len(bank), metric=DEFAULT)
     best, similarity = ranked[0]
     for seed in range(args.seeds):
@@ -117,6 +125,7 @@ def _run(
     done = train(
         backbone,
         model_dir=folder,
+        overwrite=args.overwrite,
         eval_examples=args.eval_examples,
         eval_every=args.eval_every,
         prompt_length=args.prompt_length,
@@ -199,8 +208,10 @@ def _report(
             [row, metric, mean, sd, len(values), " ".join(map(str, values))]
         )
     console.print(shown)
-    write_text(out / "results.csv", buffer.getvalue())
-    write_text(out / "results.md", "\n".join(lines) + "\n")
+    with ownership.writing(out, _VERB, overwrite=args.overwrite) as new:
+        texts = buffer.getvalue(), "\n".join(lines) + "\n"
+        for name, text in zip(_TABLES, texts, strict=True):
+            write_text(new / name, text)
     console.print(
         f"{seconds:.0f}s. Written to {out}: results.csv, results.md, "
         "scores.csv, a heat map a metric, and a folder a run (result.json, "

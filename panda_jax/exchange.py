@@ -3,14 +3,13 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Collection
 
 import numpy as np
 
-from panda_jax import cards, models
+from panda_jax import cards, models, ownership
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import PathLike, atomic_file, atomic_folder, write_text
+from panda_jax.files import PathLike, write_text
 from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt, prompt_shape
@@ -21,13 +20,14 @@ from panda_jax.store import (
     StoredPrompt,
     check_backbone,
     load_prompt,
-    save_prompt,
+    write_prompt,
 )
 from panda_jax.tasks import specs
 from panda_jax.types import Params
 
 IMPORTS = ("npy", "panda", "peft", "prompthub")
 EXPORTS = ("npy", "peft")
+_VERB = "export"
 
 # File names that say nothing: the folder's name says more.
 _NAMELESS = re.compile(r"pytorch_model|adapter_model|task_prompt|prompt|\d+")
@@ -98,17 +98,16 @@ def export_prompt(
       format: `npy` (shallow prompts without a head: `TASK.npy`) or `peft` (a
         prompt folder, which is one of PEFT, with a model card).
       prompt: as `load_prompt` gives it.
-      out_dir: the folder; for `peft` a new or empty one, or one that holds an
-        earlier export.
+      out_dir: the folder; an earlier export there is replaced.
       base_model: for the card: the backbone's name on the Hugging Face Hub.
-      overwrite: replaces an earlier export that differs.
+      overwrite: files in the way are replaced, whoever wrote them.
 
     Returns:
       The file or folder that was written.
 
     Raises:
-      UserError: an unknown format, one that cannot hold this prompt, a folder
-        with other files in it, or an export that differs from the one there.
+      UserError: an unknown format, one that cannot hold this prompt, or files
+        in the way that are no unchanged export.
     """
     if format not in EXPORTS:
         raise unknown_name("export format", format, EXPORTS)
@@ -116,9 +115,8 @@ def export_prompt(
     folder = pathlib.Path(out_dir).expanduser()
     _check_exportable(prompt)
     if format == "peft":
-        with atomic_folder(folder) as temporary:
-            _write_shared(temporary, prompt, base_model)
-            _check_replaces(folder, temporary, overwrite=overwrite)
+        with ownership.replacing(folder, _VERB, overwrite=overwrite) as new:
+            _write_shared(new, prompt, base_model)
         return folder
     vectors, head = prompt.prompt.vectors, prompt.prompt.head
     task = prompt.info.task
@@ -129,11 +127,10 @@ def export_prompt(
             "shallow vectors [P, D] alone. Export it as peft."
         )
     plain = re.fullmatch(r"\w[\w.-]*", task)
-    file = folder / f"{task if plain else 'prompt'}.npy"
-    with atomic_file(file) as temporary:
-        npy.write(temporary, vectors)
-        _check_same(file, temporary, overwrite=overwrite)
-    return file
+    name = f"{task if plain else 'prompt'}.npy"
+    with ownership.writing(folder, _VERB, overwrite=overwrite) as new:
+        npy.write(new / name, vectors)
+    return folder / name
 
 
 def export_bank(
@@ -153,7 +150,8 @@ def export_bank(
       out_dir: the folder; as for `export_prompt`.
       base_model: for the cards: the name on the Hugging Face Hub of the
         backbone, of which there may be only one.
-      overwrite: replaces an earlier export that differs.
+      overwrite: as for `export_prompt`; and what only an earlier export has
+        is removed.
 
     Returns:
       The folder.
@@ -163,19 +161,18 @@ def export_bank(
     """
     cards.check_base_model(base_model)
     folder = pathlib.Path(out_dir).expanduser()
-    with atomic_folder(folder) as temporary:
+    with ownership.replacing(folder, _VERB, overwrite=overwrite) as new:
         written = {}
         for name in bank.names:
             stored = bank.read(name)
             try:
                 _check_exportable(stored)
-                _write_shared(temporary / name, stored, base_model)
+                _write_shared(new / name, stored, base_model)
             except UserError as error:
                 raise UserError(f"Prompt {name!r}: {error}") from None
             written[name] = stored.info
         page = cards.index(written, base_model=base_model)
-        write_text(temporary / cards.FILE, page)
-        _check_replaces(folder, temporary, overwrite=overwrite)
+        write_text(new / cards.FILE, page)
     return folder
 
 
@@ -185,7 +182,8 @@ def _write_shared(
     """A prompt folder with its card."""
     # Where the backbone lies here says nothing to others.
     info = dataclasses.replace(stored.info, backbone_folder=None)
-    stored = save_prompt(folder, stored.prompt, info)
+    folder.mkdir(exist_ok=True)
+    stored = write_prompt(folder, stored.prompt, info)
     text = cards.card(stored, base_model=base_model)
     write_text(folder / cards.FILE, text)
 
@@ -317,57 +315,6 @@ def _check_outputs(prompt: Prompt, task: str) -> None:
         raise UserError(
             f"The prompt's head has {found} outputs, task {task!r} needs "
             f"{spec.outputs}: name the task that it was trained on (--task)."
-        )
-
-
-def check_replaceable(folder: PathLike, names: Collection[str]) -> None:
-    """Refuses a folder that holds other files than these.
-
-    Args:
-      folder: that files are to be written to.
-      names: of what may be replaced in it.
-
-    Raises:
-      UserError: names some of the others.
-    """
-    folder = pathlib.Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is a file: give a folder.")
-    found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(found.difference(names))
-    if others:
-        raise UserError(
-            f"The folder {str(folder)!r} holds {', '.join(others[:3])}: give "
-            "a new or empty one (--out_dir)."
-        )
-
-
-def _check_replaces(
-    folder: pathlib.Path, made: pathlib.Path, *, overwrite: bool
-) -> None:
-    """Refuses to let a new folder take the place of more than its like.
-
-    Raises:
-      UserError: the old one has a file that the new one lacks, or (but for
-        `overwrite`) one that differs.
-    """
-    check_replaceable(folder, {path.name for path in made.iterdir()})
-    for path in sorted(made.iterdir()):
-        if path.is_dir():
-            _check_replaces(folder / path.name, path, overwrite=overwrite)
-        else:
-            _check_same(folder / path.name, path, overwrite=overwrite)
-
-
-def _check_same(
-    old: pathlib.Path, new: pathlib.Path, *, overwrite: bool
-) -> None:
-    if overwrite or not old.exists():
-        return
-    if old.read_bytes() != new.read_bytes():
-        raise UserError(
-            f"The file {str(old)!r} is there already and differs: give "
-            "another folder (--out_dir), or replace it (--overwrite=true)."
         )
 
 

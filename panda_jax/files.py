@@ -1,6 +1,10 @@
 """Files that are either whole or absent, and JSON that is read with care."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
 import json
 import os
 import pathlib
@@ -85,58 +89,135 @@ def remove_abandoned(
 
 
 @contextlib.contextmanager
-def atomic_folder(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder that takes `path`'s place when all is well.
+def staged(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder beside `path` for what is to take its place.
 
-    A folder that was at `path` stays until the new one is complete.
+    What is left of it at the end is removed. The system lets go of the lock on
+    it when this process ends, however it ends, by which `abandoned` knows.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    made = None
     try:
         temporary.mkdir()
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                with open(os.path.join(folder, name), "rb+") as file:
-                    os.fsync(file.fileno())
-        if path.is_dir():
-            _exchange(temporary, path)
-        else:
-            os.replace(temporary, path)
+        made = temporary.stat().st_ino
+        with locked(temporary):
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Not what `exchange` has put there: the user may have files in it.
+        if temporary.exists() and temporary.stat().st_ino == made:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _exchange(new: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts a folder in another's place, or leaves that where it is."""
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds the system's lock on a folder; yields whether it could be had.
+
+    Where folders cannot be locked (some network disks) it counts as had.
+
+    Args:
+      folder: that is there.
+      wait: for another who holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, flags)
+            had = True
+        except BlockingIOError:
+            had = False
+        except OSError:
+            had = True
+        yield had
+    finally:
+        os.close(handle)
+
+
+def abandoned(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """What killed processes left of `staged`, one by one."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
+    for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
+        if name.fullmatch(found.name) and found.is_dir():
+            with locked(found, wait=False) as dead:
+                if dead:
+                    yield found
+
+
+def sync(folder: pathlib.Path) -> None:
+    """Waits until the files of a folder are on the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+
+
+def exchange(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Swaps two folders of one parent, or what else has these names, at once.
+
+    Linux does so in one step on most disks. Elsewhere there is a moment in
+    which `path` is in `.NAME.old.X/NAME`; `displaced` puts it back.
+    """
+    if _renameat2(new, path):
+        return
     old = pathlib.Path(
         tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")
     )
     try:
         os.replace(path, old / path.name)
         os.replace(new, path)
+        os.replace(old / path.name, new)
     except BaseException:
         # Also Ctrl-C between the two.
-        if (old / path.name).exists() and not path.exists():
+        if os.path.lexists(old / path.name) and not os.path.lexists(path):
             os.replace(old / path.name, path)
         raise
     finally:
         # Not when neither could be put there: it is the only one then.
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            old.rmdir()
 
 
-def write_text(path: PathLike, text: str) -> None:
-    """Writes `text` as UTF-8, atomically."""
-    with atomic_file(path) as temporary:
+def _renameat2(new: pathlib.Path, path: pathlib.Path) -> bool:
+    """Whether the system has swapped them; raises what a rename would."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(new), here, os.fsencode(path), swap) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False  # not this disk's
+    raise OSError(code, os.strerror(code), str(new), None, str(path))
+
+
+def displaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """What killed processes left of `exchange`; puts the only one back."""
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old.*")):
+        inner = old / path.name
+        if inner.exists() and not os.path.lexists(path):
+            os.replace(inner, path)
+        elif os.path.lexists(inner):
+            yield inner
+        with contextlib.suppress(OSError):
+            old.rmdir()
+
+
+def write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
+    """Writes `text` as UTF-8, atomically; see `atomic_file`."""
+    with atomic_file(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: Any, *, durable: bool = True) -> None:
     """Writes `value` as indented JSON, atomically; NaN and Inf are refused."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    write_text(path, text + "\n")
+    write_text(path, text + "\n", durable=durable)
 
 
 def read_json(path: PathLike, *, what: str = "file") -> dict[str, Any]:

@@ -3,18 +3,19 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from panda_jax import identity, runs, several, store
+from panda_jax import identity, run_folder, runs, several, store
 from panda_jax.backbone import Backbone
-from panda_jax.files import write_json
+from panda_jax.claims import Claim
+from panda_jax.errors import UserError
 from panda_jax.interop import hf
 from panda_jax.prompts import Prompt
 from panda_jax.runs import Run
-from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
+from panda_jax.store import PromptInfo, StoredPrompt, load_prompt
 from panda_jax.tasks import specs
 from panda_jax.trees import content_hash, size
 from panda_jax.types import Params
@@ -112,6 +113,8 @@ class Lane:
       folder: its run folder, or None to write nothing.
       writes: whether this process is the one that writes to it.
       run_hash: of what `run.json` describes.
+      claim: on the folder, where this process holds it for this run alone.
+      overwrite: whether what is in the way there may be replaced.
       tracking: its scores so far.
       best_prompt: found by this process; a resumed run may have none yet.
     """
@@ -122,6 +125,8 @@ class Lane:
     folder: pathlib.Path | None = None
     writes: bool = True
     run_hash: str = ""
+    claim: Claim | None = None
+    overwrite: bool = False
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
     best_prompt: StoredPrompt | None = None
     _writer: MetricWriter | None = None
@@ -147,8 +152,22 @@ class Lane:
             self._writer.close()
             self._writer = None
 
+    def check_held(self) -> None:
+        """Refuses to go on in a folder that is another process's by now.
+
+        Raises:
+          UserError: this one was silent for so long that it counted as gone.
+        """
+        if self.claim is not None and self.claim.lost:
+            raise UserError(
+                f"The run folder {str(self.folder)!r} was taken over by "
+                "another process, for which this one was silent for too long: "
+                "it ends here. See the other's output."
+            )
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
+        self.check_held()
         one_output = specs.get(self.run.task).kind == "regression"
         if self.needs.teacher is None:
             values = values | {"kd_loss": 0.0}
@@ -230,10 +249,6 @@ class Lane:
         fingerprint = backbone.fingerprint
         if tuned is not None:
             fingerprint = content_hash(tuned)
-            if self.folder is not None and self.writes:
-                model = self.folder / "model"
-                hf.save(model, tuned, backbone.config)
-                backbone.tokenizer.save(model)
         names = specs.get(run.task).output_names
         info = PromptInfo(
             task=run.task,
@@ -254,8 +269,20 @@ class Lane:
         )
         if self.folder is None or not self.writes:
             self.best_prompt = StoredPrompt(prompt, info)
-        else:
-            self.best_prompt = save_prompt(self.folder / "prompt", prompt, info)
+            return
+
+        def model(new: pathlib.Path) -> None:
+            hf.save(new, cast(Params, tuned), backbone.config)
+            backbone.tokenizer.save(new)
+
+        self.check_held()
+        self.best_prompt = run_folder.keep(
+            self.folder,
+            prompt,
+            info,
+            model=None if tuned is None else model,
+            overwrite=self.overwrite,
+        )
 
     def finish(
         self,
@@ -332,5 +359,6 @@ class Lane:
             "versions": runs.versions(),
         }
         if self.folder is not None and self.writes:
-            write_json(self.folder / "result.json", result)
+            self.check_held()
+            run_folder.write_json(self.folder, "result.json", result)
         return TrainResult(prompt, result, self.folder)

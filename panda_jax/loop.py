@@ -89,7 +89,9 @@ class Fleet:
         # Orbax takes seconds to import; a run that writes nothing needs none.
         from panda_jax.checkpoints import Checkpoints
 
-        checkpoints = Checkpoints(self.folder)
+        # A prompt's are kilobytes; those of weights are three times as large.
+        kept = 1 if self.run.method == "model" else 2
+        checkpoints = Checkpoints(self.folder, kept=kept)
         try:
             states, begun = self._restored(states, checkpoints)
             states = self._train(states, checkpoints, begun)
@@ -346,6 +348,7 @@ class Fleet:
             if lane.going:
                 seconds = self.before + now - self.started
                 lane.tracking.seconds = seconds
+            lane.check_held()
         if checkpoints is None:
             return
         progress = {

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax import answers, evaluation
+from panda_jax import answers, evaluation, ownership
 from panda_jax.backbone import Backbone
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples, Examples, TextExamples
@@ -90,13 +90,21 @@ def predict(
 
 
 def write_predictions(
-    out_dir: PathLike, found: Sequence[Mapping[str, Any]]
+    out_dir: PathLike,
+    found: Sequence[Mapping[str, Any]],
+    *,
+    overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes `predictions.jsonl`, whose n-th line answers the n-th row."""
-    path = pathlib.Path(out_dir) / FILE
+    """Writes `predictions.jsonl`, whose n-th line answers the n-th row.
+
+    Raises:
+      UserError: a file of this name is there that is none of ours (but for
+        `overwrite`).
+    """
     lines = (json.dumps(each, ensure_ascii=False) for each in found)
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    return path
+    with ownership.writing(out_dir, "predict", overwrite=overwrite) as new:
+        write_text(new / FILE, "".join(f"{line}\n" for line in lines))
+    return pathlib.Path(out_dir) / FILE
 
 
 def _checked(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from panda_jax import csv_rows, pictures
+from panda_jax import csv_rows, ownership, pictures
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike
 
@@ -193,29 +193,49 @@ class Scores:
             title=f"{name} (higher = more transferable)",
         )
 
-    def write(self, out_dir: PathLike) -> list[pathlib.Path]:
+    def write(
+        self,
+        out_dir: PathLike,
+        *,
+        overwrite: bool = False,
+        by: str = "score",
+    ) -> list[pathlib.Path]:
         """Writes scores.csv, and a matrix and a heat map for each metric.
+
+        Args:
+          out_dir: the folder.
+          overwrite: files in the way are replaced, whoever wrote them.
+          by: the verb whose files they are.
 
         Returns:
           The files written: `scores.csv`, `matrix_METRIC.csv` and
           `heatmap_METRIC.png`.
+
+        Raises:
+          UserError: files in the way that this verb did not write.
         """
-        folder = pathlib.Path(out_dir)
-        paths = [folder / "scores.csv"]
-        self.to_csv(paths[0])
-        for metric, name in file_names(self.values).items():
-            matrix = folder / f"matrix_{name}.csv"
-            heatmap = folder / f"heatmap_{name}.png"
-            self.matrix_csv(matrix, metric)
-            self.heatmap(heatmap, metric, data=False)
-            paths += [matrix, heatmap]
-        return paths
+        with ownership.writing(out_dir, by, overwrite=overwrite) as new:
+            names = written(self.values)
+            self.to_csv(new / names[0])
+            for number, metric in enumerate(self.values):
+                matrix, heatmap = names[1 + 2 * number : 3 + 2 * number]
+                self.matrix_csv(new / matrix, metric)
+                self.heatmap(new / heatmap, metric, data=False)
+        return [pathlib.Path(out_dir) / name for name in names]
 
     def _matrix(self, metric: str | None) -> np.ndarray:
         metric = next(iter(self.values)) if metric is None else metric
         if metric not in self.values:
             raise unknown_name("metric", metric, self.values)
         return self.values[metric]
+
+
+def written(metrics: Iterable[str]) -> list[str]:
+    """The files that `Scores.write` writes of these metrics."""
+    names = ["scores.csv"]
+    for name in file_names(metrics).values():
+        names += [f"matrix_{name}.csv", f"heatmap_{name}.png"]
+    return names
 
 
 def file_names(metrics: Iterable[str]) -> dict[str, str]:

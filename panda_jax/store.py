@@ -12,14 +12,14 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from panda_jax import trees
+from panda_jax import ownership, trees
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.files import PathLike, atomic_folder, write_json
+from panda_jax.files import PathLike, write_json
 from panda_jax.interop import peft, peft_layout
 from panda_jax.interop.folders import json_inside
 from panda_jax.interop.peft import CONFIG, TENSORS
@@ -162,14 +162,51 @@ def content_hash(prompt: Prompt) -> str:
 
 
 def save_prompt(
-    folder: PathLike, prompt: Prompt, info: PromptInfo
+    folder: PathLike,
+    prompt: Prompt,
+    info: PromptInfo,
+    *,
+    overwrite: bool = False,
+    by: str = "save_prompt",
+    more: Callable[[pathlib.Path], None] | None = None,
 ) -> StoredPrompt:
     """Writes a prompt folder, whole or not at all.
 
+    What this wrote there before is replaced; all else stays.
+
     Args:
-      folder: where; what was there is replaced.
+      folder: where.
       prompt: device or host arrays; stored as fp32.
       info: its description; `info.kind` must be the prompt's.
+      overwrite: files in the way are replaced, whoever wrote them.
+      by: the verb whose files they are.
+      more: writes further files to the folder, which are part of it.
+
+    Raises:
+      UserError: a NaN or an infinity in the prompt or among its scores; or
+        files in the way, by name.
+    """
+    with ownership.replacing(folder, by, overwrite=overwrite) as new:
+        stored = write_prompt(new, prompt, info, named=folder)
+        if more is not None:
+            more(new)
+    return dataclasses.replace(stored, path=pathlib.Path(folder))
+
+
+def write_prompt(
+    folder: pathlib.Path,
+    prompt: Prompt,
+    info: PromptInfo,
+    *,
+    named: PathLike | None = None,
+) -> StoredPrompt:
+    """Writes a prompt's files to a folder that is being made.
+
+    Args:
+      folder: where.
+      prompt: as `save_prompt` takes it.
+      info: likewise.
+      named: what the folder will be, for the message.
 
     Raises:
       UserError: a NaN or an infinity in the prompt or among its scores.
@@ -181,17 +218,17 @@ def save_prompt(
     bad += [name for name, x in info.scores.items() if not np.isfinite(x)]
     if bad:
         raise UserError(
-            f"The prompt for {str(folder)!r} has NaN or infinite values in "
-            f"{', '.join(bad)}: its training diverged. Lower the learning rate."
+            f"The prompt for {str(named or folder)!r} has NaN or infinite "
+            f"values in {', '.join(bad)}: its training diverged. Lower the "
+            "learning rate."
         )
     stored = Prompt(
         arrays["vectors"], {k: arrays[k] for k in sorted(prompt.head)}
     )
     layout = layout_of(stored.vectors.shape, info, head=bool(stored.head))
-    with atomic_folder(folder) as temporary:
-        peft.write_folder(temporary, stored, layout)
-        write_json(temporary / INFO, description(stored, info))
-    return StoredPrompt(stored, info, pathlib.Path(folder))
+    peft.write_folder(folder, stored, layout)
+    write_json(folder / INFO, description(stored, info))
+    return StoredPrompt(stored, info, folder)
 
 
 def description(prompt: Prompt, info: PromptInfo) -> dict[str, Any]:
@@ -262,7 +299,11 @@ def is_bank(folder: PathLike) -> bool:
     folder = pathlib.Path(folder)
     if not folder.is_dir() or _prompt_folder(folder) is not None:
         return False
-    return any(_prompt_folder(path) is not None for path in folder.iterdir())
+    return any(
+        _prompt_folder(path) is not None
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+    )
 
 
 class PromptBank:

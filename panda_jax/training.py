@@ -1,5 +1,6 @@
 """The front door of training: checks, what a run starts from, then the loop."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -9,11 +10,22 @@ from typing import Any
 
 import jax
 
-from panda_jax import givens, identity, losses, runs, scoring, several, store
+from panda_jax import (
+    distributed,
+    givens,
+    identity,
+    losses,
+    run_folder,
+    runs,
+    scoring,
+    several,
+    store,
+)
 from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.claims import Claim
 from panda_jax.errors import UserError
 from panda_jax.examples import AnyExamples
-from panda_jax.files import PathLike, read_json, write_json, write_text
+from panda_jax.files import PathLike, read_json
 from panda_jax.lane import Lane, Needs, TrainResult
 from panda_jax.loop import Fleet
 from panda_jax.measures import METRICS
@@ -22,6 +34,22 @@ from panda_jax.scorer import EXAMPLES
 from panda_jax.sharding import Partitioner
 from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is written.
+
+    Attributes:
+      folder: its own.
+      held: what lets go of the folder at its end; None where the caller holds
+        it.
+      overwrite: whether what is in the way there may be replaced.
+    """
+
+    folder: pathlib.Path
+    held: contextlib.ExitStack | None = None
+    overwrite: bool = False
 
 
 def train(
@@ -37,6 +65,7 @@ def train(
     model_dir: PathLike | None = None,
     quiet: bool = False,
     partitioner: Partitioner | None = None,
+    overwrite: bool = False,
     **settings: Any,
 ) -> TrainResult:
     """Trains one prompt (or, with method `model`, the backbone) on a task.
@@ -64,11 +93,14 @@ def train(
       quiet: show no progress.
       partitioner: how devices are shared out; by default all of them are used
         on accelerators, and one of a CPU's.
+      overwrite: files of other origin in `model_dir` that are in the way are
+        replaced.
       **settings: the fields of `panda_jax.runs.Run`, `task` at least.
 
     Raises:
       UserError: anything of the above that is wrong, missing or does not fit,
-        or a loss that becomes NaN or Inf.
+        another process that holds `model_dir`, or a loss that becomes NaN or
+        Inf.
     """
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
@@ -81,21 +113,28 @@ def train(
         "teacher": teacher,
         "target_prompt": target_prompt,
     }
-    begun = _begin(
-        run, backbone, prompts, similarity, where, folder, sources=sources
-    )
-    if isinstance(begun, TrainResult):
-        return begun
-    lane, data = begun
-    fleet = Fleet(
-        backbone,
-        [lane],
-        *data,
-        folder=folder and folder / "checkpoints",
-        quiet=quiet,
-        partitioner=partitioner,
-    )
-    (result,) = fleet.execute()
+    with contextlib.ExitStack() as held:
+        begun = _begin(
+            run,
+            backbone,
+            prompts,
+            similarity,
+            where,
+            folder and Place(folder, held, overwrite),
+            sources=sources,
+        )
+        if isinstance(begun, TrainResult):
+            return begun
+        lane, data = begun
+        fleet = Fleet(
+            backbone,
+            [lane],
+            *data,
+            folder=folder and folder / run_folder.CHECKPOINTS,
+            quiet=quiet,
+            partitioner=partitioner,
+        )
+        (result,) = fleet.execute()
     if isinstance(result, UserError):
         raise result
     return result
@@ -110,6 +149,7 @@ def train_fleet(
     tfds_data_dir: PathLike | None = None,
     quiet: bool = False,
     partitioner: Partitioner | None = None,
+    claimed: bool = False,
 ) -> dict[str, TrainResult | UserError]:
     """Trains runs of one task together: each is what it would be alone.
 
@@ -129,6 +169,7 @@ def train_fleet(
       tfds_data_dir: of TFDS.
       quiet: show no progress.
       partitioner: how devices are shared out.
+      claimed: nobody else works in `out_dir`, which the caller sees to.
 
     Returns:
       By name, in the order given, a result, or why a lane failed: one that
@@ -137,8 +178,24 @@ def train_fleet(
     Raises:
       UserError: a wrong argument, or runs that cannot share a step.
     """
-    where = givens.Where(data_dir, tfds_data_dir, quiet, partitioner)
-    root = None if out_dir is None else pathlib.Path(out_dir)
+    with contextlib.ExitStack() as held:
+        return _train_fleet(
+            backbone,
+            lanes,
+            None if out_dir is None else pathlib.Path(out_dir),
+            givens.Where(data_dir, tfds_data_dir, quiet, partitioner),
+            None if claimed else held,
+        )
+
+
+def _train_fleet(
+    backbone: Backbone | str,
+    lanes: Mapping[str, Mapping[str, Any]],
+    root: pathlib.Path | None,
+    where: givens.Where,
+    held: contextlib.ExitStack | None,
+) -> dict[str, TrainResult | UserError]:
+    """`train_fleet`; what it holds is let go of with `held`."""
     found: dict[str, TrainResult | UserError | None] = {}
     going: dict[str, Lane] = {}
     data = None
@@ -153,8 +210,8 @@ def train_fleet(
         run = runs.make_run(backbone=named, **settings)
         runs.refuse_unused(run, several=False)
         backbone = _loaded(backbone, run)
-        folder = root and root / name
-        begun = _begin(run, backbone, prompts, similarity, where, folder)
+        place = root and Place(root / name, held)
+        begun = _begin(run, backbone, prompts, similarity, where, place)
         if isinstance(begun, TrainResult):
             found[name] = begun
             continue
@@ -166,9 +223,9 @@ def train_fleet(
             backbone,
             list(going.values()),
             *data,
-            folder=root and root / "checkpoints",
-            quiet=quiet,
-            partitioner=partitioner,
+            folder=root and root / run_folder.CHECKPOINTS,
+            quiet=where.quiet,
+            partitioner=where.partitioner,
         )
         found |= dict(zip(going, fleet.execute(), strict=True))
     return {name: done for name, done in found.items() if done is not None}
@@ -195,7 +252,7 @@ def _begin(
     prompts: dict[str, givens.PromptLike | None],
     similarity: float | None,
     where: givens.Where,
-    folder: pathlib.Path | None,
+    place: Place | None,
     *,
     sources: several.SourcesLike | None = None,
 ) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
@@ -231,26 +288,27 @@ def _begin(
         run, backbone, given, similarity, data, candidates
     )
     main = jax.process_index() == 0
-    if folder is not None:
-        there = identity.same_run(folder, description)
-        done = identity.done_result(folder)
+    folder, claim = None, None
+    if place is not None:
+        folder = place.folder
+        done = _done(folder, description)
         if done is not None:
-            return TrainResult(_best_prompt(folder, done), done, folder)
+            return done
+        paths = {
+            **{r: givens.as_path(value) for r, value in prompts.items()},
+            "sources": givens.as_paths(sources),
+            "data_dir": givens.as_path(where.data_dir),
+            "tfds_data_dir": givens.as_path(where.tfds_data_dir),
+            "similarity": similarity,
+        }
         # Only now: a start that fails above leaves nothing behind.
-        folder.mkdir(parents=True, exist_ok=True)
-        if main:
-            paths = {
-                **{r: givens.as_path(value) for r, value in prompts.items()},
-                "sources": givens.as_paths(sources),
-                "data_dir": givens.as_path(where.data_dir),
-                "tfds_data_dir": givens.as_path(where.tfds_data_dir),
-                "similarity": similarity,
-            }
-            if there is None:
-                write_json(folder / "run.json", description)
-            write_text(folder / "config.gin", runs.as_gin(run, paths))
+        claim = _opened(place, description, runs.as_gin(run, paths))
+        # Whoever held it a moment ago may have come to an end.
+        done = _done(folder, description)
+        if done is not None:
+            return done
         # It goes by the name that its files have, whatever release gave it.
-        description = there or description
+        description = identity.same_run(folder, description) or description
     choice = None
     if candidates:
         choice = _chosen(run, backbone, candidates, given, where, folder)
@@ -274,20 +332,57 @@ def _begin(
         folder,
         writes=main,
         run_hash=identity.run_hash(description),
+        claim=claim,
+        overwrite=place is not None and place.overwrite,
     )
     return lane, data
 
 
-def _best_prompt(folder: pathlib.Path, result: dict[str, Any]) -> StoredPrompt:
-    """The prompt of a run that is done.
+def _done(
+    folder: pathlib.Path, description: dict[str, Any]
+) -> TrainResult | None:
+    """What the run has left there, if it is done.
 
     Raises:
-      UserError: it is not the one that the result is of.
+      UserError: the folder is another run's, or its result or prompt is.
     """
+    identity.same_run(folder, description)
+    done = identity.done_result(folder)
+    if done is None:
+        return None
     stored = load_prompt(folder / "prompt")
     info = store.description(stored.prompt, stored.info)
-    identity.check_prompt(result, info, where=str(folder))
-    return stored
+    identity.check_prompt(done, info, where=str(folder))
+    return TrainResult(stored, done, folder)
+
+
+def _opened(
+    place: Place, description: dict[str, Any], config: str
+) -> Claim | None:
+    """Holds the run's folder and makes it ready; process 0 does, for all.
+
+    Raises:
+      UserError: in every process, where another holds it or files are in the
+        way.
+    """
+    claim, wrong = None, None
+    if jax.process_index() == 0:
+        try:
+            if place.held is not None:
+                claim = run_folder.hold(place.folder, place.held)
+            if _done(place.folder, description) is None:
+                run_folder.begin(
+                    place.folder,
+                    description,
+                    config,
+                    overwrite=place.overwrite,
+                )
+        except UserError as error:
+            wrong = str(error)
+    wrong = distributed.from_main(wrong)
+    if wrong is not None:
+        raise UserError(wrong)
+    return claim
 
 
 def _fill_needs(
@@ -418,7 +513,7 @@ def _chosen(
         "shares": dict(zip(best, shares.tolist(), strict=True)),
     }
     if path is not None and jax.process_index() == 0:
-        write_json(path, choice)
+        run_folder.write_json(path.parent, path.name, choice)
     return choice
 
 

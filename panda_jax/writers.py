@@ -54,6 +54,8 @@ class MetricWriter:
         kept = []
         if resume_step is not None and path.exists():
             kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
+        elif path.exists():
+            _check_metrics(path)
         write_text(path, "".join(map(_line, kept)))
         self._lines = path.open("a", encoding="utf-8")
         # Nanoseconds: TensorBoard reads the files of a run in name order, and
@@ -161,6 +163,17 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
                 "with a step. Remove the line, or run again from the start."
             )
     return records
+
+
+def _check_metrics(path: pathlib.Path) -> None:
+    """Refuses to begin anew over a file that no run has written."""
+    with path.open("rb") as file:
+        first = file.readline()
+    if first.endswith(b"\n") and _parse(first) is None:
+        raise UserError(
+            f"{path}:1: got {first[:40]!r}, expected a JSON object with a "
+            "step, as a run writes them. Move that file away."
+        )
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -34,10 +34,10 @@ from panda_jax import (
     trees,
     writers,
 )
+from panda_jax.claims import Claims
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples
 from panda_jax.experiments import agreement, boards
-from panda_jax.experiments.claims import Claims
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger

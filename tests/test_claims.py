@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
-from panda_jax import UserError
-from panda_jax.experiments import claims
-from panda_jax.experiments.claims import Claims, parse_shard
+from panda_jax import UserError, claims
+from panda_jax.claims import Claims, parse_shard
 
 
 def said(folder, name="fleet"):
@@ -185,11 +185,11 @@ def test_who_was_silent_learns_that_another_took_over(tmp_path):
 def test_a_disk_that_is_full_for_a_while_costs_no_claim(tmp_path, monkeypatch):
     real, failures = claims.write_json, []
 
-    def full(path, value):
+    def full(path, value, **options):
         if len(failures) < 2 and value["beat"]:
             failures.append(path)
             raise OSError(28, "No space left on device")
-        real(path, value)
+        real(path, value, **options)
 
     monkeypatch.setattr(claims, "write_json", full)
     with Claims(tmp_path, stale=0.2).take("fleet") as claim:
@@ -216,3 +216,125 @@ def test_no_shard(text):
 def test_silence_takes_time(tmp_path):
     with pytest.raises(UserError, match="stale_seconds is 0"):
         Claims(tmp_path, stale=0)
+
+
+# A run's folder.
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_run_s_folder_is_held_by_one(tmp_path):
+    with (
+        claims.alone(tmp_path, done=never),
+        pytest.raises(
+            UserError,
+            match=rf"held by process {os.getpid()} on .*, at work since 2",
+        ),
+        claims.alone(tmp_path, done=never),
+    ):
+        pass
+    with claims.alone(tmp_path, done=never):
+        (tmp_path / "run.json").touch()
+    assert (tmp_path / claims.LOCK).exists(), "a latecomer may be at the door"
+    with claims.alone(tmp_path, done=lambda: True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        claims.alone(tmp_path / "a" / "b", done=never),
+    ):
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("b")) == []
+    (tmp_path / "c").mkdir()
+    with claims.alone(tmp_path / "c", done=never):
+        pass
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_one_that_was_killed_is_followed_at_once(tmp_path):
+    code = (
+        "import os, signal, sys; from panda_jax import claims\n"
+        "with claims.alone(sys.argv[1], done=bool):\n"
+        "    open(sys.argv[1] + '/run.json', 'w').close()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+        assert claims.Claims(tmp_path).last(claims.LOCK) >= 0
+    naps = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims.time, "sleep", naps.append)
+        with claims.alone(tmp_path, done=never):
+            pass
+    assert naps == []
+
+
+def elsewhere(tmp_path, **changes) -> None:
+    """A holder of another machine."""
+    place = tmp_path / claims.LOCK / "0"
+    place.mkdir(parents=True, exist_ok=True)
+    said = {
+        "owner": "x",
+        "host": "far",
+        "pid": 7,
+        "machine": "another",
+        "since": "2026-01-01T00:00:00Z",
+        "stale": 120.0,
+        "beat": 0,
+        **changes,
+    }
+    (place / "claim.json").write_text(json.dumps(said))
+
+
+def test_one_of_another_machine_is_watched(tmp_path, clock, monkeypatch):
+    elsewhere(tmp_path)
+
+    def beats(seconds):
+        clock[0] += seconds
+        if clock[0] > 20:
+            elsewhere(tmp_path, beat=1)
+
+    monkeypatch.setattr(claims.time, "sleep", beats)
+    with (
+        pytest.warns(RuntimeWarning, match="process 7 on far: waiting up to"),
+        pytest.raises(UserError, match="held by process 7 on far"),
+        claims.alone(tmp_path, done=never),
+    ):
+        pass
+    assert 20 < clock[0] < 25
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_one_that_is_silent_is_followed(tmp_path, clock, monkeypatch, written):
+    """Also one that was killed before it could say anything."""
+    elsewhere(tmp_path)
+    if not written:
+        (tmp_path / claims.LOCK / "0" / "claim.json").unlink()
+
+    def passes(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(claims.time, "sleep", passes)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        claims.alone(tmp_path, done=never) as claim,
+    ):
+        assert claims.Claims(tmp_path).last(claims.LOCK) == 1
+        assert not claim.lost
+    assert 120 <= clock[0] < 125
+
+
+def test_a_claim_that_could_not_be_written_is_none(tmp_path, monkeypatch):
+    def fails(*unused, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "write_json", fails)
+        with pytest.raises(KeyboardInterrupt):
+            Claims(tmp_path).take("fleet")
+    assert Claims(tmp_path).take("fleet") is not None

@@ -19,7 +19,7 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, files, pictures, predictions, store
+from panda_jax import cli, files, ownership, pictures, predictions, store
 from panda_jax.errors import StorageError
 from panda_jax.interop import hf, npy, tensors
 from panda_jax.prompts import Prompt
@@ -245,7 +245,8 @@ def test_files_are_as_open_as_the_umask_says(tmp_path):
 
         def write(number):
             files.write_text(tmp_path / f"{number}.txt", "x")
-            with files.atomic_folder(tmp_path / f"{number}") as folder:
+            place = tmp_path / f"{number}"
+            with ownership.replacing(place, "import") as folder:
                 tensors.save(folder / "x", {"a": np.ones(1)})
 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -261,24 +262,27 @@ def test_files_are_as_open_as_the_umask_says(tmp_path):
 
 
 def test_a_folder_that_is_exchanged_is_never_lost(tmp_path, monkeypatch):
-    """Ctrl-C comes between the two renames."""
-    with files.atomic_folder(tmp_path / "p") as folder:
-        (folder / "old").touch()
+    """Ctrl-C comes between the two renames of a disk without exchanges."""
+    with ownership.replacing(tmp_path / "p", "import") as folder:
+        (folder / "x").write_text("old")
     real, calls = os.replace, []
 
     def replace(*paths):
-        calls.append(paths)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        if paths[1] == tmp_path / "p":
+            calls.append(paths)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
         real(*paths)
 
+    monkeypatch.setattr(files, "_renameat2", lambda *_: False)
     monkeypatch.setattr(os, "replace", replace)
     with (
         pytest.raises(KeyboardInterrupt),
-        files.atomic_folder(tmp_path / "p") as folder,
+        ownership.replacing(tmp_path / "p", "import") as folder,
     ):
-        (folder / "new").touch()
-    assert [p.name for p in tmp_path.rglob("*")] == ["p", "old"]
+        (folder / "x").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+    assert (tmp_path / "p" / "x").read_text() == "old"
 
 
 # Names, and what is only read.

@@ -36,6 +36,7 @@ from panda_jax.backbone import Backbone
 from panda_jax.interop import hf, npy
 from panda_jax.models import bert
 from panda_jax.models.t5 import T5Config
+from panda_jax.ownership import LISTING
 from panda_jax.prompts import Prompt
 from panda_jax.tokenizer import Tokenizer
 from panda_jax.trees import content_hash
@@ -687,8 +688,7 @@ def test_exports_never_replace_other_files(tmp_path):
     for _ in range(2):
         exchange.export_prompt("peft", stored, tmp_path / "p")
     (tmp_path / "p" / "notes.txt").write_text("mine")
-    with pytest.raises(errors.UserError, match="holds notes.txt: give a new"):
-        exchange.export_prompt("peft", stored, tmp_path / "p")
+    exchange.export_prompt("peft", stored, tmp_path / "p")
     with pytest.raises(errors.UserError, match="is a file: give a folder"):
         exchange.export_prompt("peft", stored, tmp_path / "p" / "notes.txt")
     assert (tmp_path / "p" / "notes.txt").read_text() == "mine"
@@ -770,7 +770,8 @@ def test_a_bank_is_exported_to_share(
     argv = ["export", "peft", str(tmp_path / "bank"), f"--out_dir={out}"]
     assert cli.main([*argv, "--base_model=some/bert"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert {path.name for path in out.iterdir()} == {*made, cards.FILE}
+    names = {path.name for path in out.iterdir()}
+    assert names == {*made, cards.FILE, LISTING}
     assert store.PromptBank(out).names == sorted(made)
     index = (out / cards.FILE).read_text()
     front, page = index.removeprefix("---\n").split("---\n", 1)
@@ -891,7 +892,7 @@ def _files(folder: pathlib.Path) -> dict[str, bytes]:
     }
 
 
-def test_an_export_replaces_only_its_like_and_when_asked(tmp_path):
+def test_an_export_replaces_its_like_and_nothing_else(tmp_path):
     first, second = _prompt("deep"), _prompt("deep")
     info = dataclasses.replace(first.info, seed=7)
     second = dataclasses.replace(second, info=info)
@@ -901,50 +902,54 @@ def test_an_export_replaces_only_its_like_and_when_asked(tmp_path):
         store.PromptBank.of({"a": first, "b": second}),
     ]
     exchange.export_bank(banks[0], out)
-    exchange.export_bank(banks[0], out)
     before = _files(tmp_path)
-    with pytest.raises(errors.UserError, match=r"README.md' is there already"):
-        exchange.export_bank(banks[1], out)
+    exchange.export_bank(banks[0], out)
+    assert _files(tmp_path) == before
     # A bank never takes one prompt's place, nor the other way round.
-    with pytest.raises(errors.UserError, match="holds a, b: give a new"):
-        exchange.export_prompt("peft", first, out, overwrite=True)
-    with pytest.raises(errors.UserError, match="holds adapter_con"):
-        exchange.export_bank(banks[0], out / "a", overwrite=True)
+    with pytest.raises(errors.UserError, match="holds a/README.md, a/adapter"):
+        exchange.export_prompt("peft", first, out)
+    with pytest.raises(errors.UserError, match=r"holds README.md, which"):
+        exchange.export_bank(banks[0], out / "a")
     gone = store.PromptBank.of({"a": first})
-    with pytest.raises(errors.UserError, match="holds b: give a new"):
-        exchange.export_bank(gone, out, overwrite=True)
+    with pytest.raises(errors.UserError, match="holds b/README.md, b/adapter"):
+        exchange.export_bank(gone, out)
     headless = Prompt(np.zeros((2, 2, 0, 2, 64), np.float32), {})
     tuned = dataclasses.replace(first, prompt=headless)
     broken = store.PromptBank.of({"a": first, "b": second, "c": tuned})
     with pytest.raises(errors.UserError, match="'c': .*no prompt to export"):
         exchange.export_bank(broken, out, overwrite=True)
     assert _files(tmp_path) == before
-    exchange.export_bank(banks[1], out, overwrite=True)
+    exchange.export_bank(banks[1], out)
     assert store.load_prompt(out / "b").info == info
     (out / "b" / "notes.txt").write_text("mine")
+    (out / "b" / cards.FILE).write_text("edited")
     before = _files(tmp_path)
-    with pytest.raises(errors.UserError, match="holds notes.txt: give a new"):
-        exchange.export_bank(banks[0], out, overwrite=True)
+    with pytest.raises(errors.UserError, match=r"holds b/README.md, which"):
+        exchange.export_bank(banks[0], out)
     assert _files(tmp_path) == before
-    exchange.export_prompt("peft", first, tmp_path / "p")
-    with pytest.raises(errors.UserError, match="is there already and differs"):
-        exchange.export_prompt("peft", second, tmp_path / "p")
-    exchange.export_prompt("peft", second, tmp_path / "p", overwrite=True)
-    assert store.load_prompt(tmp_path / "p").info == info
+    # What is edited and would be gone stays, whatever was asked for.
+    exchange.export_bank(gone, out, overwrite=True)
+    assert {path.name for path in (out / "b").iterdir()} == {
+        cards.FILE,
+        "notes.txt",
+    }
+    assert (out / "b" / cards.FILE).read_text() == "edited"
 
 
-def test_an_npy_file_is_replaced_when_asked(tmp_path):
+def test_an_npy_file_is_replaced_while_it_is_ours(tmp_path):
     stored = _prompt("shallow", head=False)
     other = Prompt(-stored.prompt.vectors, {})
     other = dataclasses.replace(stored, prompt=other)
-    for _ in range(2):
-        file = exchange.export_prompt("npy", stored, tmp_path)
-    before = file.read_bytes()
-    with pytest.raises(errors.UserError, match="is there already and differs"):
-        exchange.export_prompt("npy", other, tmp_path)
-    assert _files(tmp_path) == {"cb.npy": before}
-    exchange.export_prompt("npy", other, tmp_path, overwrite=True)
+    file = exchange.export_prompt("npy", stored, tmp_path)
+    exchange.export_prompt("npy", other, tmp_path)
     np.testing.assert_array_equal(np.load(file), other.prompt.vectors)
+    np.save(file, np.zeros((2, 3)))
+    before = file.read_bytes()
+    with pytest.raises(errors.UserError, match="holds cb.npy, which"):
+        exchange.export_prompt("npy", stored, tmp_path)
+    assert file.read_bytes() == before
+    exchange.export_prompt("npy", stored, tmp_path, overwrite=True)
+    np.testing.assert_array_equal(np.load(file), stored.prompt.vectors)
 
 
 def test_one_base_model_is_of_one_backbone(tmp_path):

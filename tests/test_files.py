@@ -3,14 +3,15 @@
 import os
 import threading
 
-from panda_jax import files
+from panda_jax import files, ownership
 
 
 def test_threads_that_write_leave_the_umask_as_it_was(tmp_path):
     def write(number):
         for turn in range(50):
             files.write_text(tmp_path / f"{number}-{turn}", "x")
-            with files.atomic_folder(tmp_path / f"f{number}") as folder:
+            place = tmp_path / f"f{number}"
+            with ownership.replacing(place, "import") as folder:
                 (folder / "y").write_text("y")
 
     before = os.umask(0o027)
@@ -38,8 +39,8 @@ def test_a_file_and_a_folder_are_on_the_disk_before_they_are_there(
     with files.atomic_file(tmp_path / "b", durable=False) as temporary:
         temporary.write_text("b")
     assert len(synced) == 1
-    with files.atomic_folder(tmp_path / "c") as folder:
+    with ownership.replacing(tmp_path / "c", "import") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "one").write_text("1")
         (folder / "two").write_text("2")
-    assert len(synced) == 3
+    assert len(synced) == 4  # and the listing

@@ -26,6 +26,7 @@ from panda_jax.tasks.spec import TaskSpec
 
 import panda_jax as pj
 from panda_jax import (
+    checkpoints,
     chips,
     cluster,
     distributed,
@@ -33,6 +34,7 @@ from panda_jax import (
     exchange,
     loop,
     optim,
+    ownership,
     plan,
     runs,
     store,
@@ -44,6 +46,7 @@ from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.interop import hf, tensors
 from panda_jax.models import BertConfig, bert
 from panda_jax.prompts import Prompt
+from panda_jax.steps import TrainState
 from panda_jax.text_tokenizer import TextTokenizer
 
 SMALL = {
@@ -56,6 +59,7 @@ SMALL = {
     "max_length": 16,
     "quiet": True,
 }
+TWICE = {**SMALL, "train_examples": 8}
 BERT = BertConfig(
     vocab_size=30, width=8, layers=1, heads=2, ffn=12, positions=20
 )
@@ -70,9 +74,16 @@ def bank(tiny, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Run folders: one, one of another seed, one of a longer prompt."""
+    """Run folders: one, one of another seed, one of a longer prompt, and one
+    that was saved twice.
+    """
     root = tmp_path_factory.mktemp("runs")
-    changes = {"one": {}, "seed": {"seed": 1}, "longer": {"prompt_length": 5}}
+    changes = {
+        "one": {},
+        "seed": {"seed": 1},
+        "longer": {"prompt_length": 5},
+        "twice": {"train_examples": 8},
+    }
     for name, settings in changes.items():
         pj.train(tiny, model_dir=root / name, **{**SMALL, **settings})
     return {name: root / name for name in changes}
@@ -82,6 +93,14 @@ def trained(tiny, tmp_path_factory) -> dict[str, pathlib.Path]:
 def killed(trained, tmp_path) -> pathlib.Path:
     """The folder of a run that ended between its last step and its result."""
     folder = shutil.copytree(trained["one"], tmp_path / "run")
+    (folder / "result.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def late(trained, tmp_path) -> pathlib.Path:
+    """As `killed`, with two checkpoints."""
+    folder = shutil.copytree(trained["twice"], tmp_path / "run")
     (folder / "result.json").unlink()
     return folder
 
@@ -333,12 +352,76 @@ def test_a_checkpoint_of_another_run(tiny, killed, trained, other, words):
         pj.train(tiny, model_dir=killed, **SMALL)
 
 
-@pytest.mark.parametrize("name", ["progress/metadata", "state/manifest.ocdbt"])
-def test_a_damaged_checkpoint(tiny, killed, name):
-    (killed / "checkpoints" / "2" / name).write_bytes(b"x")
+DAMAGE = pytest.mark.parametrize(
+    "name", ["progress/metadata", "state/manifest.ocdbt"]
+)
+
+
+@DAMAGE
+def test_checkpoints_that_are_all_damaged(tiny, late, name):
+    for step in steps(late):
+        (late / "checkpoints" / step / name).write_bytes(b"x")
     words = "checkpoints/2' cannot be restored: .*Delete that folder to"
     with pytest.raises(UserError, match=words):
-        pj.train(tiny, model_dir=killed, **SMALL)
+        pj.train(tiny, model_dir=late, **TWICE)
+    assert steps(late) == ["1", "2"]
+
+
+def steps(run: pathlib.Path) -> list[str]:
+    """The names of a run's checkpoints."""
+    return sorted(p.name for p in (run / "checkpoints").glob("[0-9]*"))
+
+
+@DAMAGE
+def test_a_damaged_checkpoint_is_passed_over(tiny, late, trained, name):
+    """The run goes on from the one before, and ends alike."""
+    (late / "checkpoints" / "2" / name).write_bytes(b"x")
+    with pytest.warns(RuntimeWarning, match="checkpoints/2' is passed over"):
+        again = pj.train(tiny, model_dir=late, **TWICE)
+    assert same_end(again.folder, trained["twice"])
+    assert steps(late) == ["1", "2"]
+    (aside,) = (late / "checkpoints").glob("unreadable-2-*")
+    assert (aside / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("left", [[], ["state"], ["progress"]])
+@pytest.mark.parametrize("step", ["2", "7"])
+def test_an_incomplete_checkpoint_is_passed_over(
+    tiny, late, trained, step, left
+):
+    """To orbax it is the latest, for which it would remove the others."""
+    folder = late / "checkpoints" / step
+    if step == "2":
+        shutil.rmtree(folder)
+    folder.mkdir()
+    for name in left:
+        (folder / name).mkdir()
+    with pytest.warns(RuntimeWarning, match=f"checkpoints/{step}' is passed"):
+        again = pj.train(tiny, model_dir=late, **TWICE)
+    assert same_end(again.folder, trained["twice"])
+    assert steps(late) == ["1", "2"]
+
+
+def same_end(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two runs have the same prompt, to the bit."""
+    name = "prompt/adapter_model.safetensors"
+    return (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_checkpoint_that_orbax_passes_over_is_no_checkpoint(tmp_path):
+    """It says so by a value that it returns, and by nothing else."""
+    state = steps_of(3)
+    kept = checkpoints.Checkpoints(tmp_path / "c")
+    kept.save(state, {"runs": ["a"]})
+    with pytest.raises(StorageError, match="step 3 was not written to"):
+        kept.save(state, {"runs": ["a"]})
+    kept.close()
+
+
+def steps_of(number: int) -> TrainState:
+    """A state of so many steps."""
+    one = np.ones(1)
+    return TrainState(np.full(1, number), one, one, one)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -383,8 +466,9 @@ def test_a_source_without_a_score_is_no_choice(
 def test_a_checkpoint_that_cannot_be_written(tiny, tmp_path):
     """Something is in its place: a link to a disk that is no longer there."""
     folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / "2").symlink_to(tmp_path / "gone" / "2")
+    with ownership.writing(tmp_path, "train", grows=("checkpoints",)):
+        folder.mkdir()
+    (folder / "1").symlink_to(tmp_path / "gone" / "1")
     words = "A checkpoint could not be written to .*checkpoints': .* are kept"
     with pytest.raises(StorageError, match=words):
         pj.train(tiny, model_dir=tmp_path, **SMALL)

@@ -22,6 +22,7 @@ from panda_jax.experiments.comparisons import compare
 from panda_jax.experiments.layout import Section, Table
 from panda_jax.experiments.report import write_report
 from panda_jax.experiments.results import read_results
+from panda_jax.ownership import LISTING, Listing
 from panda_jax.scores import Scores
 
 
@@ -775,7 +776,7 @@ def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
     assert cli.main([*argv, "--value=final", "--resamples=10"]) == 0
     paths = capsys.readouterr().out.split()
     assert str(out / "report.html") in paths
-    assert {str(p) for p in out.iterdir()} == set(paths)
+    assert {str(p) for p in out.iterdir()} == {*paths, f"{out / LISTING}"}
     assert "| prompt-tuning | 25.0 |" in (out / "report.md").read_text()
     for flag, words in (
         ("--value=mean", "value is 'mean'"),
@@ -793,14 +794,15 @@ def test_files_of_a_former_report_are_removed(tmp_path):
     write_report(tmp_path / "runs", out, resamples=0)
     (out / "notes.csv").write_text("mine")
     (tmp_path / "other.csv").write_text("mine")
-    with open(out / "files.txt", "a") as file:
-        file.write("../other.csv\n..\n\n")
+    # As release 0.1 would have removed them.
+    (out / "files.txt").write_text("../other.csv\n..\nnotes.csv\n\n")
     assert (out / "heatmap_pot_on_bert-tiny_data.csv").exists()
     write_run(tmp_path / "one", "a", value=0.5)
     write_report(tmp_path / "one", out, resamples=0)
     names = {path.name for path in out.iterdir()}
-    listed = set((out / "files.txt").read_text().split())
-    assert names == {*listed, "notes.csv", "files.txt"}
+    listing = Listing.read(out)
+    assert listing is not None
+    assert names == {*listing.files, "notes.csv", "files.txt", LISTING}
     assert (tmp_path / "other.csv").exists()
     assert "gains.csv" not in names
 

@@ -15,9 +15,9 @@ from grid_worker import ENDED, SMALL, Workers
 
 import panda_jax as pj
 from panda_jax import UserError, lane, loop
+from panda_jax.claims import Claims
 from panda_jax.errors import InterruptedRun, StorageError
 from panda_jax.experiments import attempts, news, runner
-from panda_jax.experiments.claims import Claims
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger

@@ -97,7 +97,11 @@ class Attempts:
         try:
             return dict(
                 train_fleet(
-                    self._backbone(like), lanes, out_dir=folder, **self._options
+                    self._backbone(like),
+                    lanes,
+                    out_dir=folder,
+                    claimed=True,
+                    **self._options,
                 )
             )
         except InterruptedRun:

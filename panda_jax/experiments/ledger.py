@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from panda_jax import identity
+from panda_jax import identity, ownership
+from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
-from panda_jax.experiments.claims import clock
 from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
 from panda_jax.files import PathLike, read_json, write_json
 
@@ -80,9 +80,13 @@ class Ledger:
             there, here = self.out / run.elsewhere, self.out / run.folder
             result = identity.read_result(there)
             if result is not None:
-                but = shutil.ignore_patterns("result.json")
-                shutil.copytree(there, here, ignore=but, dirs_exist_ok=True)
-                write_json(here / "result.json", result)
+                but = shutil.ignore_patterns(
+                    "result.json", ownership.LISTING, LOCK
+                )
+                with ownership.writing(here, "train") as new:
+                    shutil.copytree(there, new, ignore=but, dirs_exist_ok=True)
+                with ownership.writing(here, "train") as new:
+                    write_json(new / "result.json", result)
         self.look(some)
 
     def state(self, run: Planned) -> str:
@@ -191,15 +195,25 @@ class Ledger:
                 target = self.out / run.folder / "prompt"
                 path = os.path.relpath(target, link.parent)
                 done = self.state(run) == "done"
-                if link.is_symlink() and not (
-                    done and os.readlink(link) == path
-                ):
+                if self._is_stale(link, path if done else None):
                     link.unlink(missing_ok=True)
                 if done:
                     link.parent.mkdir(parents=True, exist_ok=True)
                     # There already, or no links on this file system.
                     with contextlib.suppress(OSError):
                         link.symlink_to(path, target_is_directory=True)
+
+    def _is_stale(self, link: pathlib.Path, path: str | None) -> bool:
+        """Whether a link is one of this grid's runs, and not where it should.
+
+        One that leads elsewhere is the user's.
+        """
+        if not link.is_symlink() or os.readlink(link) == path:
+            return False
+        leads = os.path.normpath(link.parent / os.readlink(link))
+        return pathlib.Path(leads).is_relative_to(
+            os.path.normpath(self.out / "runs")
+        )
 
     def write_progress(self, doing: Iterable[dict[str, Any]]) -> None:
         """Writes `progress.json`.

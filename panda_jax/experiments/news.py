@@ -3,7 +3,7 @@
 import sys
 import time
 
-from panda_jax.experiments.claims import Claims
+from panda_jax.claims import Claims
 from panda_jax.experiments.ledger import Ledger
 
 

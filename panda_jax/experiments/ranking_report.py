@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from panda_jax import csv_rows, pictures
+from panda_jax import csv_rows, ownership, pictures
 from panda_jax.errors import unknown_name
 from panda_jax.experiments import ranking_text
 from panda_jax.experiments.findings import Comparison, Estimate, Findings
@@ -72,7 +72,11 @@ class RankingReport(Findings):
         )
 
     def write(
-        self, out_dir: PathLike, *, scatters: bool = True
+        self,
+        out_dir: PathLike,
+        *,
+        scatters: bool = True,
+        overwrite: bool = False,
     ) -> list[pathlib.Path]:
         """Writes ranking.txt, .json and .csv, comparisons.csv and pictures.
 
@@ -80,11 +84,23 @@ class RankingReport(Findings):
           out_dir: the folder.
           scatters: whether to draw `scatter_METRIC.png` of every metric (with
             several backbones `scatter_METRIC_BACKBONE.png`).
+          overwrite: files in the way are replaced, whoever wrote them.
 
         Returns:
           The files, without the `.csv` beside each picture.
+
+        Raises:
+          UserError: files in the way that no such report wrote.
         """
-        folder = pathlib.Path(out_dir)
+        with ownership.writing(
+            out_dir, "evaluate-ranking", overwrite=overwrite
+        ) as new:
+            paths = self._write(new, scatters=scatters)
+        return [pathlib.Path(out_dir) / path.name for path in paths]
+
+    def _write(
+        self, folder: pathlib.Path, *, scatters: bool
+    ) -> list[pathlib.Path]:
         text, data, estimates, comparisons = paths = [
             folder / "ranking.txt",
             folder / "ranking.json",

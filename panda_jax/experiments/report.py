@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panda_jax import csv_rows, pictures
+from panda_jax import csv_rows, ownership, pictures
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments import (
     html_page,
@@ -24,8 +24,6 @@ from panda_jax.files import PathLike, write_text
 from panda_jax.scores import Scores, file_names
 
 TITLE = "Prompt transfer: results"
-# In a report's folder: the names of the files that it wrote there.
-FILES = "files.txt"
 
 
 def write_report(
@@ -37,11 +35,12 @@ def write_report(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Writes everything that the runs below a folder show.
 
     The same result files give the same bytes. What a former report wrote there
-    and this one does not is removed.
+    and this one does not is removed, unless it was changed since.
 
     Args:
       runs_dir: a folder with run folders at any depth.
@@ -53,12 +52,14 @@ def write_report(
       resamples: of the bootstrap; 0 for no intervals.
       confidence: of the intervals.
       seed: of everything drawn.
+      overwrite: files in the way are replaced, whoever wrote them.
 
     Returns:
       The files, without the `.csv` beside each heat map.
 
     Raises:
-      UserError: no run is found or none is done, or a score file is bad.
+      UserError: no run is found or none is done, a score file is bad, or files
+        are in the way that no report wrote.
     """
     _check(resamples, confidence)
     results = read_results(runs_dir, value=value)
@@ -82,41 +83,29 @@ def write_report(
         boards, resamples=resamples, confidence=confidence, seed=seed
     )
     tables = _read_scores(scores, boards)
-    drawn, paths = _draw(list(_maps(boards, gains)), folder)
-    sections = [
-        report_summary.summary(results, boards, comparisons),
-        *(
-            report_sections.of_backbone(
-                board,
-                gains,
-                tables.get(board.backbone, tables.get("")),
-                drawn.get(board.backbone, ()),
-            )
-            for board in boards
-        ),
-        report_sections.statistics(
-            boards, gains, comparisons, resamples, confidence
-        ),
-        report_sections.published(boards),
-        *report_sections.rest(results, boards),
-    ]
-    paths += _write(folder, sections, results)
-    return [*paths, _tidy(folder, paths)]
-
-
-def _tidy(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Removes what only a former report wrote; the list of this one's files."""
-    listing = folder / FILES
-    maps = [path for path in paths if path.suffix == ".png"]
-    names = {path.name for path in [*paths, *map(pictures.data_path, maps)]}
-    former = listing.read_text().splitlines() if listing.exists() else []
-    for name in former:
-        # No path out of the folder, whatever the list says.
-        path = folder / name
-        if name not in names and name == path.name and path.is_file():
-            path.unlink()
-    write_text(listing, "".join(f"{name}\n" for name in sorted(names)))
-    return listing
+    with ownership.writing(
+        folder, "report", overwrite=overwrite, removes=True
+    ) as new:
+        drawn, paths = _draw(list(_maps(boards, gains)), new)
+        sections = [
+            report_summary.summary(results, boards, comparisons),
+            *(
+                report_sections.of_backbone(
+                    board,
+                    gains,
+                    tables.get(board.backbone, tables.get("")),
+                    drawn.get(board.backbone, ()),
+                )
+                for board in boards
+            ),
+            report_sections.statistics(
+                boards, gains, comparisons, resamples, confidence
+            ),
+            report_sections.published(boards),
+            *report_sections.rest(results, boards),
+        ]
+        paths += _write(new, sections, results)
+    return [folder / path.name for path in paths]
 
 
 def _check(resamples: int, confidence: float) -> None:

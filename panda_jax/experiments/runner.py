@@ -4,21 +4,26 @@ Any number of processes may do so at once, on any machines that share the
 folder: each takes the next fleet that nobody has claimed.
 """
 
+import contextlib
 import os
 import pathlib
 
+from panda_jax import distributed, ownership
 from panda_jax.backbone import check_here
+from panda_jax.claims import STALE_SECONDS, Claims, parse_shard
 from panda_jax.errors import UserError
-from panda_jax.experiments.claims import STALE_SECONDS, Claims, parse_shard
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.run_folders import GRID, listed
 from panda_jax.experiments.worker import Summary, Worker
 from panda_jax.files import PathLike
 from panda_jax.sharding import Partitioner
 
 # Between looks at what others are at work on.
 POLL_SECONDS = 10.0
+# What workers rewrite in a grid's folder.
+_FILES = (GRID, "progress.json")
 
 
 def run_grid(
@@ -33,6 +38,7 @@ def run_grid(
     partitioner: Partitioner | None = None,
     stale_seconds: float = STALE_SECONDS,
     poll_seconds: float = POLL_SECONDS,
+    overwrite: bool = False,
 ) -> Summary:
     """Makes every run of the grid that has no result yet.
 
@@ -53,11 +59,13 @@ def run_grid(
       partitioner: how devices are shared out.
       stale_seconds: after which a silent process's work is taken over.
       poll_seconds: between looks at what others are at work on.
+      overwrite: files in the way are replaced, whoever wrote them.
 
     Raises:
       UserError: settings that no run can have, a shard that is none, or a
         folder or backbone that is not on this machine: every run that it tried
-        would fail, for all who share the folder.
+        would fail, for all who share the folder. Or files in the way that no
+        grid wrote.
       StorageError: no room for a checkpoint, nor for that of another run.
       InterruptedRun: asked to end by SIGTERM, and saved.
     """
@@ -66,6 +74,8 @@ def run_grid(
     plan = expand(grid).named_in(out)
     ledger = Ledger(plan, out, retry_failed=retry_failed)
     _check_here(ledger, data_dir)
+    if distributed.is_main():
+        _claim_files(out, overwrite=overwrite)
     worker = Worker(
         ledger,
         Claims(out / "claims", stale=stale_seconds),
@@ -80,6 +90,21 @@ def run_grid(
         },
     )
     return worker.run()
+
+
+def _claim_files(out: pathlib.Path, *, overwrite: bool) -> None:
+    """Makes sure that the files which all workers write are a grid's.
+
+    Raises:
+      UserError: one of them is there and is not.
+    """
+    if (out / GRID).exists():
+        # Of release 0.1, if it reads as one.
+        with contextlib.suppress(UserError):
+            listed(out, ".")
+            ownership.adopt(out, "grid", (), grows=_FILES)
+    with ownership.writing(out, "grid", overwrite=overwrite, grows=_FILES):
+        pass
 
 
 def _check_here(ledger: Ledger, data_dir: PathLike | None) -> None:

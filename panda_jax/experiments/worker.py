@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from panda_jax import distributed
+from panda_jax.claims import Claim, Claims
 from panda_jax.errors import UserError
 from panda_jax.experiments.attempts import Attempts, programs
-from panda_jax.experiments.claims import Claim, Claims
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.news import News
 from panda_jax.experiments.planned import Group, Planned

@@ -13,17 +13,21 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from panda_jax.errors import UserError
 from panda_jax.files import PathLike, read_json, write_json
 
 FILE = "claim.json"
+# The claim on a run's folder, in that folder.
+LOCK = ".panda_jax.lock"
 # Without a sign of life for so many seconds a claim is another's to take.
 STALE_SECONDS = 120.0
 # Signs of life in that time.
@@ -81,7 +85,12 @@ class Claims:
             place.mkdir()
         except FileExistsError:  # another was faster
             return None
-        return Claim(self, name, number, doing, on_lost)
+        try:
+            return Claim(self, name, number, doing, on_lost)
+        except BaseException:
+            # Others would wait for it to say something.
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     def holder(self, name: str) -> dict[str, Any] | None:
         """What the claim says of whoever is at work; None where nobody is."""
@@ -157,7 +166,9 @@ class Claim:
 
     def _write(self) -> None:
         folder = self._claims.folder / self._name / str(self._number)
-        write_json(folder / FILE, {**self._said, "at": clock()})
+        # After a power cut there is no holder either.
+        said = {**self._said, "at": clock()}
+        write_json(folder / FILE, said, durable=False)
 
     def _live(self) -> None:
         """Gives signs of life until the end."""
@@ -188,6 +199,75 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def alone(
+    folder: PathLike,
+    *,
+    done: Callable[[], bool],
+    stale: float = STALE_SECONDS,
+) -> Iterator[Claim]:
+    """Holds a run's folder, which one process at a time may write to.
+
+    A holder of this machine that has ended is followed at once. One of another
+    machine is watched until it gives a sign of life, or none for so long that
+    it counts as gone.
+
+    Args:
+      folder: of the run; made when absent.
+      done: whether nobody will write to it any more.
+      stale: seconds of silence after which a holder counts as gone.
+
+    Raises:
+      UserError: another holds it; says who, and since when.
+    """
+    folder = pathlib.Path(folder)
+    made = not folder.exists()
+    claim = _awaited(Claims(folder, stale=stale))
+    try:
+        yield claim
+    finally:
+        claim.release()
+        if not claim.lost:
+            nothing = [path.name for path in folder.iterdir()] == [LOCK]
+            if nothing or done():
+                shutil.rmtree(folder / LOCK, ignore_errors=True)
+            if nothing and made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def _awaited(claims: Claims) -> Claim:
+    """The claim on a run's folder, when it is clear whether anyone is there."""
+    first = None
+    while True:
+        claim = claims.take(LOCK)
+        if claim is not None:
+            return claim
+        said = claims.holder(LOCK)
+        if not said:  # given up this moment, or not yet written
+            time.sleep(0.05)
+            continue
+        beat = said.get("owner"), said.get("beat")
+        if said.get("machine") == _machine() or first not in (None, beat):
+            raise UserError(
+                f"The run folder {str(claims.folder)!r} is held by process "
+                f"{said.get('pid')} on {said.get('host')}, at work since "
+                f"{said.get('since')}, last heard of at {said.get('at')}. Wait "
+                "for it, end it, or choose another folder (--model_dir)."
+            )
+        if first is None:
+            first = beat
+            warnings.warn(
+                f"{str(claims.folder)!r} was last held by process "
+                f"{said.get('pid')} on {said.get('host')}: waiting up to "
+                f"{max(claims.stale, _seconds(said.get('stale'))):.0f} s for a "
+                "sign of life.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        time.sleep(min(1.0, claims.stale / _BEATS))
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
