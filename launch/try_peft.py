@@ -82,10 +82,7 @@ def try_pairs(transformers: list[str], peft: list[str]) -> dict[str, Any]:
                 print(
                     f"Trying PEFT {other} with it", file=sys.stderr, flush=True
                 )
-                pairs.append(
-                    {"transformers": version, "peft": other}
-                    | _in_a_process(made, paths)
-                )
+                pairs.append(_checked(version, other, run_pair(made, paths)))
     return {
         "command": "python launch/try_peft.py",
         "tolerance": TOLERANCE,
@@ -106,9 +103,22 @@ def _install(folder: pathlib.Path, package: str, version: str, *how: str):
     )
 
 
-def _in_a_process(
-    made: pathlib.Path, paths: list[pathlib.Path]
+def _checked(
+    transformers: str, peft: str, found: dict[str, Any]
 ) -> dict[str, Any]:
+    wanted = {"transformers": transformers, "peft": peft}
+    if found.pop("versions") != wanted:
+        sys.exit(f"The process did not import {wanted}.")
+    return wanted | found
+
+
+def run_pair(made: pathlib.Path, paths: list[pathlib.Path]) -> dict[str, Any]:
+    """What a pair makes of `export_all`'s folder, in a process of its own.
+
+    Args:
+      made: the folder.
+      paths: where the pair's packages are; first on the process's path.
+    """
     done = subprocess.run(
         [sys.executable, str(CHILD), str(made), str(TOLERANCE)],
         check=True,
@@ -121,11 +131,7 @@ def _in_a_process(
             "TRANSFORMERS_VERBOSITY": "error",
         },
     )
-    found = json.loads(done.stdout)
-    expected = {path.name for path in paths}
-    if set(found.pop("versions")) != expected:
-        sys.exit(f"The process did not import {sorted(expected)}.")
-    return found
+    return json.loads(done.stdout)
 
 
 def export_all(folder: pathlib.Path) -> None:
@@ -161,7 +167,6 @@ def _export(
     numbers: dict[str, Any],
 ) -> None:
     from panda_jax import store
-    from panda_jax.exchange import export_prompt
     from panda_jax.interop import peft_code
 
     info = store.PromptInfo(
@@ -172,7 +177,7 @@ def _export(
         method="import-peft",
         task_type=task_type,
     )
-    export_prompt("peft", store.StoredPrompt(prompt, info), folder)
+    store.save_prompt(folder, prompt, info)
     head = bool(prompt.head)
     layout = store.layout_of(prompt.vectors.shape, info, head=head)
     outputs = len(prompt.head["bias"]) if head else 0
@@ -226,8 +231,9 @@ def _plain(prompt: Any, config: Any) -> Any:
 
 
 def _export_encoders(folder: pathlib.Path) -> None:
-    from panda_jax.models import BertConfig, bert
     from panda_jax.tasks import specs
+
+    from panda_jax.models import BertConfig, bert
 
     config = BertConfig(60, width=32, layers=3, heads=4, ffn=48, positions=64)
     params = _backbone(folder / "bert", config, 0)
@@ -300,8 +306,18 @@ def _export_text_to_text(folder: pathlib.Path) -> None:
 
 
 def table() -> str:
-    """Pair by pair, what each form does, as docs/exchange.md shows it."""
-    return ""
+    """Form by form, what the pairs do, as docs/exchange.md shows it."""
+    from panda_jax.interop import peft_pairs
+
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for form in peft_pairs.pairs()[0].with_peft:
+        for versions, others, outcome in peft_pairs.grouped(form):
+            row = (", ".join(versions), ", ".join(others), outcome.words)
+            rows.setdefault(row, []).append(form)
+    heads = ("prompt", "transformers", "PEFT", "PEFT gives")
+    lines = [heads, ["---"] * len(heads)]
+    lines += [(", ".join(forms), *row) for row, forms in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

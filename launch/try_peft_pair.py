@@ -34,10 +34,10 @@ def main() -> None:
                 use = _text_to_text if text_to_text else _encoder
                 for name, one in use(how, numbers, tolerance).items():
                     found[how][f"{path.parent.name}{name}"] = one
-    found["versions"] = [
-        f"transformers-{transformers.__version__}",
-        f"peft-{peft.__version__}",
-    ]
+    found["versions"] = {
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
     print(json.dumps(found))
 
 

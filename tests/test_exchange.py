@@ -430,7 +430,7 @@ class PTuningV2(torch.nn.Module):
             tokens,
             attention_mask=mask,
             token_type_ids=segments,
-            past_key_values=transformers.DynamicCache(pairs),
+            **torch_bert.as_past(self.bert, transformers.DynamicCache(pairs)),
         )
         per_token = self.head == "qa_outputs"
         read = out.last_hidden_state if per_token else out.pooler_output

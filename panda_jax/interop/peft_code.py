@@ -55,12 +55,8 @@ def answer(input_ids, attention_mask, token_type_ids):
         attention_mask=torch.cat([ones, attention_mask], 1),
         token_type_ids=torch.cat([zeros, token_type_ids], 1),
     )"""
-# What it reads of the encoder, by task type.
-_READ = {
-    "SEQ_CLS": "out.pooler_output",
-    "TOKEN_CLS": "out.last_hidden_state{text}",
-    "QUESTION_ANS": "out.last_hidden_state{text}",
-}
+# Task types with logits for each position -> PEFT's name of them.
+PER_TOKEN = {"TOKEN_CLS": "logits", "QUESTION_ANS": "start_logits"}
 _DECODING = """\
 import torch
 
@@ -124,13 +120,16 @@ def without_peft(layout: Layout, backbone: str, *, outputs: int) -> str:
     head = HEADS[layout.task_type]
     if not outputs or head is None:
         return "\n".join([*lines, "    return out"])
-    # The prompt's own positions come first where it is shallow.
-    text = "" if deep else f"[:, {layout.length}:]"
+    read = "out.pooler_output"
+    if layout.task_type in PER_TOKEN:
+        # A shallow prompt's own positions come first.
+        text = "" if deep else f"[:, {layout.length}:]"
+        read = f"out.last_hidden_state{text}"
     return "\n".join(
         [
             *lines,
             "    return torch.nn.functional.linear(",
-            f"        {_READ[layout.task_type].format(text=text)},",
+            f"        {read},",
             f'        saved["base_model.{head}.weight"],',
             f'        saved["base_model.{head}.bias"],',
             "    )",
