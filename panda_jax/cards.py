@@ -13,20 +13,15 @@ from typing import Any
 from urllib.parse import quote
 
 from panda_jax.errors import UserError
+from panda_jax.interop import peft_code, peft_layout, peft_pairs
 from panda_jax.store import PromptInfo, StoredPrompt, description, layout_of
 from panda_jax.tasks import specs
 
 FILE = "README.md"
 # Backbones that the Hub knows by another name.
 _PUBLISHED = {"minilm-l6": "sentence-transformers/all-MiniLM-L6-v2"}
-# PEFT's task type -> the class of transformers that it goes with.
-_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
+# Where there is no name that transformers could load.
+_UNNAMED = "FOLDER OF ITS BACKBONE"
 _TUNING = {"deep": "prefix-tuning", "shallow": "prompt-tuning"}
 _METHODS = {
     "prompt": "prompt tuning from scratch",
@@ -204,7 +199,7 @@ def _use(stored: StoredPrompt, base_model: str | None) -> list[str]:
         ours = [
             "from panda_jax import exchange, load_backbone",
             "",
-            'backbone = load_backbone("FOLDER OF ITS BACKBONE")',
+            f'backbone = load_backbone("{_UNNAMED}")',
             'prompt = exchange.import_prompt("peft", ".", backbone=backbone)',
         ]
     else:
@@ -215,28 +210,55 @@ def _use(stored: StoredPrompt, base_model: str | None) -> list[str]:
             "prompt = pj.load_prompt("
             '".", fingerprint=backbone.fingerprint)  # this folder',
         ]
-    blocks = [
+    name = _published(info, base_model) or info.backbone
+    if name is None or name.startswith("random:"):
+        name = _UNNAMED
+    shape, head = stored.prompt.vectors.shape, stored.prompt.head
+    layout = layout_of(shape, info, head=bool(head))
+    outputs = len(head["bias"]) if head else 0
+    return [
         _python(*ours),
         "`pj.predict(prompt, rows)` answers new rows, `pj.train(..., "
         "source=prompt)` starts another task from it. With PEFT:",
+        _python(peft_code.with_peft(layout, name, outputs=outputs)),
+        *_tried(layout, name, outputs=outputs),
     ]
-    name = _published(info, base_model) or info.backbone
-    if name is None or name.startswith("random:"):
-        # There is nothing that transformers could load by name.
-        return [*blocks, _python('PeftModel.from_pretrained(model, ".")')]
-    shape, head = stored.prompt.vectors.shape, stored.prompt.head
-    model = _CLASSES[layout_of(shape, info, head=bool(head)).task_type]
-    outputs = f", num_labels={len(head['bias'])}" if head else ""
-    return [
-        *blocks,
-        _python(
-            "from peft import PeftModel",
-            f"from transformers import {model}",
-            "",
-            f"model = {model}.from_pretrained({name!r}{outputs})",
-            'model = PeftModel.from_pretrained(model, ".").eval()',
+
+
+def _tried(
+    layout: peft_layout.Layout, name: str, *, outputs: int
+) -> Iterable[str]:
+    """What PEFT gives, by versions, and what to do where that is wrong."""
+    text_to_text = layout.task_type == peft_layout.SEQ_2_SEQ
+    form = peft_pairs.form(layout.kind, layout.task_type, generate=text_to_text)
+    groups = peft_pairs.grouped(form)
+    what = "`model.generate`" if text_to_text else "PEFT's model"
+    yield f"What {what} gives, with the versions that were tried:"
+    heads = ("transformers", "PEFT", "it gives")
+    yield _table(
+        heads,
+        (
+            (_text(", ".join(a)), _text(", ".join(b)), _text(outcome.words))
+            for a, b, outcome in groups
         ),
-    ]
+    )
+    if layout.kind == "shallow" and layout.task_type in peft_code.PER_TOKEN:
+        yield (
+            f"PEFT's logits begin {layout.length} positions early, with the "
+            "prompt's own: those of the text are "
+            f"`{peft_code.PER_TOKEN[layout.task_type]}[:, {layout.length}:]`."
+        )
+    if all(outcome.result == "same" for _, _, outcome in groups):
+        return
+    if text_to_text:
+        yield "With all of them, these lines decode greedily by PEFT's model:"
+        yield _python(peft_code.decoding())
+        return
+    yield (
+        "Without PEFT, these lines give what panda_jax gives with all of these "
+        "versions of transformers:"
+    )
+    yield _python(peft_code.without_peft(layout, name, outputs=outputs))
 
 
 def _limits(info: PromptInfo) -> Iterable[str]:

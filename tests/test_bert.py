@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch_bert
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
-    DynamicCache,
 )
 
 from panda_jax import UserError, models
@@ -129,16 +129,9 @@ def torch_outputs(model: BertModel, inputs, vectors: torch.Tensor):
             **arguments,
         )
     if length:
-        # The prompt as past keys and values, [B, H, P, K] a layer. The
-        # released code shifts the text's positions by P.
-        cache = DynamicCache()
-        for layer, pair in enumerate(vectors):
-            key, value = (
-                part.permute(1, 0, 2)[None].expand(batch, -1, -1, -1)
-                for part in pair
-            )
-            cache.update(key, value, layer)
-        arguments["past_key_values"] = cache
+        # The released code shifts the text's positions by P.
+        cache = torch_bert.cache_of(vectors, batch)
+        arguments |= torch_bert.as_past(model, cache)
         arguments["use_cache"] = True
         arguments["position_ids"] = torch.arange(tokens.shape[1])[None] + length
     return model(

@@ -33,7 +33,7 @@ from panda_jax import (
     store,
 )
 from panda_jax.backbone import Backbone
-from panda_jax.interop import hf, npy
+from panda_jax.interop import hf, npy, peft_pairs
 from panda_jax.models import bert
 from panda_jax.models.t5 import T5Config
 from panda_jax.ownership import LISTING
@@ -431,7 +431,7 @@ class PTuningV2(torch.nn.Module):
             tokens,
             attention_mask=mask,
             token_type_ids=segments,
-            past_key_values=transformers.DynamicCache(pairs),
+            **torch_bert.as_past(self.bert, transformers.DynamicCache(pairs)),
         )
         per_token = self.head == "qa_outputs"
         read = out.last_hidden_state if per_token else out.pooler_output
@@ -795,7 +795,8 @@ def test_a_bank_is_exported_to_share(
         }
         card = (out / name / cards.FILE).read_text()
         _assert_told(card, json.loads((out / name / store.INFO).read_text()))
-        ours, theirs = _blocks(card)
+        ours, theirs, *without_peft = _blocks(card)
+        assert len(without_peft) == (stored.info.kind == "deep")
         found: dict = {}
         exec(ours, found)
         assert found["prompt"].info == stored.info
@@ -804,6 +805,26 @@ def test_a_bank_is_exported_to_share(
         config = found["model"].active_peft_config
         assert config.num_virtual_tokens == stored.prompt.length
         assert found["model"].base_model.num_labels == 3
+        for lines in without_peft:
+            exec(lines.replace("some/bert", weights), found)
+            _assert_answers(found["answer"], tiny, stored.prompt)
+
+
+def _assert_answers(answer, backbone: Backbone, prompt: Prompt) -> None:
+    """A card's lines give our logits."""
+    tokens = np.array([[2, 9, 7, 3], [2, 5, 3, 0]])
+    segments = np.array([[0, 0, 1, 1], [0, 1, 1, 0]])
+    expected, _ = bert.apply(
+        backbone.params, backbone.config, tokens, segments, prompt
+    )
+    with torch.no_grad():
+        got = answer(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(tokens != 0).long(),
+            token_type_ids=torch.tensor(segments),
+        )
+    assert np.ptp(expected, axis=0).max() > 1e-2
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-4, rtol=0)
 
 
 def _assert_told(card: str, about: dict) -> None:
@@ -839,7 +860,7 @@ def test_nothing_in_a_name_formats_a_card(tiny, weights):
     stored = dataclasses.replace(stored, info=info)
     shown = "x|y --- # h <b>`q`</b> ![i](http://e.x) *z* \\|"
     for page, count in (
-        (cards.card(stored), 2),
+        (cards.card(stored), 3),
         (cards.index({HOSTILE: info}), 1),
     ):
         _, front, body = page.split("---\n", 2)
@@ -873,6 +894,47 @@ def test_a_card_says_what_is_not_known(tiny, weights, changes, said):
     assert said not in cards.card(stored)
     info = dataclasses.replace(stored.info, **changes)
     assert said in cards.card(dataclasses.replace(stored, info=info))
+
+
+@pytest.mark.parametrize(
+    ("task_type", "said"),
+    [
+        ("QUESTION_ANS", "`start_logits[:, 5:]`"),
+        ("TOKEN_CLS", "`logits[:, 5:]`"),
+    ],
+)
+def test_a_card_says_where_the_logits_of_the_text_begin(
+    tiny, weights, task_type, said
+):
+    """A deep prompt has no positions of its own (`_logits` of test_peft)."""
+    for kind, expected in (("shallow", True), ("deep", False)):
+        stored = _trained(kind, tiny, weights)
+        info = dataclasses.replace(stored.info, task_type=task_type)
+        card = cards.card(dataclasses.replace(stored, info=info))
+        assert (said in card) == expected
+        assert ("begin 5 positions early" in card) == expected
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "QUESTION_ANS"])
+def test_a_card_says_what_each_tried_pair_gives(tiny, weights, kind, task_type):
+    stored = _trained(kind, tiny, weights)
+    info = dataclasses.replace(stored.info, task_type=task_type)
+    card = cards.card(dataclasses.replace(stored, info=info))
+    heads, *rows = (row for row in _rows(card) if len(row) == 3)
+    assert heads == ["transformers", "PEFT", "it gives"]
+    said = {
+        (ours, theirs): words
+        for versions, others, words in rows
+        for ours in versions.split(", ")
+        for theirs in others.split(", ")
+    }
+    assert said == {
+        (pair.transformers, pair.peft): pair.with_peft[
+            f"{kind} {task_type}"
+        ].words
+        for pair in peft_pairs.pairs()
+    }
 
 
 @pytest.mark.parametrize("name", ["./bert", "/models/bert", "a/b/c", "a b"])

@@ -1,6 +1,7 @@
 """PEFT folders both ways, and the same logits through PEFT and through us."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
@@ -17,7 +18,7 @@ from torch_bert import HEADS, LAYERS, WIDTH
 
 from panda_jax import errors, exchange, prompts, store
 from panda_jax.backbone import Backbone
-from panda_jax.interop import hf, peft_layout
+from panda_jax.interop import hf, peft_layout, peft_pairs
 from panda_jax.models import bert, t5
 from panda_jax.prompts import Prompt
 from panda_jax.tokenizer import Tokenizer
@@ -86,7 +87,8 @@ def _peft_folder(folder: pathlib.Path, model, config):
     return made
 
 
-# PEFT takes the segments for these and does not pass them on.
+# PEFT takes the segments for these and does not pass them on; the table of
+# pairs, held below, says so.
 NO_SEGMENTS = ("QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
@@ -104,17 +106,53 @@ def _batch(task_type: str) -> dict[str, torch.Tensor]:
 
 
 def _their_logits(model) -> np.ndarray:
+    """Torch's logits with what PEFT read, through PEFT where it runs.
+
+    A deep prompt is given to transformers as a cache, too: some pairs of
+    versions refuse to do that in PEFT.
+    """
     config = model.peft_config["default"]
+    deep = config.peft_type == peft.PeftType.PREFIX_TUNING
+    batch = _batch(config.task_type)
+    form = peft_pairs.form("deep" if deep else "shallow", config.task_type)
+    found = []
     with torch.no_grad():
-        out = model(**_batch(config.task_type))
+        if deep:
+            found.append(_without_peft(model, batch).numpy())
+        out = torch_bert.through_peft(model, form, **batch)
+    if out is not None:
+        found.append(_logits(out, 0 if deep else P).numpy())
+    assert found
+    np.testing.assert_allclose(found[-1], found[0], atol=1e-5, rtol=0)
+    return found[0]
+
+
+def _logits(out, early: int) -> torch.Tensor:
+    """Those of the text: a shallow prompt's own positions come first."""
     if "logits" in out:
         logits = out.logits
     else:
         logits = torch.stack([out.start_logits, out.end_logits], -1)
-    if logits.ndim == 3:
-        # A shallow prompt's own positions come first.
-        logits = logits[:, logits.shape[1] - 8 :]
-    return logits.numpy()
+    if logits.ndim == 2:
+        return logits
+    assert logits.shape[1] == early + 8
+    return logits[:, early:]
+
+
+def _without_peft(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of the bare encoder, and PEFT's vectors and head."""
+    encoder, rows = model.base_model.bert, len(batch["input_ids"])
+    mask = torch.nn.functional.pad(batch["attention_mask"], (P, 0), value=1)
+    out = encoder(
+        **batch | {"attention_mask": mask},
+        **torch_bert.as_past(encoder, model.get_prompt(rows)),
+    )
+    task_type = model.peft_config["default"].task_type
+    if task_type == "QUESTION_ANS":
+        return model.base_model.qa_outputs(out.last_hidden_state)
+    per_token = task_type == "TOKEN_CLS"
+    read = out.last_hidden_state if per_token else out.pooler_output
+    return model.base_model.classifier(read)
 
 
 def _our_logits(backbone: Backbone, prompt: Prompt, task_type: str):
@@ -441,13 +479,6 @@ def test_peft_computes_what_we_compute_with_t5(
         )
     made = peft.PeftModel.from_pretrained(model, str(tmp_path / "p")).eval()
     _assert_same_t5(backbone, prompt, made)
-    inputs, _ = _t5_batch()
-    generated = made.generate(
-        input_ids=torch.tensor(inputs),
-        attention_mask=torch.tensor(inputs != 0).long(),
-        max_new_tokens=3,
-    )
-    assert generated.shape[0] == 2
     back = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     np.testing.assert_array_equal(back.prompt.vectors, prompt.vectors)
 
@@ -682,3 +713,73 @@ def test_a_decoder_deeper_than_the_file(tmp_path):
     deeper = _t5_backbone(tmp_path / "t5", _t5(2, 3))
     with pytest.raises(errors.UserError, match="layers 2, backbone .* has 3"):
         exchange.import_prompt("peft", tmp_path / "p", backbone=deeper)
+
+
+# --- What cards and docs/exchange.md say of versions ---
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "launch" / "try_peft.py"
+in_the_checkout = pytest.mark.skipif(
+    not SCRIPT.is_file(), reason="installed without the checkout"
+)
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location("try_peft", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@in_the_checkout
+def test_the_installed_pair_does_what_the_table_says(tmp_path):
+    """The lines of a card of each form, run in a process without ours.
+
+    Of a pair that the table lacks, each outcome is one that it knows.
+    """
+    script = _script()
+    script.export_all(tmp_path)
+    folders = [
+        pathlib.Path(module.__file__).parent.parent
+        for module in (transformers, peft)
+    ]
+    got = script.run_pair(tmp_path, folders)
+    versions = (transformers.__version__, peft.__version__)
+    assert got.pop("versions") == dict(
+        zip(("transformers", "peft"), versions, strict=True)
+    )
+    pair = peft_pairs.find(*versions)
+    for how, outcomes in got.items():
+        known = [
+            getattr(p, how) for p in ([pair] if pair else peft_pairs.pairs())
+        ]
+        assert len(outcomes) == len(known[0])
+        for form, outcome in outcomes.items():
+            expected = [found[form] for found in known]
+            assert peft_pairs.Outcome(**outcome) in expected, form
+
+
+def test_the_lines_of_a_card_run_with_every_pair():
+    """Each card says so; and what PEFT does is no longer the same for all."""
+    pairs = peft_pairs.pairs()
+    assert {
+        outcome.result
+        for pair in pairs
+        for outcome in pair.without_peft.values()
+    } == {"same"}
+    deep = {pair.with_peft["deep SEQ_CLS"].result for pair in pairs}
+    assert deep == {"same", "raises"}
+    versions = [(pair.transformers, pair.peft) for pair in pairs]
+    assert len(set(versions)) == len(versions)
+    for form in pairs[0].with_peft:
+        groups = peft_pairs.grouped(form)
+        told = [(a, b) for xs, ys, _ in groups for a in xs for b in ys]
+        assert sorted(told) == sorted(versions)
+
+
+@in_the_checkout
+def test_the_document_shows_the_table():
+    shown = (ROOT / "docs" / "exchange.md").read_text()
+    assert _script().table() in shown

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch_bert
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from transformers import BertModel, DynamicCache
+from transformers import BertModel
 
 from panda_jax import UserError, load_backbone, similarity, steps
 
@@ -154,18 +155,15 @@ def test_neuron_overlap_of_torchs_neurons(minilm_folder, rng):
         for layer in model.encoder.layer
     ]
     for vectors in torch.tensor(prompts):
-        cache = DynamicCache()
-        for layer, pair in enumerate(vectors):
-            key, value = (part.permute(1, 0, 2)[None] for part in pair)
-            cache.update(key, value, layer)
+        cache = torch_bert.cache_of(vectors, 1)
         length = tokens.shape[1]
         with torch.no_grad():
             model(
                 input_ids=torch.tensor(tokens, dtype=torch.long),
                 attention_mask=torch.ones(1, 7 + length),
                 position_ids=torch.arange(length)[None] + 7,
-                past_key_values=cache,
                 use_cache=True,
+                **torch_bert.as_past(model, cache),
             )
     for hook in hooks:
         hook.remove()

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import torch
+import torch_bert
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
@@ -180,12 +181,7 @@ def torch_logits(model, inputs, targets, vectors=None) -> torch.Tensor:
             arguments["attention_mask"], (len(vectors), 0), value=1
         )
     elif vectors is not None:
-        own = DynamicCache()
-        for layer, pair in enumerate(vectors):
-            key, value = (
-                part.permute(1, 0, 2)[None].expand(batch, -1, -1, -1)
-                for part in pair
-            )
-            own.update(key, value, layer)
-        arguments["past_key_values"] = EncoderDecoderCache(own, DynamicCache())
+        own = torch_bert.cache_of(vectors, batch)
+        cache = EncoderDecoderCache(own, DynamicCache())
+        arguments |= torch_bert.as_past(model, cache)
     return model(**arguments).logits
