@@ -186,8 +186,9 @@ def test_rows_are_named_by_what_they_say(lay):
         text = examples.TextExamples(tokens, tags + 1, b"[]")
         yield rows.fingerprint
         yield text.fingerprint
-        yield probing.rows_of(tokens, 0 * tokens).name
-        yield labelled.Labelled(tags, 5, words=tokens).name
+        probed = probing.rows_of(tokens, 0 * tokens)
+        yield probed.name
+        yield labelled.Labelled(probed, tags, 5, words=tokens).name
 
     here, there = list(names(lay)), list(names(lambda x: np.array(lay(x))))
     assert here == there
