@@ -23,10 +23,15 @@ def size(tree: PyTree) -> int:
 
 
 def content_hash(tree: PyTree) -> str:
-    """16 hex digits of the SHA-256 over paths, types, shapes and bytes."""
+    """16 hex digits of the SHA-256 over paths, types, shapes and bytes.
+
+    The same for the same numbers, however they lie in memory.
+    """
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
         array = np.asarray(leaf)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        # As bytes, since bfloat16 has no buffer of its own.
+        digest.update(np.ravel(array, order="C").view(np.uint8))
     return digest.hexdigest()[:16]

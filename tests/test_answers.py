@@ -127,6 +127,53 @@ def test_spans_are_the_best_of_all_windows(rng):
         assert answers.predictions(spec, examples, logits) == want
 
 
+def test_of_equal_spans_the_shortest_then_the_first(rng):
+    """Whole numbers, so that most are equal; each of the four is another text.
+
+    Of windows that are equal in all the last counts.
+    """
+    spec, T = specs.get("squad"), 12
+    context = "".join(chr(97 + i % 26) for i in range(120))
+    at = np.arange(T, dtype=np.int32)
+    starts = np.stack([1 + 3 * at, 61 + 3 * at]) * (at > 1)
+    ends = (starts + 2) * (starts > 0)
+    examples = make(
+        "span",
+        [0, 0],
+        [{"context": context, "answers": ["x"]}],
+        T=T,
+        char_starts=starts.astype(np.int32),
+        char_ends=ends.astype(np.int32),
+    )
+    decided = 0
+    for _ in range(60):
+        logits = rng.integers(0, 2, size=(2, T, 2)).astype(np.float32)
+        found = [
+            (-logits[row, a, 0] - logits[row, b, 1], row, b - a, a, b)
+            for row in (0, 1)
+            for a in range(2, T)
+            for b in range(a, T)
+        ]
+        best = min(value for value, *_ in found)
+        equal = [x for x in found if x[0] == best]
+        row = max(row for _, row, *_ in equal)
+        _, _, a, b = min(x[1:] for x in equal if x[1] == row)
+        want = context[starts[row, a] - 1 : ends[row, b] - 1]
+        assert answers.predictions(spec, examples, logits) == [want]
+        decided += len(equal) > 2
+    assert decided > 40
+
+
+def test_of_equal_answers_the_first():
+    cb, copa = specs.get("cb"), specs.get("copa")
+    examples = make("classification", [0, 1], [{"label": 0}] * 2)
+    scores = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
+    assert answers.predictions(cb, examples, scores) == [1, 0]
+    examples = make("choice", [0, 0, 0, 1, 1], [{"label": 0}] * 2)
+    scores = np.array([[0.0], [1.0], [1.0], [-1.0], [-1.0]])
+    assert answers.predictions(copa, examples, scores) == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("task", "outputs"),
     [

@@ -12,7 +12,8 @@ import pytest
 
 import panda_jax as pj
 from panda_jax import chunks, evaluation, fleet, loop, models, runs
-from panda_jax.assembly import Assembly, bucket
+from panda_jax.assembly import Assembly, bucket, step_spec
+from panda_jax.checkpoints import Checkpoints
 from panda_jax.errors import UserError
 from panda_jax.lane import Lane, Needs
 from panda_jax.loop import Fleet
@@ -415,6 +416,120 @@ def test_a_dispatch_costs_no_python_that_grows_with_lanes(
     few, many = (sorted(x)[len(x) // 2] for x in counts)
     assert len(counts[0]) == 3
     assert 0 < many < few + 6
+
+
+def test_the_step_is_given_what_the_run_says(tiny, source):
+    """Each setting at another value than its default, and both dropouts."""
+    asked = {
+        "clip": 0.3,
+        "temperature": 5.0,
+        "accumulate": 2,
+        "optimizer": "adafactor",
+    }
+    run = lane(2, source, **asked, remat=True, dropout=0.25).run
+    spec = step_spec(run, tiny)
+    assert {name: getattr(spec, name) for name in asked} == asked
+    c = spec.config
+    assert (c.remat, c.dropout, c.attention_dropout) == (True, 0.25, 0.25)
+    quiet = step_spec(lane(2, source, dropout=0.0).run, tiny).config
+    assert quiet.dropout == quiet.attention_dropout == 0.0
+    own = dataclasses.replace(tiny.config, dropout=0.4, attention_dropout=0.3)
+    backbone = dataclasses.replace(tiny, config=own)
+    assert step_spec(lane(0, source).run, backbone).config == own
+    forms = {
+        name: step_spec(lane(2, source, recipe=name).run, tiny)
+        for name in ("paper", "released", "ours")
+    }
+    assert [x.kd_form for x in forms.values()] == ["mse", "mse", "kl"]
+    assert [x.teacher_dropout for x in forms.values()] == [False, True, False]
+    # Of a run without a teacher a recipe changes nothing.
+    plain = step_spec(lane(0, source).run, tiny)
+    assert plain == step_spec(lane(1, source).run, tiny) == forms["paper"]
+
+
+def test_lanes_scalars_are_their_runs_own(tiny, rows, source):
+    lanes = [
+        lane(0, source, weight_decay=0.1, schedule="exponential"),
+        lane(1, source, weight_decay=0.2, schedule="linear"),
+        lane(2, source, weight_decay=0.3, schedule="constant"),
+    ]
+    lanes[2].needs = dataclasses.replace(lanes[2].needs, kd_weight=0.7)
+    hypers = Assembly(tiny, lanes, rows[0]).hypers()
+    for name, wanted in {
+        "learning_rate": [0.01, 0.02, 0.03],
+        "weight_decay": [0.1, 0.2, 0.3],
+        "total_steps": [np.inf, 10, np.inf],
+        "epoch_decay": [0.95, 1, 1],
+        "epoch_steps": [5, 5, 5],
+        "kd_weight": [0, 0, 0.7],
+    }.items():
+        found = np.asarray(getattr(hypers, name))
+        np.testing.assert_array_equal(found, np.float32(wanted), name)
+    keys = [jax.random.fold_in(jax.random.key(n), 1) for n in range(3)]
+    np.testing.assert_array_equal(
+        jax.random.key_data(hypers.key),
+        [jax.random.key_data(key) for key in keys],
+    )
+
+
+def test_the_first_epoch_s_score_is_that_of_its_end(
+    tiny, rows, source, monkeypatch
+):
+    """Though the split is scored before it, too."""
+    scores = iter([0.3, 0.9, 0.5, 0.6, 0.9, 0.1])
+    monkeypatch.setattr(
+        loop.evaluation,
+        "fleet_scores",
+        lambda *args, **options: [{"accuracy": next(scores)}],
+    )
+    one = lane(0, source, eval_period=2)
+    (done,) = Fleet(tiny, [one], *rows, quiet=True).execute()
+    # After 2, 4, 5 (an epoch), 6, 8 and 10 updates.
+    assert next(scores, None) is None
+    assert done.result["first_epoch"] == {"value": 0.5}
+    assert done.result["final"] == {"value": 0.1}
+    # Of two that are equal the earlier.
+    best = done.result["best"]
+    assert (best["value"], best["step"]) == (0.9, 4)
+
+
+def test_lanes_that_are_left_go_on_from_what_was_their_own(
+    tiny, rows, source, tmp_path, monkeypatch
+):
+    """Fewer, and in another order: prompts, moments, steps and scores."""
+    lanes = [lane(n, source) for n in range(3)]
+    wanted = final(Fleet(tiny, lanes, *rows, quiet=True))
+    begun = [lane(n, source) for n in range(3)]
+    whole = Fleet(tiny, begun, *rows, quiet=True, folder=tmp_path)
+    real = Fleet._save
+
+    def killed(self, checkpoints, states):
+        real(self, checkpoints, states)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fleet, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        whole.execute()
+    monkeypatch.undo()
+    for numbers in ([2, 0], [1, 2, 0]):
+        left = [lane(n, source) for n in numbers]
+        rest = Fleet(tiny, left, *rows, quiet=True, folder=tmp_path)
+        saved = Checkpoints(tmp_path)
+        states, step = rest._restored(rest.parts.start(), saved)
+        saved.close()
+        assert step == 5
+        for number, one in zip(numbers, left, strict=True):
+            assert one.tracking == begun[number].tracking
+        states = rest._train(states, None, step)
+        found = jax.device_get(states.trainable.prompt)
+        for place, number in enumerate(numbers):
+            jax.tree.map(
+                lambda a, b, p=place, n=number: np.testing.assert_array_equal(
+                    a[p], b[n]
+                ),
+                found,
+                wanted[1],
+            )
 
 
 def test_tasks_of_like_size_share_a_compilation():

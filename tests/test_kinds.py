@@ -1,12 +1,17 @@
 """Every kind of task through every method, to a result and back."""
 
+import dataclasses
+import re
+
 import made_up_data
 import numpy as np
 import pytest
+from command_line import mistake
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import assembly, evaluation
+from panda_jax import assembly, evaluation, store
+from panda_jax.prompts import Prompt
 from panda_jax.writers import read_metrics
 
 COMMON = {
@@ -109,6 +114,55 @@ def test_a_head_is_read_by_its_labels_names(tiny, made_up):
     assert scores["examples"] == 3
     with pytest.raises(pj.UserError, match="says entailment, neutral"):
         evaluation._prompt_for(done.prompt, specs.get("toy_tense"))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1)])
+def test_a_head_s_outputs_go_where_their_names_are(rng, order):
+    """A cycle of three is not its own inverse, as an exchange is."""
+    cb = specs.get("cb")
+    wanted = {"kernel": rng.normal(size=(8, 3)), "bias": rng.normal(size=3)}
+    said = [cb.output_names[i] for i in order]
+    head = {name: part[..., list(order)] for name, part in wanted.items()}
+    stored = store.StoredPrompt(
+        Prompt(np.zeros((2, 8)), head),
+        store.PromptInfo("cb", "b", "f", "shallow", "prompt", labels=said),
+    )
+    found = evaluation._prompt_for(stored, cb).head
+    for name, part in wanted.items():
+        np.testing.assert_array_equal(found[name], part)
+
+
+def test_a_prompt_of_other_weights_is_not_evaluated(
+    tiny, made_up, source, tmp_path, capsys
+):
+    """Neither in memory nor from its folder; nor is what it would say told."""
+    info = dataclasses.replace(
+        source.info, fingerprint="0123456789abcdef", backbone="bert-tiny"
+    )
+    other = dataclasses.replace(source, info=info)
+    words = (
+        r"trained on backbone 'bert-tiny' \(weights 0123456789abcdef\), got "
+        rf"backbone 'random:bert-tiny' \(weights {tiny.fingerprint}\)"
+    )
+    pj.save_prompt(tmp_path / "p", source.prompt, info)
+    for given in (other, tmp_path / "p"):
+        with pytest.raises(pj.UserError, match=words):
+            pj.evaluate(given, backbone=tiny, data_dir=made_up)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"premise": "a", "hypothesis": "b"}\n')
+    for verb in (
+        ["evaluate", "--task=cb", f"--data_dir={made_up}"],
+        ["predict", f"--input={rows}", f"--out_dir={tmp_path / 'out'}"],
+    ):
+        told = mistake(
+            capsys,
+            *verb,
+            f"--prompt={tmp_path / 'p'}",
+            "--backbone=random:bert-tiny",
+        )
+        assert re.search(words, told)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_of_another_kind_is_refused(tiny, made_up):

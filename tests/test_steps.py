@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import update_rules
 from stepping import train_step
 
 from panda_jax import losses as losses_module
@@ -16,6 +17,8 @@ from panda_jax.prompts import Prompt, fresh_head, normal_vectors
 from panda_jax.types import Batch
 
 CLASSES = 3
+loss_and_metrics = jax.jit(steps.loss_and_metrics, static_argnames=("spec",))
+gradient_of = jax.jit(steps._gradient, static_argnames=("spec",))
 
 
 def make_prompt(backbone: Backbone, seed: int, kind: str = "deep") -> Prompt:
@@ -336,3 +339,167 @@ def test_pieces_of_text_count_by_the_batch():
     np.testing.assert_allclose(shares.entries, [5 / 3, 1 / 3])
     empty = losses_module.shares(0 * labels, tokens, kind="text")
     np.testing.assert_array_equal(empty.rows, [0, 0])
+
+
+def hyper_at(**changes) -> steps.Hyper:
+    """No scalar at a value that could be left out."""
+    numbers = {
+        "learning_rate": 0.02,
+        "weight_decay": 0.3,
+        "total_steps": 20.0,
+        "kd_weight": 0.7,
+        "epoch_decay": 0.9,
+        "epoch_steps": 2.0,
+        **changes,
+    }
+    floats = {name: np.float32(x) for name, x in numbers.items()}
+    return steps.Hyper(**floats, key=jax.random.key(7))
+
+
+def step_from(step: int, backbone: Backbone, spec: steps.StepSpec):
+    """What an update says that is made as number `step` from the start."""
+    state = steps.init_state(steps.Trainable(make_prompt(backbone, 0)))
+    return train_step(
+        state._replace(step=jnp.int32(step)),
+        backbone.params,
+        make_batch(),
+        np.zeros((8, CLASSES), np.float32),
+        None,
+        hyper_at(kd_weight=0.0),
+        spec=spec,
+    )[1]
+
+
+def own_loss(backbone, batch, key, spec) -> float:
+    return float(
+        loss_and_metrics(
+            steps.Trainable(make_prompt(backbone, 0)),
+            backbone.params,
+            batch,
+            None,
+            None,
+            hyper_at(kd_weight=0.0),
+            key,
+            spec=spec,
+        )[0]
+    )
+
+
+def test_each_step_draws_a_dropout_of_its_own(tiny):
+    """Step s from `fold_in(key, s)`, so that a resumed run draws the same."""
+    spec = steps.StepSpec(tiny.config, "classification")
+    found = [float(step_from(s, tiny, spec)["loss"]) for s in (0, 1, 5)]
+    assert len(set(found)) == 3
+    wanted = [
+        own_loss(
+            tiny,
+            make_batch(),
+            jax.random.fold_in(hyper_at().key, step),
+            spec,
+        )
+        for step in (0, 1, 5)
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    quiet = dataclasses.replace(tiny.config, dropout=0.0, attention_dropout=0.0)
+    spec = steps.StepSpec(quiet, "classification")
+    assert len({float(step_from(s, tiny, spec)["loss"]) for s in (0, 1)}) == 1
+
+
+def test_each_part_of_a_batch_draws_a_dropout_of_its_own(tiny):
+    """Four rows twice: only their masks can tell the two parts apart."""
+    half = make_batch(size=4)
+    batch = Batch(*(np.concatenate([x, x]) for x in half))
+    spec = steps.StepSpec(tiny.config, "classification", accumulate=2)
+    key = jax.random.key(3)
+    _, metrics = gradient_of(
+        steps.Trainable(make_prompt(tiny, 0)),
+        tiny.params,
+        batch,
+        None,
+        None,
+        hyper_at(kd_weight=0.0),
+        key,
+        spec=spec,
+    )
+    each = [
+        own_loss(tiny, half, jax.random.fold_in(key, part), spec)
+        for part in (0, 1)
+    ]
+    assert abs(each[0] - each[1]) > 1e-3
+    assert float(metrics["loss"]) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_a_teacher_draws_other_masks_than_its_student(tiny):
+    """The same prompt twice, with dropout in both: they must not agree."""
+    prompt = make_prompt(tiny, 0)
+    spec = steps.StepSpec(tiny.config, "classification", teacher_dropout=True)
+    metrics = loss_and_metrics(
+        steps.Trainable(prompt),
+        tiny.params,
+        make_batch(),
+        None,
+        prompt,
+        hyper_at(),
+        jax.random.key(0),
+        spec=spec,
+    )[1]
+    assert float(metrics["kd_loss"]) > 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_three_updates_are_the_rule_by_hand(tiny, rng, optimizer):
+    """With a teacher, from step 5 on, clipped, decayed, scheduled."""
+    config = dataclasses.replace(
+        tiny.config, dropout=0.0, attention_dropout=0.0
+    )
+    clip = 0.2
+    spec = steps.StepSpec(
+        config, "classification", clip=clip, optimizer=optimizer
+    )
+    batch, hyper = make_batch(), hyper_at()
+    taught = rng.normal(size=(8, CLASSES)).astype(np.float32)
+    start = steps.Trainable(make_prompt(tiny, 0))
+    leaves, treedef = jax.tree.flatten(jax.device_get(start))
+
+    @jax.jit
+    @jax.grad
+    def of_loss(trainable):
+        logits, _ = bert.apply(
+            tiny.params,
+            config,
+            batch.tokens,
+            batch.segments,
+            trainable.prompt,
+        )
+        own = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), batch.labels[:, None], -1
+        )
+        return -own.mean() + 0.7 * jnp.square(logits - taught).mean()
+
+    norms = []
+
+    def gradient(step, params):
+        params = [np.asarray(p, np.float32) for p in params]
+        found = jax.tree.leaves(of_loss(jax.tree.unflatten(treedef, params)))
+        norms.append(np.sqrt(sum(np.square(g).sum() for g in found)))
+        return [np.asarray(g, np.float64) for g in found]
+
+    rates = [0.02 * (1 - s / 20) * 0.9 ** (s // 2) for s in (5, 6, 7)]
+    rule = getattr(update_rules, optimizer)
+    wanted = rule(leaves, gradient, rates=rates, weight_decay=0.3, clip=clip)
+    assert min(norms) > clip
+    assert max(norms) > 1.02 * min(norms)
+    state = steps.init_state(start, clip=clip, optimizer=optimizer)
+    state = state._replace(step=jnp.int32(5))
+    for number, rate in enumerate(rates):
+        state, metrics = train_step(
+            state, tiny.params, batch, taught, None, hyper, spec=spec
+        )
+        assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-5)
+        # Before it was clipped.
+        norm = float(metrics["gradient_norm"])
+        assert norm == pytest.approx(norms[number], rel=1e-3)
+    for ours, array in zip(
+        jax.tree.leaves(state.trainable), wanted, strict=True
+    ):
+        np.testing.assert_allclose(ours, array, atol=2e-4)

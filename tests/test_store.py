@@ -352,6 +352,49 @@ def test_wrong_json(tmp_path, file, changes, message):
     assert str(folder) in str(caught.value)
 
 
+# What version 1 has always had; of the rest None is said as well.
+KEYS = {
+    "format_version": "format_version is None",
+    "task": "task is None, expected str",
+    "backbone": "backbone None, expected both",
+    "kind": "kind is None, expected str",
+    "method": "method is None, expected str",
+    "seed": "seed is None, expected int",
+    "scores": "scores is None, expected dict",
+    "labels": "labels is None, expected list",
+    "versions": "versions is None, expected dict",
+    "prompt_shape": "prompt_shape is ",
+    "content_hash": "tensors hash to .*panda.json says None",
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_description_without_what_it_must_say(tmp_path, key):
+    """Above all the hash: without it nobody sees that tensors changed."""
+    folder = _save(tmp_path / "p")
+    value = json.loads((folder / "panda.json").read_text())
+    for missing in ({}, {key: None}):
+        rest = {k: x for k, x in value.items() if k != key} | missing
+        (folder / "panda.json").write_text(json.dumps(rest))
+        with pytest.raises(errors.UserError, match=KEYS[key]) as caught:
+            store.load_prompt(folder)
+        assert str(folder) in str(caught.value)
+    # A fingerprint may be missing, and then the prompt is bound to nothing.
+    others = value.keys() - KEYS.keys() - {"fingerprint"}
+    rest = {k: x for k, x in value.items() if k not in others}
+    (folder / "panda.json").write_text(json.dumps(rest))
+    info = store.load_prompt(folder).info
+    assert {getattr(info, name) for name in others} == {None}
+
+
+@pytest.mark.parametrize("hashed", ["", 0, [], True])
+def test_a_hash_that_is_none(tmp_path, hashed):
+    folder = _save(tmp_path / "p")
+    _rewrite_json(folder / "panda.json", content_hash=hashed)
+    with pytest.raises(errors.UserError, match="tensors hash to"):
+        store.load_prompt(folder)
+
+
 @pytest.mark.parametrize("name", ["panda.json", "adapter_config.json", TENSORS])
 def test_missing_and_linked_files(tmp_path, name):
     folder = _save(tmp_path / "p")

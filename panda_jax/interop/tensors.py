@@ -117,7 +117,7 @@ def read_folder(folder: pathlib.Path) -> dict[str, Stored]:
 
 
 def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file as torch's, fp32 and contiguous as the arrays are.
+    """Writes a file as torch's, each array as it reads, whatever its strides.
 
     Raises:
       StorageError: it cannot be written; the library says so in its own way.
@@ -126,7 +126,10 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         # The library puts one of its own in its place, for its owner alone.
         path.touch()
         mode = path.stat().st_mode
-        safetensors.numpy.save_file(dict(arrays), path, {"format": "pt"})
+        # It writes memory as it lies, which of a view is another array's. (Not
+        # `ascontiguousarray`, which gives an array without axes one.)
+        in_rows = {k: np.asarray(x, order="C") for k, x in arrays.items()}
+        safetensors.numpy.save_file(in_rows, path, {"format": "pt"})
         path.chmod(mode)
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(
