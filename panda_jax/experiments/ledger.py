@@ -130,9 +130,12 @@ class Ledger:
                     self.failures.pop(run.id, None)
                     self._seconds[run.id] = ending.done[run.lane]
                 # A failure that is to be tried again may be the old one.
-                elif self.state(run) == "todo" and run.id not in self._old:
-                    if run.lane in ending.failed:
-                        self.failures[run.id] = ending.failed[run.lane]
+                elif (
+                    run.lane in ending.failed
+                    and run.id not in self._old
+                    and self.state(run) == "todo"
+                ):
+                    self.failures[run.id] = ending.failed[run.lane]
             if not self.left(group):
                 self.open.discard(group.name)
 
@@ -187,11 +190,14 @@ class Ledger:
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
-        done, failed = (
-            {run.lane: known[run.id] for run in group.runs if run.id in known}
-            for known in (self._seconds, self.failures)
+        done, failed = self._seconds, self.failures
+        self._endings.tell(
+            Ending(
+                group.name,
+                {r.lane: done[r.id] for r in group.runs if r.id in done},
+                {r.lane: failed[r.id] for r in group.runs if r.id in failed},
+            )
         )
-        self._endings.tell(Ending(group.name, done, failed))
 
     def state(self, run: Planned) -> str:
         """`done`, `failed` or `todo`, when last looked at."""

@@ -34,9 +34,7 @@ class News:
             flush=True,
         )
 
-    def progress(
-        self, doing: str, holders: Collection[dict[str, Any]]
-    ) -> None:
+    def progress(self, doing: str, holders: Collection[dict[str, Any]]) -> None:
         """The time left and what is done now, as a line and as a file.
 
         Args:
