@@ -1,6 +1,6 @@
 """File-system calls of a grid's whole life, training left out.
 
-    python benchmarks/grid_calls.py --out=FILE.json [--workers=2] [--scale=small]
+    python benchmarks/grid_calls.py --out=FILE.json [--workers=2] [--timed]
 
 Runs a grid of about 10,000 runs in 400 fleets (`small`: 1,672 in 66) with a
 stand-in for training that writes the result files alone, under `strace`. Calls
@@ -31,8 +31,9 @@ BY_PATH = ("open", "stat", "mkdir", "rename", "unlink", "link", "rmdir")
 
 def made_up_grid(scale: str) -> "Grid":  # noqa: F821
     """18 sources, 22 targets, two seeds, by four methods."""
-    from panda_jax.experiments.grid import Grid
     from panda_jax.tasks import specs
+
+    from panda_jax.experiments.grid import Grid
 
     tasks = [x for x in specs.names() if x not in specs.MIXTURES][:22]
     sizes = SIZES[:1] if scale == "small" else SIZES

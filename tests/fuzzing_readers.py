@@ -30,9 +30,9 @@ from panda_jax.errors import UserError
 from panda_jax.examples import Examples
 from panda_jax.experiments import agreement, boards
 from panda_jax.experiments.claims import Claims
+from panda_jax.experiments.endings import Ending, Endings
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.endings import Ending, Endings
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.results import read_results
 from panda_jax.experiments.truth import Truth
