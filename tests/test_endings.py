@@ -260,6 +260,23 @@ def test_a_grid_without_a_word_of_its_endings_is_picked_up(
     assert trained == [one.lane]
 
 
+def test_what_ends_as_another_begins_stays_in_its_bank(
+    tmp_path, disk, trained, monkeypatch
+):
+    """Who begins knows it as it was a moment ago."""
+    real = Ledger.write_plan
+
+    def late(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "write_plan", real)
+            run_grid(Grid(**SMALL), tmp_path, **OPTIONS)
+
+    monkeypatch.setattr(Ledger, "write_plan", late)
+    assert run_grid(Grid(**SMALL), tmp_path, **OPTIONS).done == 6
+    assert sorted(trained) == lanes(SMALL)
+    check_all_is_there(SMALL, tmp_path)
+
+
 @pytest.mark.parametrize("what", ["folder", "result"])
 def test_a_run_whose_files_were_removed_is_made_again(
     tmp_path, disk, trained, dead, what

@@ -89,6 +89,8 @@ class Worker:
                     f"silent for too long: another does {group.about}"
                 )
         if self.main:
+            # One that began meanwhile knew less, and removed some.
+            ledger.link_prompts(ledger.plan.runs)
             self._look_at_claims()
             self.news.progress("nothing is left to do", self.held.values())
         counts = ledger.counts()
