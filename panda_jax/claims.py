@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from panda_jax.errors import UserError
@@ -112,17 +112,30 @@ class Claims:
             return None
         return None if _is_dead(said) else said
 
-    def all(self) -> dict[str, dict[str, Any]]:
-        """Name -> holder of every claim that somebody is at work on."""
-        names = [p.name for p in self.folder.glob("*") if p.is_dir()]
-        found = {name: self.holder(name) for name in sorted(names)}
+    def all(
+        self, among: Collection[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Name -> holder of every claim that somebody is at work on.
+
+        Args:
+          among: looks at these names alone; None for all.
+        """
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return {}
+        found = {
+            name: self.holder(name)
+            for name in sorted(names)
+            if among is None or name in among
+        }
         return {name: said for name, said in found.items() if said is not None}
 
     def last(self, name: str) -> int:
         """The number of the claim that counts; -1 without any."""
         try:
             names = os.listdir(self.folder / name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return -1
         return max((int(n) for n in names if n.isdecimal()), default=-1)
 

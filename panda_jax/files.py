@@ -50,19 +50,30 @@ def atomic_file(
         either; what can be made again may do without.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        # The system applies the umask. Who asks for it sets it, for a moment
-        # and for all threads.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+        try:
+            _create(temporary)
+        except (FileNotFoundError, NotADirectoryError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _create(temporary)
         yield temporary
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def _create(path: pathlib.Path) -> None:
+    """Makes an empty file, with the rights that the umask leaves.
+
+    The system applies it. Who asks for it sets it, for a moment and for all
+    threads.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

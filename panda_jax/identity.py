@@ -243,6 +243,45 @@ def check_result(
         )
 
 
+def check_planned(
+    folder: pathlib.Path, run: Run, result: Mapping[str, Any]
+) -> None:
+    """Refuses a result in a grid's folder that is not of the run it is for.
+
+    Args:
+      folder: of the run.
+      run: as the grid asks for it, its family's defaults not filled in.
+      result: the content of the folder's `result.json`.
+
+    Raises:
+      UserError: it is another's; says what differs.
+    """
+    description = read_description(folder)
+    if description is not None:
+        check_result(result, description, where=str(folder))
+    asked = settings.trimmed(dataclasses.asdict(run), DEFAULTS)
+    # What nobody asked for is filled in by the family.
+    always = ("task", "method", "seed")
+    names = [
+        name
+        for name, value in asked.items()
+        if name in always
+        or (description and value != DEFAULTS[name] and name != "backbone")
+    ]
+    there = description["settings"] if description else result
+    said = {**DEFAULTS, **there}
+    unlike = [
+        f"{name}: {said[name]!r} there, {asked[name]!r} asked for"
+        for name in names
+        if said[name] != asked[name]
+    ]
+    if unlike:
+        raise UserError(
+            f"{str(folder)!r} holds the result of another run than the grid "
+            f"has there: {'; '.join(unlike)}. Take it away, or restore it."
+        )
+
+
 def check_prompt(
     result: Mapping[str, Any], info: Mapping[str, Any], *, where: str
 ) -> None:

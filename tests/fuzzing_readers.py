@@ -38,6 +38,7 @@ from panda_jax.claims import Claims
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples
 from panda_jax.experiments import agreement, boards
+from panda_jax.experiments.endings import Ending, Endings
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger
@@ -587,6 +588,9 @@ def _write_grid(root: pathlib.Path) -> None:
     made_up_runs.write_run(folder, first.folder, value=0.5, seconds=3.0)
     ledger.fail(second, UserError("diverged"))
     ledger.own_checkpoints(first.fleet, [first.lane])
+    Endings(folder / "ended").tell(
+        Ending(second.fleet, {first.lane: 3.0}, {second.lane: "diverged"})
+    )
 
 
 def _read_grid(folder: pathlib.Path, seed: str) -> None:

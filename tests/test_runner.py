@@ -538,8 +538,7 @@ def test_banks_hold_the_prompts_of_runs_that_are_done(tmp_path):
     ledger.link_prompts(PLAN.runs)
     assert not link.exists()
     (tmp_path / run.folder / "result.json").write_text("{}")
-    ledger.look(PLAN.runs)
-    ledger.link_prompts(PLAN.runs)
+    Ledger(PLAN, tmp_path).link_prompts(PLAN.runs)
     assert PromptBank(link.parent).names == ["toy_sentiment"]
     # What another grid has made here of other settings is no longer the one.
     other = expand(Grid(**{**SMALL, "settings": {"epochs": 1}}))
@@ -670,7 +669,7 @@ def test_the_time_left_is_that_of_like_runs(tmp_path):
         folder = tmp_path / named(part).folder
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps({"seconds": seconds}))
-    ledger.look(PLAN.runs)
+    ledger = Ledger(PLAN, tmp_path)
     # A source, a PoT, and two PANDA at the pace of all.
     expected = 40 / 3 + 100 + 2 * 140 / 4
     assert ledger.seconds_left(1) == pytest.approx(expected)

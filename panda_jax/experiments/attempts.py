@@ -14,7 +14,7 @@ from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.planned import Group, Planned
 from panda_jax.lane import TrainResult
-from panda_jax.store import load_prompt
+from panda_jax.store import StoredPrompt, load_prompt
 from panda_jax.training import train_fleet
 
 # What no other run would escape either.
@@ -59,9 +59,10 @@ class Attempts:
         if distributed.is_main():
             self._ledger.begin_again(todo)
         lanes, wrong = {}, {}
+        prompts: dict[str, StoredPrompt] = {}
         for run in todo:
             try:
-                lanes[run.lane] = self._given(run)
+                lanes[run.lane] = self._given(run, prompts)
             except UserError as error:
                 wrong[run.lane] = str(error)
         found: dict[str, Outcome] = {}
@@ -74,13 +75,22 @@ class Attempts:
             found |= self._trained(folder, todo[0], lanes)
         return found
 
-    def _given(self, run: Planned) -> dict[str, Any]:
-        """The arguments of a run, with the prompts that it needs."""
+    def _given(
+        self, run: Planned, prompts: dict[str, StoredPrompt]
+    ) -> dict[str, Any]:
+        """The arguments of a run, with the prompts that it needs.
+
+        Args:
+          run: that is to be made.
+          prompts: by id, those that others of its fleet need too; added to.
+        """
         settings = dataclasses.asdict(runs.trimmed(run.run))
         del settings["backbone"]
         for role, need in run.needs.items():
-            made = self._ledger.plan.by_id[need]
-            settings[role] = load_prompt(self._ledger.out / made.folder)
+            if need not in prompts:
+                made = self._ledger.plan.by_id[need]
+                prompts[need] = load_prompt(self._ledger.out / made.folder)
+            settings[role] = prompts[need]
         return settings
 
     def _trained(

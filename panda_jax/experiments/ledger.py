@@ -3,17 +3,22 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shutil
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from panda_jax import identity, ownership
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
+from panda_jax.experiments.endings import (
+    Ending,
+    Endings,
+    known_seconds,
+    listed,
+)
 from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
 from panda_jax.files import PathLike, read_json, write_json
 
@@ -23,10 +28,18 @@ FAILED = "failed.json"
 class Ledger:
     """What is known of a plan's runs, from the files that they leave.
 
+    A start lists the folder of each fleet that has begun, and reads the files
+    of runs that no ending calls done. From then on `hear` reads what is new,
+    and `claimed` the folder of the fleet that is about to be trained.
+
     Args:
       plan: the runs.
       out_dir: the grid's folder.
       retry_failed: whether runs that have failed so far count as left to do.
+
+    Attributes:
+      failures: id -> why a run has no result.
+      open: names of the fleets that have not ended, as far as is known.
     """
 
     def __init__(
@@ -35,13 +48,56 @@ class Ledger:
         self.plan = plan
         self.out = pathlib.Path(out_dir)
         self.failures: dict[str, str] = {}
+        self.open = {group.name for group in plan.groups}
+        self._groups = {group.name: group for group in plan.groups}
         self._seconds: dict[str, float] = {}
         self._old: dict[str, dict[str, Any]] = {}
-        for run in plan.runs if retry_failed else ():
-            failure = self._failure(run)
-            if failure is not None:
-                self._old[run.id] = failure
-        self.look(plan.runs)
+        self._endings = Endings(self.out / "ended")
+        self._logged = False
+        self._start(retry_failed=retry_failed)
+
+    def _start(self, *, retry_failed: bool) -> None:
+        told: dict[str, Ending] = {}
+        for ending in self._endings.news():
+            known = told.setdefault(ending.fleet, Ending(ending.fleet, {}, {}))
+            known.done.update(ending.done)
+            known.failed.update(ending.failed)
+        begun = listed(self.out / "runs")
+        unread = []
+        for group in self.plan.groups:
+            if group.name not in begun:
+                continue
+            there = self._lanes(group.name)
+            said = told.get(group.name, Ending(group.name, {}, {}))
+            for run in group.runs:
+                if run.lane in there and run.lane in said.done:
+                    self._seconds[run.id] = said.done[run.lane]
+                    unread.append(run)
+                elif run.lane in there:
+                    failure = self._failure(run) if retry_failed else None
+                    if failure is not None:
+                        self._old[run.id] = failure
+                    self._read(run)
+            ended = {run.lane for run in group.runs} <= {
+                *said.done,
+                *said.failed,
+            }
+            if ended and not self.left(group) and "checkpoints" not in there:
+                self.open.discard(group.name)
+        if not any(map(self.left, self.plan.groups)):
+            # Who starts what has ended may have removed results on purpose.
+            for run in unread:
+                if not (self.out / run.folder / "result.json").exists():
+                    del self._seconds[run.id]
+                    self.open.add(run.fleet)
+
+    def _lanes(self, fleet: str) -> set[str]:
+        """The lanes of a fleet that have a folder; and its other files."""
+        folder = self.out / "runs" / fleet
+        names = listed(folder)
+        if "sources" in names:
+            names |= {f"sources/{name}" for name in listed(folder / "sources")}
+        return names
 
     def _failure(self, run: Planned) -> dict[str, Any] | None:
         """What its failure file says, if it has one."""
@@ -50,44 +106,102 @@ class Ledger:
             return None
         return read_json(path, what="record of a failed run")
 
-    def look(self, some: Iterable[Planned]) -> None:
-        """Reads anew what became of the runs that are left to do."""
-        for run in some:
-            if self.state(run) != "todo":
+    def _read(self, run: Planned) -> None:
+        """Reads what became of a run that is left to do."""
+        folder = self.out / run.folder
+        result = identity.read_result(folder)
+        if result is not None:
+            identity.check_planned(folder, run.run, result)
+            self._seconds[run.id] = known_seconds(result.get("seconds"))
+            return
+        failure = self._failure(run)
+        if failure is not None and failure != self._old.get(run.id):
+            self.failures[run.id] = str(failure.get("error"))
+
+    def hear(self) -> None:
+        """Learns which fleets others have ended since the last time.
+
+        One listing, and a file a fleet.
+        """
+        for ending in self._endings.news():
+            group = self._groups.get(ending.fleet)
+            if group is None:  # of another grid in this folder
                 continue
-            result = identity.read_result(self.out / run.folder)
-            if result is not None:
-                self._seconds[run.id] = _seconds(result.get("seconds"))
-                continue
-            failure = self._failure(run)
-            if failure is not None and failure != self._old.get(run.id):
-                self.failures[run.id] = str(failure.get("error"))
+            for run in group.runs:
+                if run.lane in ending.done:
+                    self.failures.pop(run.id, None)
+                    self._seconds[run.id] = ending.done[run.lane]
+                # A failure that is to be tried again may be the old one.
+                elif (
+                    run.lane in ending.failed
+                    and run.id not in self._old
+                    and self.state(run) == "todo"
+                ):
+                    self.failures[run.id] = ending.failed[run.lane]
+            if not self.left(group):
+                self.open.discard(group.name)
 
     def look_again(self, some: Iterable[Planned]) -> None:
         """Reads anew runs that had failed: another may have tried again."""
-        some = list(some)
-        for run in some:
+        for run in list(some):
             self.failures.pop(run.id, None)
-        self.look(some)
+            self._read(run)
 
-    def fetch(self, some: Iterable[Planned]) -> None:
-        """Copies what is done already where another grid would have it.
+    def claimed(self, group: Group) -> None:
+        """Reads what is in the folder of a fleet; only for who has claimed it.
 
-        Only for who has claimed the runs. The result comes last, as ever.
+        Another may have made runs before the claim, or ended without a word.
+        What is done already where another grid would have it is copied.
         """
-        some = [run for run in some if self.state(run) == "todo"]
-        for run in some:
-            there, here = self.out / run.elsewhere, self.out / run.folder
-            result = identity.read_result(there)
-            if result is not None:
-                but = shutil.ignore_patterns(
-                    "result.json", ownership.LISTING, LOCK
-                )
-                with ownership.writing(here, "train") as new:
-                    shutil.copytree(there, new, ignore=but, dirs_exist_ok=True)
-                with ownership.writing(here, "train") as new:
-                    write_json(new / "result.json", result)
-        self.look(some)
+        for run in group.runs:
+            self.failures.pop(run.id, None)
+        if not self.left(group):
+            return
+        there = self._lanes(group.name)
+        for run in self.left(group):
+            if run.lane in there:
+                self._read(run)
+            if self.state(run) == "todo" and run.other_lane in there:
+                self._fetch(run)
+        if self.left(group):
+            # Or a kill from here on would leave a lie.
+            self._endings.take_back(group.name)
+
+    def _fetch(self, run: Planned) -> None:
+        """Copies a run from where another grid has it; the result last."""
+        here = self.out / run.folder
+        there = self.out / "runs" / run.fleet / run.other_lane
+        result = identity.read_result(there)
+        if result is not None:
+            but = shutil.ignore_patterns("result.json", ownership.LISTING, LOCK)
+            with ownership.writing(here, "train") as new:
+                shutil.copytree(there, new, ignore=but, dirs_exist_ok=True)
+            with ownership.writing(here, "train") as new:
+                write_json(new / "result.json", result)
+            self._read(run)
+
+    def succeed(self, run: Planned, result: Mapping[str, Any]) -> None:
+        """Notes the result that a run has just left."""
+        self._seconds[run.id] = known_seconds(result.get("seconds"))
+
+    def end(self, group: Group) -> None:
+        """Keeps banks and room of a fleet, then tells the others of it.
+
+        In this order: what was told needs no look for what a kill came before.
+        Only for who has claimed it.
+        """
+        self.link_prompts(group.runs)
+        if not self.left(group):
+            self.drop_checkpoints(group.name)
+            self.open.discard(group.name)
+        done, failed = self._seconds, self.failures
+        self._endings.tell(
+            Ending(
+                group.name,
+                {r.lane: done[r.id] for r in group.runs if r.id in done},
+                {r.lane: failed[r.id] for r in group.runs if r.id in failed},
+            )
+        )
 
     def state(self, run: Planned) -> str:
         """`done`, `failed` or `todo`, when last looked at."""
@@ -189,28 +303,30 @@ class Ledger:
         Not before: a run has a prompt from its first evaluation on, and a
         better one later, or a failure.
         """
+        banks: dict[pathlib.Path, set[str]] = {}
         for run in some:
             for role in {"source", "prompt"} & set(run.roles):
                 link = self.out / run.bank(role)
+                bank = link.parent
+                if bank not in banks:
+                    banks[bank] = listed(bank)
                 target = self.out / run.folder / "prompt"
-                path = os.path.relpath(target, link.parent)
+                path = os.path.relpath(target, bank)
                 done = self.state(run) == "done"
-                if self._is_stale(link, path if done else None):
+                now = _leads_to(link) if link.name in banks[bank] else None
+                stale = now is not None and not (done and now == path)
+                if now is not None and stale and self._is_of_grid(bank, now):
                     link.unlink(missing_ok=True)
-                if done:
-                    link.parent.mkdir(parents=True, exist_ok=True)
+                if done and now != path:
+                    if not banks[bank]:
+                        bank.mkdir(parents=True, exist_ok=True)
                     # There already, or no links on this file system.
                     with contextlib.suppress(OSError):
                         link.symlink_to(path, target_is_directory=True)
 
-    def _is_stale(self, link: pathlib.Path, path: str | None) -> bool:
-        """Whether a link is one of this grid's runs, and not where it should.
-
-        One that leads elsewhere is the user's.
-        """
-        if not link.is_symlink() or os.readlink(link) == path:
-            return False
-        leads = os.path.normpath(link.parent / os.readlink(link))
+    def _is_of_grid(self, bank: pathlib.Path, path: str) -> bool:
+        """Whether a link leads to one of this grid's runs; else the user's."""
+        leads = os.path.normpath(bank / path)
         return pathlib.Path(leads).is_relative_to(
             os.path.normpath(self.out / "runs")
         )
@@ -242,10 +358,12 @@ class Ledger:
     def log(self, owner: str, event: str, **values: Any) -> None:
         """Appends a line to this process's own log, `log/OWNER.jsonl`."""
         path = self.out / "log" / f"{owner}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"at": clock(), "event": event, **values})
+        if not self._logged:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._logged = True
         with path.open("a", encoding="utf-8") as file:
-            record = {"at": clock(), "event": event, **values}
-            file.write(json.dumps(record) + "\n")
+            file.write(text + "\n")
 
     def drop_checkpoints(self, fleet: str) -> None:
         """Removes a fleet's checkpoints, if it has any."""
@@ -267,10 +385,12 @@ class Ledger:
             write_json(note, {"runs": lanes})
 
 
-def _seconds(said: Any) -> float:
-    """What a result says that it took; 0 where it says nothing."""
-    known = isinstance(said, int | float) and 0 <= said < math.inf
-    return float(min(said, 1e12)) if known else 0.0
+def _leads_to(link: pathlib.Path) -> str | None:
+    """What a link says; None where it is none, or none any more."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return None
 
 
 def described(run: Planned) -> dict[str, Any]:

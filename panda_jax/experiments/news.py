@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Collection
+from typing import Any
 
-from panda_jax.claims import Claims
 from panda_jax.experiments.ledger import Ledger
 
 
@@ -12,13 +13,11 @@ class News:
 
     Args:
       ledger: of the grid.
-      claims: of all who work on it.
       quiet: print no lines.
     """
 
-    def __init__(self, ledger: Ledger, claims: Claims, *, quiet: bool) -> None:
+    def __init__(self, ledger: Ledger, *, quiet: bool) -> None:
         self._ledger = ledger
-        self._claims = claims
         self._quiet = quiet
         self._waited_for: list[str] = []
 
@@ -35,21 +34,28 @@ class News:
             flush=True,
         )
 
-    def progress(self, doing: str) -> None:
-        """The time left and what is done now, as a line and as a file."""
-        holders = list(self._claims.all().values())
+    def progress(self, doing: str, holders: Collection[dict[str, Any]]) -> None:
+        """The time left and what is done now, as a line and as a file.
+
+        Args:
+          doing: what this process does.
+          holders: what the claims say of all who are at work.
+        """
         self._ledger.write_progress(holders)
         seconds = self._ledger.seconds_left(len(holders))
         self.say(f"about {spoken(seconds)} left; {doing}" if seconds else doing)
 
-    def waiting(self) -> None:
-        """Says, once, whom it waits for."""
-        holders = self._claims.all().values()
-        self._ledger.write_progress(holders)
+    def waiting(self, holders: Collection[dict[str, Any]]) -> None:
+        """Says, once, whom it waits for.
+
+        Args:
+          holders: what their claims say.
+        """
         names = sorted(
             f"{said.get('host')}:{said.get('pid')}" for said in holders
         )
         if names and names != self._waited_for:
+            self._ledger.write_progress(holders)
             self.say(f"waiting for {', '.join(names)}")
         self._waited_for = names
 

@@ -150,14 +150,12 @@ class Planned:
         return f"runs/{self.fleet}/{self.lane}"
 
     @property
-    def elsewhere(self) -> str:
-        """Where a grid has it that lists its task otherwise.
+    def other_lane(self) -> str:
+        """Where in its fleet's a grid has it that lists its task otherwise.
 
         A source that becomes a target too is the same run in another folder.
         """
-        only = self.lane != self.name
-        lane = self.name if only else f"sources/{self.name}"
-        return f"runs/{self.fleet}/{lane}"
+        return self.name if self.lane != self.name else f"sources/{self.name}"
 
     def bank(self, role: str) -> str:
         """Where its prompt lies among those of the role, below the grid's.
@@ -259,7 +257,8 @@ class Plan:
             if former is None:
                 continue
             former = dataclasses.replace(former, roles=run.roles)
-            places = out / former.folder, out / former.elsewhere
+            fleet = out / "runs" / former.fleet
+            places = fleet / former.lane, fleet / former.other_lane
             if any(place.exists() for place in places):
                 names[run.id] = former
         if not names:

@@ -56,9 +56,11 @@ class Worker:
         self.order = order
         self.poll = poll
         self.main = distributed.is_main()
-        self.news = News(ledger, claims, quiet=quiet or not self.main)
+        self.news = News(ledger, quiet=quiet or not self.main)
         self.attempts = Attempts(ledger, options, self.news.say)
         self.claim: Claim | None = None
+        # Fleet -> what its claim says, of those at work when last looked at.
+        self.held: dict[str, dict[str, Any]] = {}
 
     def run(self) -> Summary:
         """Works until nothing is left to do."""
@@ -86,25 +88,23 @@ class Worker:
                 self.news.say(
                     f"silent for too long: another does {group.about}"
                 )
-        ledger.look(ledger.plan.runs)
         if self.main:
-            self._tidy()
-            self.news.progress("nothing is left to do")
+            # One that began meanwhile knew less, and removed some.
+            ledger.link_prompts(ledger.plan.runs)
+            self._look_at_claims()
+            self.news.progress("nothing is left to do", self.held.values())
         counts = ledger.counts()
         failed = {
             run.name: ledger.failures[run.id]
             for run in ledger.plan.runs
             if run.id in ledger.failures
         }
-        return Summary(counts["total"], counts["done"], failed)
+        # Of a mesh only process 0 knows what became of it.
+        told = [counts["total"], counts["done"], failed]
+        return Summary(*distributed.from_main(told))
 
-    def _tidy(self) -> None:
-        """Makes up for what a kill came before: links, and room."""
-        self.ledger.link_prompts(self.ledger.plan.runs)
-        for group in self.groups:
-            # Another may have begun to try again what failed.
-            if self.claims.holder(group.name) is None:
-                self.ledger.drop_checkpoints(group.name)
+    def _look_at_claims(self) -> None:
+        self.held = self.claims.all(self.ledger.open)
 
     def _release(self) -> None:
         if self.claim is not None:
@@ -118,37 +118,52 @@ class Worker:
           Its number and the runs to make; no number where others are at work
           on all that is left; None where nothing is left.
         """
+        self.ledger.hear()
+        found = self._claimed()
+        if found is None:
+            # Those that were at work may have fallen silent, or given up.
+            self._look_at_claims()
+            found = self._claimed()
+        if found is not None:
+            return found
+        if not any(self.ledger.left(group) for group in self.groups):
+            return None
+        self.news.waiting(self.held.values())
+        return {"group": None}
+
+    def _claimed(self) -> dict[str, Any] | None:
+        """Claims a fleet; not those that others were last seen to work on."""
         ledger = self.ledger
-        ledger.look(ledger.plan.runs)
         for number in self.order:
             group = self.groups[number]
+            if group.name not in ledger.open or group.name in self.held:
+                continue
             left = ledger.left(group)
             needs = [need for run in left for need in ledger.needed(run)]
-            if not left or any(ledger.state(need) == "todo" for need in needs):
+            if any(ledger.state(need) == "todo" for need in needs):
                 continue
             self.claim = self.claims.take(
                 group.name, doing=group.about, on_lost=_interruption()
             )
             if self.claim is None:
                 continue
-            # Another may have made them before the claim was ours.
-            ledger.look(group.runs)
-            ledger.fetch(group.runs)
+            ledger.claimed(group)
             left = self._without_doomed(group)
             if left:
                 return {"group": number, "runs": [run.id for run in left]}
+            if not ledger.left(group):
+                ledger.end(group)
             self._release()
-        if not any(ledger.left(group) for group in self.groups):
-            return None
-        self.news.waiting()
-        return {"group": None}
+        return None
 
     def _without_doomed(self, group: Group) -> list[Planned]:
         """What is left of a fleet; records runs whose needs have failed."""
         ledger, left = self.ledger, []
+        known = {n for run in ledger.left(group) for n in run.needs.values()}
+        needed = [ledger.plan.by_id[id_] for id_ in sorted(known)]
+        ledger.look_again(n for n in needed if ledger.state(n) == "failed")
         for run in ledger.left(group):
             needs = ledger.needed(run)
-            ledger.look_again(n for n in needs if ledger.state(n) == "failed")
             states = {need.name: ledger.state(need) for need in needs}
             failed = [name for name, it in states.items() if it == "failed"]
             if failed:
@@ -163,7 +178,8 @@ class Worker:
         """Makes what is left of a fleet, and records how it went."""
         ledger, owner = self.ledger, self.claims.owner
         if self.main:
-            self.news.progress(group.about)
+            self._look_at_claims()
+            self.news.progress(group.about, self.held.values())
             names = [run.name for run in todo]
             ledger.log(owner, "begin", fleet=group.name, runs=names)
         began, compiled = time.monotonic(), programs()
@@ -171,14 +187,13 @@ class Worker:
         if not self.main:
             return
         for run in todo:
-            error = found[run.lane]
-            if isinstance(error, Exception):
-                ledger.fail(run, error)
-                self.news.say(f"failed: {run.name}: {error}")
-        ledger.look(todo)
-        ledger.link_prompts(todo)
-        if not ledger.left(group):
-            ledger.drop_checkpoints(group.name)
+            outcome = found[run.lane]
+            if isinstance(outcome, Exception):
+                ledger.fail(run, outcome)
+                self.news.say(f"failed: {run.name}: {outcome}")
+            else:
+                ledger.succeed(run, outcome.result)
+        ledger.end(group)
         ledger.log(
             owner,
             "end",
