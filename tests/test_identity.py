@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from command_line import mistake
 
 import panda_jax as pj
 from panda_jax import cli, identity, runs, settings, store
+from panda_jax.experiments import runner
+from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.ledger import Ledger
+from panda_jax.experiments.results import read_results
 from panda_jax.interop import hf
 from panda_jax.runs import Run
 from panda_jax.tokenizer import Tokenizer
@@ -141,8 +147,6 @@ def test_an_unfinished_folder_of_0_1_keeps_its_name(tiny, copied):
 
 
 def test_a_report_leaves_out_what_is_not_bound(done, other, tmp_path):
-    from panda_jax.experiments.results import read_results
-
     for name in ("right", "result", "prompt", "alone"):
         shutil.copytree(done, tmp_path / name)
     shutil.copy(other / "result.json", tmp_path / "result" / "result.json")
@@ -291,9 +295,7 @@ def test_the_table_of_settings_is_true(
     ],
     ids=range(7),
 )
-def test_flags_without_a_use_are_refused(
-    done, other, tmp_path, capsys, flags, words
-):
+def test_flags_without_a_use_are_refused(done, tmp_path, capsys, flags, words):
     flags = [flag.replace("=S", f"={done}") for flag in flags]
     said = mistake(
         capsys,
@@ -306,8 +308,6 @@ def test_flags_without_a_use_are_refused(
         f"--model_dir={tmp_path / 'run'}",
         *flags,
     )
-    import re
-
     assert re.search(words, said), said
     assert not (tmp_path / "run").exists()
 
@@ -357,9 +357,6 @@ except pj.UserError as error:
 def test_a_setting_that_a_later_release_adds_changes_nothing(
     later, copied, tmp_path
 ):
-    from panda_jax.experiments.expansion import expand
-    from panda_jax.experiments.grid import Grid
-
     grid = {
         "sources": "toy_sentiment",
         "targets": "toy_review",
@@ -441,6 +438,48 @@ def test_a_prompt_finds_its_backbone_from_everywhere(
     said = mistake(capsys, "evaluate", f"--prompt={tmp_path / 'moved'}")
     assert "gone' does not exist" in said
     assert "--backbone=DIR" in said
+
+
+def test_a_grid_knows_a_backbone_by_where_it_lies(
+    folder_backbone, tmp_path, monkeypatch
+):
+    def grid(backbone):
+        return Grid(
+            sources="toy_sentiment",
+            backbones=backbone,
+            overrides={f"{backbone} source": {"epochs": 3}},
+        )
+
+    monkeypatch.chdir(folder_backbone.parent)
+    plan = expand(grid("./my_bert"))
+    Ledger(plan, tmp_path).write_plan()
+    for name in ("my_bert", "./my_bert/", str(folder_backbone)):
+        found = expand(runner._as_spelled(grid(name), tmp_path))
+        assert [run.id for run in found.runs] == [run.id for run in plan.runs]
+    other = expand(runner._as_spelled(grid("random:bert-tiny"), tmp_path))
+    assert {r.id for r in other.runs} & {r.id for r in plan.runs} == set()
+
+
+def test_a_result_of_another_run_is_not_a_grid_s(tiny, done, tmp_path):
+    settings = {name: x for name, x in SMALL.items() if name != "quiet"}
+    for seed, wrong in ((0, None), (1, "seed: 0 there, 1 asked for")):
+        grid = Grid(
+            sources="toy_sentiment",
+            backbones="random:bert-tiny",
+            seeds=(seed,),
+            settings=settings,
+        )
+        (run,) = expand(grid).runs
+        out = tmp_path / str(seed)
+        shutil.copytree(done, out / run.folder)
+        if wrong is None:
+            assert Ledger(expand(grid), out).counts()["done"] == 1
+            continue
+        with pytest.raises(pj.UserError, match=wrong):
+            Ledger(expand(grid), out)
+        (out / run.folder / "run.json").unlink()
+        with pytest.raises(pj.UserError, match=wrong):
+            Ledger(expand(grid), out)
 
 
 # Tokenizers.

@@ -111,7 +111,7 @@ class Grid:
                     f"overrides has the key {key!r}, expected words such as "
                     "'panda' or 'source mnli'; settings are those of all runs."
                 )
-            for word in _words(key):
+            for word in words_of(key):
                 if word not in words:
                     raise unknown_name("word in overrides", word, words)
             _check_names_of(f"overrides[{key!r}]", settings)
@@ -131,9 +131,9 @@ class Grid:
         """
         said: dict[str, list[tuple[int, str, Any]]] = {}
         for key, settings in (self.overrides or {}).items():
-            if set(_words(key)) <= words:
+            if set(words_of(key)) <= words:
                 for name, value in settings.items():
-                    each = len(_words(key)), key, value
+                    each = len(words_of(key)), key, value
                     said.setdefault(name, []).append(each)
         found = dict(self.settings or {})
         for name, each in said.items():
@@ -158,7 +158,7 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _words(key: str) -> list[str]:
+def words_of(key: str) -> list[str]:
     """The words of an override; a backbone as in the grid's list."""
     return [backbone_name(word) for word in key.split()]
 

@@ -5,6 +5,7 @@ folder: each takes the next fleet that nobody has claimed.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 
@@ -13,11 +14,11 @@ from panda_jax.backbone import check_here
 from panda_jax.claims import STALE_SECONDS, Claims, parse_shard
 from panda_jax.errors import UserError
 from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid import Grid, words_of
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.run_folders import GRID, listed
 from panda_jax.experiments.worker import Summary, Worker
-from panda_jax.files import PathLike
+from panda_jax.files import PathLike, read_json
 from panda_jax.sharding import Partitioner
 
 # Between looks at what others are at work on.
@@ -71,7 +72,7 @@ def run_grid(
     """
     index, count = parse_shard(shard)
     out = pathlib.Path(out_dir)
-    plan = expand(grid).named_in(out)
+    plan = expand(_as_spelled(grid, out)).named_in(out)
     ledger = Ledger(plan, out, retry_failed=retry_failed)
     _check_here(ledger, data_dir)
     if distributed.is_main():
@@ -90,6 +91,35 @@ def run_grid(
         },
     )
     return worker.run()
+
+
+def _as_spelled(grid: Grid, out: pathlib.Path) -> Grid:
+    """The grid with its backbones' folders as the folder's own list has them.
+
+    Ids are of names, and another path to a folder makes no other backbone.
+    """
+    known = set()
+    if (out / GRID).exists():
+        runs = read_json(out / GRID).get("runs")
+        for run in runs if isinstance(runs, list) else ():
+            known.add(str(run.get("backbone") if type(run) is dict else None))
+    said = {}
+    for name in set(grid.backbones) - known:
+        if os.path.isdir(name):
+            same = [x for x in known if os.path.isdir(x)]
+            same = [x for x in same if os.path.samefile(x, name)]
+            said |= dict.fromkeys([name], same[0]) if same else {}
+    if not said:
+        return grid
+    return dataclasses.replace(
+        grid,
+        backbones=tuple(said.get(name, name) for name in grid.backbones),
+        overrides=grid.overrides
+        and {
+            " ".join(said.get(word, word) for word in words_of(key)): value
+            for key, value in grid.overrides.items()
+        },
+    )
 
 
 def _claim_files(out: pathlib.Path, *, overwrite: bool) -> None:
