@@ -13,7 +13,7 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, identity, runs, settings, store
+from panda_jax import cli, identity, ownership, runs, settings, store
 from panda_jax.experiments import runner
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
@@ -78,6 +78,8 @@ def as_of_0_1(folder: pathlib.Path) -> None:
         tokenizer_fingerprint=None,
         backbone_folder=None,
     )
+    for place in (folder, folder / "prompt"):
+        (place / ownership.LISTING).unlink(missing_ok=True)
 
 
 def again(tiny, folder, **changes):
@@ -500,7 +502,8 @@ def test_a_prompt_is_bound_to_its_tokenizer(
     with pytest.raises(pj.UserError, match="tokenizer: '.*' there, '.*' now"):
         pj.train(str(model), model_dir=run, **TASK, **SMALL)
     with pytest.raises(pj.UserError, match="under another tokenizer"):
-        pj.score(sources={"a": run}, targets={"a": run}, metrics=("panda",))
+        bank = {"a": store.load_prompt(run)}
+        pj.score(sources=bank, targets=bank, metrics=("panda",))
 
 
 def test_a_tokenizer_written_in_other_words_is_the_same(tmp_path):
@@ -513,9 +516,13 @@ def test_a_tokenizer_written_in_other_words_is_the_same(tmp_path):
     path.write_text(json.dumps(value, sort_keys=True))
     read = Tokenizer.from_folder(tmp_path)
     assert read.identity == tokenizer.identity
-    for change in ("strip_accents", "handle_chinese_chars", "clean_text"):
-        altered = json.loads(path.read_text())
-        altered["normalizer"][change] = not altered["normalizer"][change]
+    for rule in (
+        "strip_accents",
+        "handle_chinese_chars",
+        "clean_text",
+        "lowercase",
+    ):
+        altered = {**value, "normalizer": {**value["normalizer"], rule: False}}
         path.write_text(json.dumps(altered))
         assert Tokenizer.from_folder(tmp_path).identity != read.identity
 
