@@ -244,17 +244,19 @@ def _plain(prompt: Any, config: Any) -> Any:
 
 
 def _export_encoders(folder: pathlib.Path) -> None:
+    import jax
     from panda_jax.tasks import specs
 
     from panda_jax.models import BertConfig, bert
 
     config = BertConfig(60, width=32, layers=3, heads=4, ffn=48, positions=64)
     params = _backbone(folder / "bert", config, 0)
+    apply = jax.jit(bert.apply, static_argnums=1, static_argnames="per_token")
     tokens, mask = _texts(config.vocab_size)
     segments = (np.arange(LENGTH) > 2) & mask
 
     def ours(segments: np.ndarray, prompt: Any, task_type: str) -> np.ndarray:
-        logits, aux = bert.apply(
+        logits, aux = apply(
             params,
             config,
             tokens,
@@ -282,6 +284,8 @@ def _export_encoders(folder: pathlib.Path) -> None:
 
 
 def _export_text_to_text(folder: pathlib.Path) -> None:
+    import jax
+
     from panda_jax.models import T5Config, decode, t5
 
     config = T5Config(
@@ -294,6 +298,7 @@ def _export_text_to_text(folder: pathlib.Path) -> None:
         ffn=48,
     )
     params = _backbone(folder / "t5", config, 1)
+    apply = jax.jit(t5.apply, static_argnums=1)
     tokens, mask = _texts(config.vocab_size)
     targets, _ = _texts(config.vocab_size)
     for kind in KINDS:
@@ -307,7 +312,7 @@ def _export_text_to_text(folder: pathlib.Path) -> None:
             ("expected", prompt),
             ("without_prompt", _plain(prompt, config)),
         ):
-            logits, _ = t5.apply(params, config, tokens, targets, used)
+            logits, _ = apply(params, config, tokens, targets, used)
             numbers[name] = np.asarray(logits)
             written = decode.greedy(params, config, tokens, used, steps=STEPS)
             numbers[f"{name}_tokens"] = np.asarray(written)
