@@ -12,12 +12,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import numpy as np
-import peft
 import torch
-import transformers
 
 Outcome = dict[str, str]
 
@@ -35,8 +34,7 @@ def main() -> None:
                 for name, one in use(how, numbers, tolerance).items():
                     found[how][f"{path.parent.name}{name}"] = one
     found["versions"] = {
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        name: metadata.version(name) for name in ("transformers", "peft")
     }
     print(json.dumps(found))
 
