@@ -1,7 +1,7 @@
 """Tries which pairs of transformers and PEFT run the prompts that we export.
 
-    python launch/try_peft.py                  # writes the table of the package
-    python launch/try_peft.py --transformers=5.24.0 --peft=0.21.2 --out=F.json
+    python launch/try_peft.py                        # all that the table has
+    python launch/try_peft.py --transformers=5.24.0 --peft=0.21.2   # one more
     python launch/try_peft.py --table          # the table of docs/exchange.md
 
 Exports a prompt of each form, of tiny random backbones, with our own outputs.
@@ -23,6 +23,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHILD = ROOT / "launch" / "try_peft_pair.py"
@@ -57,16 +58,17 @@ def main() -> None:
     if flags.table:
         print(table())
     else:
-        found = try_pairs(flags.transformers.split(","), flags.peft.split(","))
-        flags.out.write_text(json.dumps(found, indent=1) + "\n")
+        transformers, peft = flags.transformers, flags.peft
+        try_pairs(transformers.split(","), peft.split(","), flags.out)
 
 
 # --- Here: what is exported, and what is expected of it ---
 
 
-def try_pairs(transformers: list[str], peft: list[str]) -> dict[str, Any]:
-    """The content of `peft_pairs.json`."""
-    pairs = []
+def try_pairs(
+    transformers: list[str], peft: list[str], out: pathlib.Path
+) -> None:
+    """Tries all pairs of these and puts each into the file at once."""
     with tempfile.TemporaryDirectory() as name:
         made, installed = pathlib.Path(name) / "made", pathlib.Path(name)
         export_all(made)
@@ -82,34 +84,44 @@ def try_pairs(transformers: list[str], peft: list[str]) -> dict[str, Any]:
                 print(
                     f"Trying PEFT {other} with it", file=sys.stderr, flush=True
                 )
-                pairs.append(_checked(version, other, run_pair(made, paths)))
+                pair = {"transformers": version, "peft": other}
+                found = run_pair(made, paths)
+                if found.pop("versions") != pair:
+                    sys.exit(f"The process did not import {pair}.")
+                _put(out, pair | _environment() | found)
+
+
+def _environment() -> dict[str, str]:
     return {
-        "command": "python launch/try_peft.py",
-        "tolerance": TOLERANCE,
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch").split("+")[0],
         "accelerate": importlib.metadata.version("accelerate"),
-        "pairs": pairs,
     }
+
+
+def _put(out: pathlib.Path, pair: dict[str, Any]) -> None:
+    """Adds a pair to the file, in the place of one of the same versions."""
+
+    def versions(pair: dict[str, Any]) -> tuple[Version, Version]:
+        return Version(pair["transformers"]), Version(pair["peft"])
+
+    pairs = json.loads(out.read_text())["pairs"] if out.exists() else []
+    pairs = [old for old in pairs if versions(old) != versions(pair)]
+    pairs = sorted([*pairs, pair], key=versions)
+    found = {"tolerance": TOLERANCE, "pairs": pairs}
+    out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _install(folder: pathlib.Path, package: str, version: str, *how: str):
     target = folder / f"{package}-{version}"
-    command = (sys.executable, "-m", "pip", "install", "--quiet", *how)
+    command = (sys.executable, "-m", "pip", "install", "--quiet")
+    # Most of its files are never imported.
+    command += ("--no-compile", *how)
     print(f"Installing {package} {version}", file=sys.stderr, flush=True)
     subprocess.run(
         [*command, "--target", str(target), f"{package}=={version}"],
         check=True,
     )
-
-
-def _checked(
-    transformers: str, peft: str, found: dict[str, Any]
-) -> dict[str, Any]:
-    wanted = {"transformers": transformers, "peft": peft}
-    if found.pop("versions") != wanted:
-        sys.exit(f"The process did not import {wanted}.")
-    return wanted | found
 
 
 def run_pair(made: pathlib.Path, paths: list[pathlib.Path]) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def run_pair(made: pathlib.Path, paths: list[pathlib.Path]) -> dict[str, Any]:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "PYTHONWARNINGS": "ignore",
             "HF_HUB_OFFLINE": "1",
+            "USE_TF": "0",
             "TRANSFORMERS_VERBOSITY": "error",
         },
     )
@@ -231,17 +244,19 @@ def _plain(prompt: Any, config: Any) -> Any:
 
 
 def _export_encoders(folder: pathlib.Path) -> None:
+    import jax
     from panda_jax.tasks import specs
 
     from panda_jax.models import BertConfig, bert
 
     config = BertConfig(60, width=32, layers=3, heads=4, ffn=48, positions=64)
     params = _backbone(folder / "bert", config, 0)
+    apply = jax.jit(bert.apply, static_argnums=1, static_argnames="per_token")
     tokens, mask = _texts(config.vocab_size)
     segments = (np.arange(LENGTH) > 2) & mask
 
     def ours(segments: np.ndarray, prompt: Any, task_type: str) -> np.ndarray:
-        logits, aux = bert.apply(
+        logits, aux = apply(
             params,
             config,
             tokens,
@@ -269,6 +284,8 @@ def _export_encoders(folder: pathlib.Path) -> None:
 
 
 def _export_text_to_text(folder: pathlib.Path) -> None:
+    import jax
+
     from panda_jax.models import T5Config, decode, t5
 
     config = T5Config(
@@ -281,6 +298,7 @@ def _export_text_to_text(folder: pathlib.Path) -> None:
         ffn=48,
     )
     params = _backbone(folder / "t5", config, 1)
+    apply = jax.jit(t5.apply, static_argnums=1)
     tokens, mask = _texts(config.vocab_size)
     targets, _ = _texts(config.vocab_size)
     for kind in KINDS:
@@ -294,7 +312,7 @@ def _export_text_to_text(folder: pathlib.Path) -> None:
             ("expected", prompt),
             ("without_prompt", _plain(prompt, config)),
         ):
-            logits, _ = t5.apply(params, config, tokens, targets, used)
+            logits, _ = apply(params, config, tokens, targets, used)
             numbers[name] = np.asarray(logits)
             written = decode.greedy(params, config, tokens, used, steps=STEPS)
             numbers[f"{name}_tokens"] = np.asarray(written)

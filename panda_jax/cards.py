@@ -251,7 +251,10 @@ def _tried(
     if all(outcome.result == "same" for _, _, outcome in groups):
         return
     if text_to_text:
-        yield "With all of them, these lines decode greedily by PEFT's model:"
+        yield (
+            "With all of them that load it, these lines decode greedily by "
+            "PEFT's model:"
+        )
         yield _python(peft_code.decoding())
         return
     yield (

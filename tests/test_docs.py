@@ -32,7 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 if not (ROOT / "README.md").is_file():
     pytest.skip("installed without the checkout", allow_module_level=True)
 TOPS = (
-    "benchmarks", "docs", "gin", "launch", "panda_jax", "tasks", "tests",
+    "benchmarks", "docs", "findings", "gin", "launch", "panda_jax", "tasks",
+    "tests",
 )  # fmt: skip
 FILES = sorted(
     path.relative_to(ROOT).as_posix()

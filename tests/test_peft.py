@@ -764,13 +764,16 @@ def test_the_installed_pair_does_what_the_table_says(tmp_path):
 def test_the_lines_of_a_card_run_with_every_pair():
     """Each card says so; and what PEFT does is no longer the same for all."""
     pairs = peft_pairs.pairs()
-    assert {
-        outcome.result
-        for pair in pairs
-        for outcome in pair.without_peft.values()
-    } == {"same"}
+    for pair in pairs:
+        for form, outcome in pair.without_peft.items():
+            theirs = pair.with_peft[form]
+            # Greedy decoding of a T5 goes through PEFT, where that loads.
+            if form.endswith(peft_pairs.GENERATE) and theirs.at == "loading":
+                assert outcome == theirs
+            else:
+                assert outcome.result == "same", (pair.transformers, form)
     deep = {pair.with_peft["deep SEQ_CLS"].result for pair in pairs}
-    assert deep == {"same", "raises"}
+    assert {"same", "raises"} <= deep
     versions = [(pair.transformers, pair.peft) for pair in pairs]
     assert len(set(versions)) == len(versions)
     for form in pairs[0].with_peft:
