@@ -418,7 +418,7 @@ def test_a_dispatch_costs_no_python_that_grows_with_lanes(
     assert 0 < many < few + 6
 
 
-def test_the_step_is_given_what_the_run_says(tiny, source):
+def test_the_step_is_given_what_the_run_says(tiny):
     """Each setting at another value than its default, and both dropouts."""
     asked = {
         "clip": 0.3,
@@ -426,25 +426,25 @@ def test_the_step_is_given_what_the_run_says(tiny, source):
         "accumulate": 2,
         "optimizer": "adafactor",
     }
-    run = lane(2, source, **asked, remat=True, dropout=0.25).run
+    run = lane(2, None, **asked, remat=True, dropout=0.25).run
     spec = step_spec(run, tiny)
     assert {name: getattr(spec, name) for name in asked} == asked
     c = spec.config
     assert (c.remat, c.dropout, c.attention_dropout) == (True, 0.25, 0.25)
-    quiet = step_spec(lane(2, source, dropout=0.0).run, tiny).config
+    quiet = step_spec(lane(2, None, dropout=0.0).run, tiny).config
     assert quiet.dropout == quiet.attention_dropout == 0.0
     own = dataclasses.replace(tiny.config, dropout=0.4, attention_dropout=0.3)
     backbone = dataclasses.replace(tiny, config=own)
-    assert step_spec(lane(0, source).run, backbone).config == own
+    assert step_spec(lane(0, None).run, backbone).config == own
     forms = {
-        name: step_spec(lane(2, source, recipe=name).run, tiny)
+        name: step_spec(lane(2, None, recipe=name).run, tiny)
         for name in ("paper", "released", "ours")
     }
     assert [x.kd_form for x in forms.values()] == ["mse", "mse", "kl"]
     assert [x.teacher_dropout for x in forms.values()] == [False, True, False]
     # Of a run without a teacher a recipe changes nothing.
-    plain = step_spec(lane(0, source).run, tiny)
-    assert plain == step_spec(lane(1, source).run, tiny) == forms["paper"]
+    plain = step_spec(lane(0, None).run, tiny)
+    assert plain == step_spec(lane(1, None).run, tiny) == forms["paper"]
 
 
 def test_lanes_scalars_are_their_runs_own(tiny, rows, source):
