@@ -382,6 +382,41 @@ def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove(folder: PathLike, verb: str) -> None:
+    """Removes what a verb wrote to a folder, and the folder if it is empty then.
+
+    The listing goes last, so that a kill in between leaves what can be removed
+    by the same call.
+
+    Args:
+      folder: with a listing; one without is left as it is.
+      verb: whose files go; those that were changed since stay.
+    """
+    folder = _resolved(folder)
+    listing = Listing.read(folder)
+    if listing is None:
+        return
+    left = {n: e for n, e in listing.files.items() if e.by != verb}
+    for name in listing.files.keys() - left.keys():
+        path = folder / name
+        if not os.path.lexists(path) or not listing.owns(folder, name, verb):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for inner in sorted(folder.rglob("*"), reverse=True):
+        if inner.is_dir() and not inner.is_symlink():
+            with contextlib.suppress(OSError):
+                inner.rmdir()  # that of files which are gone
+    if left:
+        Listing(left, listing.whole).write(folder)
+        return
+    (folder / LISTING).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def adopt(
     folder: PathLike,
     verb: str,

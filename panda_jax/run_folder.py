@@ -142,6 +142,22 @@ def keep(
     return stored
 
 
+def clear(folder: pathlib.Path) -> None:
+    """Removes what a run left that is to begin anew; the user's files stay."""
+    if not (folder / ownership.LISTING).exists():
+        with contextlib.suppress(UserError):
+            settings = files.read_json(folder / "run.json").get("settings")
+            if isinstance(settings, dict) and "method" in settings:
+                _adopt(folder, settings)
+    for inner in sorted(folder.glob("*/run.json")):  # that it needed
+        clear(inner.parent)
+    ownership.remove(folder / "prompt", VERB)
+    for events in folder.glob("events.out.tfevents.*"):
+        events.unlink()
+    shutil.rmtree(folder / claims.LOCK, ignore_errors=True)
+    ownership.remove(folder, VERB)
+
+
 def _sweep(folder: pathlib.Path) -> None:
     """Removes files on their way; who holds the folder knows them for dead."""
     for path in folder.glob(".*"):

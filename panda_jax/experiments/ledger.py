@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from panda_jax import ownership, runs
+from panda_jax import ownership, run_folder, runs
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
 from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
@@ -108,7 +108,8 @@ class Ledger:
         for run in [run for run in some if self._old.pop(run.id, None)]:
             # First: a kill in between leaves no failure to go on from.
             self.drop_checkpoints(run.fleet)
-            shutil.rmtree(self.out / run.folder, ignore_errors=True)
+            run_folder.clear(self.out / run.folder)
+            (self.out / run.folder / FAILED).unlink(missing_ok=True)
 
     def fail(self, run: Planned, error: BaseException) -> None:
         """Records why a run has no result."""
@@ -250,7 +251,9 @@ class Ledger:
     def drop_checkpoints(self, fleet: str) -> None:
         """Removes a fleet's checkpoints, if it has any."""
         folder = self.out / "runs" / fleet / "checkpoints"
-        shutil.rmtree(folder, ignore_errors=True)
+        # Unless another is as quick, what is left would be gone on from.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def own_checkpoints(self, fleet: str, lanes: list[str]) -> None:
         """Removes checkpoints that lack one of the lanes; notes the lanes.
