@@ -383,7 +383,7 @@ def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def remove(folder: PathLike, verb: str) -> None:
-    """Removes what a verb wrote to a folder, and the folder if it is empty then.
+    """Removes what a verb wrote to a folder, and the folder if it is then empty.
 
     The listing goes last, so that a kill in between leaves what can be removed
     by the same call.
@@ -405,10 +405,10 @@ def remove(folder: PathLike, verb: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for inner in sorted(folder.rglob("*"), reverse=True):
-        if inner.is_dir() and not inner.is_symlink():
-            with contextlib.suppress(OSError):
-                inner.rmdir()  # that of files which are gone
+    inner = {pathlib.PurePath(name).parent for name in listing.files}
+    for name in sorted(inner - {pathlib.PurePath()}, reverse=True):
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
     if left:
         Listing(left, listing.whole).write(folder)
         return

@@ -151,7 +151,8 @@ def clear(folder: pathlib.Path) -> None:
                 _adopt(folder, settings)
     for inner in sorted(folder.glob("*/run.json")):  # that it needed
         clear(inner.parent)
-    ownership.remove(folder / "prompt", VERB)
+    for part in ("prompt", *((_MODEL,) if _is_real(folder / _MODEL) else ())):
+        ownership.remove(folder / part, VERB)
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
     shutil.rmtree(folder / claims.LOCK, ignore_errors=True)
@@ -189,7 +190,7 @@ def _is_of(prompt: pathlib.Path, settings: dict[str, Any]) -> bool:
     with contextlib.suppress(UserError):
         info = store.load_prompt(prompt).info
         return all(
-            getattr(info, name) == settings[name]
+            getattr(info, name) == settings.get(name)
             for name in ("task", "method", "seed")
         )
     return False

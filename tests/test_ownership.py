@@ -18,7 +18,7 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import claims, cli, files, loop, ownership
+from panda_jax import claims, cli, files, loop, ownership, run_folder
 from panda_jax.errors import UserError
 from panda_jax.ownership import LISTING, Listing, replacing, writing
 
@@ -520,6 +520,27 @@ def test_a_prompt_that_another_put_there_is_not_taken_over(
     (run / LISTING).unlink()
     with pytest.raises(UserError, match="prompt' holds panda.json"):
         pj.train(tiny, model_dir=run, **SMALL)
+
+
+def test_a_run_that_begins_anew_leaves_the_user_s_files(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for place in (run, run / "prompt"):
+        (place / "notes").write_text("mine")
+    (run / "config.gin").write_text("edited")
+    run_folder.clear(run)
+    assert texts(run) == {
+        "config.gin": "edited",
+        "notes": "mine",
+        "prompt/notes": "mine",
+    }
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    # Of release 0.1.
+    for name in (LISTING, f"prompt/{LISTING}"):
+        (other / name).unlink()
+    run_folder.clear(other)
+    assert not other.exists()
 
 
 def test_a_user_s_link_in_a_grid_s_bank_stays(tmp_path):
