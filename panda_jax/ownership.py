@@ -383,7 +383,7 @@ def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def remove(folder: PathLike, verb: str) -> None:
-    """Removes what a verb wrote to a folder, and the folder if it is then empty.
+    """Removes what a verb wrote to a folder, and the folder if it is empty.
 
     The listing goes last, so that a kill in between leaves what can be removed
     by the same call.
