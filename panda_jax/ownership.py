@@ -210,8 +210,7 @@ def writing(
     inner = folder / _STAGE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in files.abandoned(inner):
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(folder)
         with files.staged(inner) as new:
             yield new
             with files.locked(folder):
@@ -221,6 +220,17 @@ def writing(
             # Only where nothing came of it.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def sweep(folder: pathlib.Path, *, alone: bool = False) -> None:
+    """Removes what killed processes were about to bring to a folder.
+
+    Args:
+      folder: that it was for.
+      alone: no other process is at work on it, wherever.
+    """
+    for left in files.abandoned(folder / _STAGE, alone=alone):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _bring(
@@ -340,11 +350,16 @@ def _is_whole(folder: pathlib.Path) -> bool:
     return bool(listing.whole) if listing else not any(folder.iterdir())
 
 
-def tidy(folder: pathlib.Path) -> None:
-    """Puts right what killed processes left beside a folder and below it."""
+def tidy(folder: pathlib.Path, *, alone: bool = False) -> None:
+    """Puts right what killed processes left of a folder's replacing.
+
+    Args:
+      folder: that was replaced.
+      alone: no other process is at work on it, wherever.
+    """
     for old in files.displaced(folder):
         _dispose(old, folder)
-    for new in files.abandoned(folder):
+    for new in files.abandoned(folder, alone=alone):
         if Listing.read(new) is None:  # it never was complete
             shutil.rmtree(new, ignore_errors=True)
         else:

@@ -26,6 +26,14 @@ CHECKPOINTS = "checkpoints"
 _MODEL = "model"
 _LINK = f"prompt/{_MODEL}"
 _FILES = ("run.json", "config.gin", "choice.json", "result.json", METRICS)
+# What `interop.hf` and the tokenizers write.
+_BACKBONE = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "spiece.model",
+)
 # Files on their way to these names, as `files.atomic_file` calls them.
 _ON_ITS_WAY = re.compile(
     rf"\.({'|'.join(map(re.escape, (*_FILES, _MODEL)))})"
@@ -40,12 +48,13 @@ def hold(folder: pathlib.Path, held: contextlib.ExitStack) -> claims.Claim:
       UserError: another process holds it.
     """
     return held.enter_context(
-        claims.alone(folder, done=lambda: _is_done(folder))
+        claims.alone(folder, done=lambda: not _is_under_way(folder))
     )
 
 
-def _is_done(folder: pathlib.Path) -> bool:
-    return (folder / "result.json").exists()
+def _is_under_way(folder: pathlib.Path) -> bool:
+    begun, done = (folder / f"{name}.json" for name in ("run", "result"))
+    return begun.exists() and not done.exists()
 
 
 def begin(
@@ -72,7 +81,7 @@ def begin(
     prompt = folder / "prompt"
     tunes = description["settings"]["method"] == "model"
     for part in (prompt, folder / _MODEL):
-        ownership.tidy(part)
+        ownership.tidy(part, alone=True)
     _sweep(folder)
     resumed = (folder / "run.json").exists()
     if resumed:
@@ -161,6 +170,7 @@ def clear(folder: pathlib.Path) -> None:
 
 def _sweep(folder: pathlib.Path) -> None:
     """Removes files on their way; who holds the folder knows them for dead."""
+    ownership.sweep(folder, alone=True)
     for path in folder.glob(".*"):
         if _ON_ITS_WAY.fullmatch(path.name) and not _is_real(path):
             path.unlink()
@@ -220,6 +230,10 @@ def _link_model(folder: pathlib.Path) -> None:
     link = folder / _MODEL
     if link.is_symlink():
         return
+    if _is_real(link) and not (folder / _LINK).exists():
+        # Its prompt was never written: it is replaced by itself.
+        ownership.adopt(link, VERB, _BACKBONE, whole=True)
+        return
     new = link.with_name(f".{_MODEL}.{secrets.token_hex(6)}")
     try:
         new.symlink_to(_LINK, target_is_directory=True)
@@ -227,6 +241,6 @@ def _link_model(folder: pathlib.Path) -> None:
         return
     if _is_real(link):
         files.exchange(new, link)
-        ownership.tidy(link)
+        ownership.tidy(link, alone=True)
     else:
         os.replace(new, link)
