@@ -686,3 +686,20 @@ def test_kills(tmp_path, monkeypatch):
     """A few moments of what `python tests/kills.py` does by hundreds."""
     found = kills.run(tmp_path, moments=6, number=1, seed=3)
     assert [each["moments"] for each in found["kills"]] == [1] * 6
+
+
+def test_what_another_machine_is_making_is_left_for_a_day(tmp_path):
+    """Whether it lives cannot be seen here, but by who holds the folder."""
+    out = tmp_path / "out"
+    replace(out, {"a": "1"})
+    number = int(files._machine(), 16) ^ 1
+    other = tmp_path / f".out.{number:04x}00000000"
+    other.mkdir()
+    replace(out, {"a": "2"})
+    assert other.exists()
+    os.utime(other, (0, 0))
+    replace(out, {"a": "3"})
+    assert not other.exists()
+    other.mkdir()
+    ownership.tidy(out, alone=True)
+    assert not other.exists()
