@@ -125,6 +125,8 @@ class Listing:
                 )
                 for name, said in value["files"].items()
             }
+            if not all(map(_is_inside, found, found.values())):
+                return None
             return cls(found, str(value["whole"]))
         except (UserError, LookupError, TypeError, AttributeError):
             return None
@@ -134,6 +136,8 @@ class Listing:
         entry, path = self.files.get(name), folder / name
         if entry is None or entry.by != verb:
             return False
+        if path.parent.resolve() != (folder.resolve() / name).parent:
+            return False  # a link leads elsewhere
         if not entry.versions:
             return True
         if path.is_symlink() or not path.is_file():
@@ -144,6 +148,13 @@ class Listing:
         """Whether nothing is there, or what that verb wrote."""
         there = os.path.lexists(folder / name)
         return not there or self.owns(folder, name, verb)
+
+
+def _is_inside(name: str, entry: Entry) -> bool:
+    """Whether a listing, which may be anybody's, names a file of its folder."""
+    parts = pathlib.PurePosixPath(name).parts
+    plain = parts and ".." not in parts and not name.startswith("/")
+    return bool(plain and (entry.versions or len(parts) == 1))
 
 
 def _seal(value: dict[str, Any]) -> str:
@@ -267,23 +278,18 @@ def _bring(
         name: Entry(verb, tuple({**_former(listing, name), this: None}))
         for name, this in fresh.items()
     }
-    if {**listing.files, **during, **after} != listing.files:
-        Listing({**listing.files, **after, **during}, listing.whole).write(
-            folder
-        )
+    between = {**listing.files, **after, **during}
+    if between != listing.files:
+        Listing(between, listing.whole).write(folder)
     for name in fresh:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / name, path)
     for name in stale:
         (folder / name).unlink()
-    kept = {
-        name: entry
-        for name, entry in listing.files.items()
-        if name not in stale
-    }
-    if {**kept, **after} != {**listing.files, **after, **during}:
-        Listing({**kept, **after}, listing.whole).write(folder)
+    found = {n: e for n, e in between.items() if n not in stale} | after
+    if found != between:
+        Listing(found, listing.whole).write(folder)
 
 
 def _former(listing: Listing, name: str) -> dict[Version, None]:

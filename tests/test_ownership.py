@@ -173,6 +173,33 @@ def test_an_edited_listing_is_none(tmp_path, change):
     write(tmp_path, {"a": "3"})
 
 
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/grows", ""])
+def test_a_listing_names_nothing_outside(tmp_path, name):
+    """Anybody can seal one, and its folder may come from anywhere."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "x").write_text("mine")
+    entry = ownership.Entry("train")
+    if name != "a/grows":
+        entry = ownership.Entry(
+            "train", (ownership.Version.of(tmp_path / "x"),)
+        )
+    Listing({name: entry}).write(out)
+    assert Listing.read(out) is None
+
+
+def test_a_listing_leads_nowhere_by_a_link(tmp_path):
+    out, home = tmp_path / "out", tmp_path / "home"
+    home.mkdir()
+    (home / "x").write_text("mine")
+    write(out, {"d/x": "mine"}, verb="train")
+    (out / "d" / "x").unlink()
+    (out / "d").rmdir()
+    (out / "d").symlink_to(home)
+    ownership.remove(out, "train")
+    assert texts(home) == {"x": "mine"}
+
+
 def test_only_what_it_wrote_itself_is_removed(tmp_path):
     write(tmp_path, {"a": "1", "b": "1", "c": "1"})
     write(tmp_path, {"d": "1"}, verb="score")
