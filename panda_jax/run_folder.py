@@ -12,7 +12,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from panda_jax import claims, files, ownership, store
@@ -98,6 +98,22 @@ def begin(
             files.write_text(new / "config.gin", config)
     if tunes:
         _link_model(folder)
+
+
+def begin_fleet(root: pathlib.Path, names: Iterable[str]) -> None:
+    """Makes sure that the checkpoints in a fleet's folder are a fleet's.
+
+    Args:
+      root: the folder.
+      names: of the runs' folders in it.
+
+    Raises:
+      UserError: a folder of this name is there that no fleet made.
+    """
+    if any((root / name / METRICS).exists() for name in names):
+        ownership.adopt(root, VERB, (), grows=(CHECKPOINTS,))
+    with ownership.writing(root, VERB, grows=(CHECKPOINTS,)):
+        pass
 
 
 def write_json(folder: pathlib.Path, name: str, value: Any) -> None:

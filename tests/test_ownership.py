@@ -517,6 +517,15 @@ def test_a_run_takes_nothing_of_the_user_s_for_its_own(tiny, tmp_path, name):
     assert list(texts(tmp_path).values()) == ["mine"]
 
 
+def test_a_fleet_takes_no_folder_of_the_user_s_for_its_own(tiny, tmp_path):
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7" / "x").write_text("mine")
+    settings = {n: x for n, x in SMALL.items() if n != "quiet"}
+    with pytest.raises(UserError, match="holds a folder checkpoints"):
+        pj.train_fleet(tiny, {"a": settings}, out_dir=tmp_path, quiet=True)
+    assert (tmp_path / "checkpoints" / "7" / "x").read_text() == "mine"
+
+
 def test_a_run_of_release_0_1_is_taken_over(trained, tiny, tmp_path):
     """It has no listing; it is known by what its files say."""
     run = tmp_path / "run"
