@@ -143,12 +143,10 @@ def keep(
       model: writes the backbone's files to a folder.
       overwrite: as in `begin`.
     """
-    more = None
-    if model is not None:
-        write = model
 
-        def more(new: pathlib.Path) -> None:
-            write(new / _MODEL)
+    def more(new: pathlib.Path) -> None:
+        if model is not None:
+            model(new / _MODEL)
 
     stored = save_prompt(
         folder / "prompt",

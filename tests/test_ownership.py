@@ -586,10 +586,10 @@ def test_a_user_s_link_in_a_grid_s_bank_stays(tmp_path):
 
     plan = expand(
         Grid(
-            backbones="random:bert-tiny",
-            sources="toy_sentiment",
-            targets="toy_review",
-            methods="pot",
+            backbones=("random:bert-tiny",),
+            sources=("toy_sentiment",),
+            targets=("toy_review",),
+            methods=("pot",),
         )
     )
     (source,) = [run for run in plan.runs if "source" in run.roles]
