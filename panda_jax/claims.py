@@ -229,7 +229,7 @@ def alone(
 
     Args:
       folder: of the run; made when absent.
-      done: whether nobody will write to it any more.
+      done: whether no run is under way there.
       stale: seconds of silence after which a holder counts as gone.
 
     Raises:

@@ -308,6 +308,11 @@ def _plan(args: commands.Plan) -> int:
     partitioner = dataclasses.replace(
         partitioner or Partitioner(), chunk=args.chunk
     )
+    if args.json is not None:
+        path = pathlib.Path(args.json)
+        ownership.check(
+            path.parent, "plan", [path.name], overwrite=args.overwrite
+        )
     fields = [field.name for field in dataclasses.fields(Run)]
     report = plan(
         Run(**{name: getattr(args, name) for name in fields}),

@@ -3,14 +3,17 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
+import functools
 import glob
+import hashlib
 import json
 import os
 import pathlib
 import re
 import secrets
 import shutil
+import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -108,8 +111,8 @@ def staged(path: PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    made = None
+    name = f".{path.name}.{_machine()}{secrets.token_hex(4)}"
+    temporary, made = path.with_name(name), None
     try:
         temporary.mkdir()
         made = temporary.stat().st_ino
@@ -121,39 +124,68 @@ def staged(path: PathLike) -> Iterator[pathlib.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def locked(folder: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the system's lock on a folder; yields whether it could be had.
+@functools.cache
+def _machine() -> str:
+    """Four hex digits of this machine, whose locks are seen here."""
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    known = boot.read_text() if boot.exists() else ""
+    text = f"{socket.gethostname()} {known}"
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
 
-    Where folders cannot be locked (some network disks) it counts as had.
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, *, wait: bool = True) -> Iterator[bool | None]:
+    """Holds the system's lock on a folder.
+
+    Yields whether it could be had; None where folders have no locks, as on
+    some network disks.
 
     Args:
       folder: that is there.
       wait: for another who holds it.
     """
+    if sys.platform == "win32":
+        yield None
+        return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
-        flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+        had: bool | None = True
         try:
-            fcntl.flock(handle, flags)
-            had = True
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             had = False
         except OSError:
-            had = True
+            had = None
         yield had
     finally:
         os.close(handle)
 
 
-def abandoned(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """What killed processes left of `staged`, one by one."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
+def abandoned(
+    path: pathlib.Path, *, alone: bool = False
+) -> Iterator[pathlib.Path]:
+    """What killed processes left of `staged`, one by one.
+
+    Of other machines, whose locks may not be seen here, a day later.
+
+    Args:
+      path: that it was to be.
+      alone: no other process is at work on it, wherever.
+    """
+    name = re.compile(
+        rf"\.{re.escape(path.name)}\.([0-9a-f]{{4}})[0-9a-f]{{8}}"
+    )
     for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
-        if name.fullmatch(found.name) and found.is_dir():
-            with locked(found, wait=False) as dead:
-                if dead:
-                    yield found
+        match = name.fullmatch(found.name)
+        if match is None or found.is_symlink() or not found.is_dir():
+            continue
+        with locked(found, wait=False) as free:
+            known = free is not None and match[1] == _machine()
+            old = found.stat().st_mtime < time.time() - 86400
+            if alone or (free and known) or (free is not False and old):
+                yield found
 
 
 def sync(folder: pathlib.Path) -> None:
@@ -194,9 +226,11 @@ def exchange(new: pathlib.Path, path: pathlib.Path) -> None:
 
 def _renameat2(new: pathlib.Path, path: pathlib.Path) -> bool:
     """Whether the system has swapped them; raises what a rename would."""
+    if sys.platform != "linux":
+        return False
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
+    except AttributeError:
         return False
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if call(here, os.fsencode(new), here, os.fsencode(path), swap) == 0:

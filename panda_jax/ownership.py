@@ -125,6 +125,8 @@ class Listing:
                 )
                 for name, said in value["files"].items()
             }
+            if not all(map(_is_inside, found, found.values())):
+                return None
             return cls(found, str(value["whole"]))
         except (UserError, LookupError, TypeError, AttributeError):
             return None
@@ -134,6 +136,8 @@ class Listing:
         entry, path = self.files.get(name), folder / name
         if entry is None or entry.by != verb:
             return False
+        if path.parent.resolve() != (folder.resolve() / name).parent:
+            return False  # a link leads elsewhere
         if not entry.versions:
             return True
         if path.is_symlink() or not path.is_file():
@@ -144,6 +148,13 @@ class Listing:
         """Whether nothing is there, or what that verb wrote."""
         there = os.path.lexists(folder / name)
         return not there or self.owns(folder, name, verb)
+
+
+def _is_inside(name: str, entry: Entry) -> bool:
+    """Whether a listing, which may be anybody's, names a file of its folder."""
+    parts = pathlib.PurePosixPath(name).parts
+    plain = parts and ".." not in parts and not name.startswith("/")
+    return bool(plain and (entry.versions or len(parts) == 1))
 
 
 def _seal(value: dict[str, Any]) -> str:
@@ -210,8 +221,7 @@ def writing(
     inner = folder / _STAGE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in files.abandoned(inner):
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(folder)
         with files.staged(inner) as new:
             yield new
             with files.locked(folder):
@@ -221,6 +231,17 @@ def writing(
             # Only where nothing came of it.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def sweep(folder: pathlib.Path, *, alone: bool = False) -> None:
+    """Removes what killed processes were about to bring to a folder.
+
+    Args:
+      folder: that it was for.
+      alone: no other process is at work on it, wherever.
+    """
+    for left in files.abandoned(folder / _STAGE, alone=alone):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _bring(
@@ -257,23 +278,18 @@ def _bring(
         name: Entry(verb, tuple({**_former(listing, name), this: None}))
         for name, this in fresh.items()
     }
-    if {**listing.files, **during, **after} != listing.files:
-        Listing({**listing.files, **after, **during}, listing.whole).write(
-            folder
-        )
+    between = {**listing.files, **after, **during}
+    if between != listing.files:
+        Listing(between, listing.whole).write(folder)
     for name in fresh:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / name, path)
     for name in stale:
         (folder / name).unlink()
-    kept = {
-        name: entry
-        for name, entry in listing.files.items()
-        if name not in stale
-    }
-    if {**kept, **after} != {**listing.files, **after, **during}:
-        Listing({**kept, **after}, listing.whole).write(folder)
+    found = {n: e for n, e in between.items() if n not in stale} | after
+    if found != between:
+        Listing(found, listing.whole).write(folder)
 
 
 def _former(listing: Listing, name: str) -> dict[Version, None]:
@@ -340,11 +356,16 @@ def _is_whole(folder: pathlib.Path) -> bool:
     return bool(listing.whole) if listing else not any(folder.iterdir())
 
 
-def tidy(folder: pathlib.Path) -> None:
-    """Puts right what killed processes left beside a folder and below it."""
+def tidy(folder: pathlib.Path, *, alone: bool = False) -> None:
+    """Puts right what killed processes left of a folder's replacing.
+
+    Args:
+      folder: that was replaced.
+      alone: no other process is at work on it, wherever.
+    """
     for old in files.displaced(folder):
         _dispose(old, folder)
-    for new in files.abandoned(folder):
+    for new in files.abandoned(folder, alone=alone):
         if Listing.read(new) is None:  # it never was complete
             shutil.rmtree(new, ignore_errors=True)
         else:
@@ -380,6 +401,41 @@ def _dispose(old: pathlib.Path, folder: pathlib.Path) -> None:
                 else:
                     inside.unlink()
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: PathLike, verb: str) -> None:
+    """Removes what a verb wrote to a folder, and the folder if it is empty.
+
+    The listing goes last, so that a kill in between leaves what can be removed
+    by the same call.
+
+    Args:
+      folder: with a listing; one without is left as it is.
+      verb: whose files go; those that were changed since stay.
+    """
+    folder = _resolved(folder)
+    listing = Listing.read(folder)
+    if listing is None:
+        return
+    left = {n: e for n, e in listing.files.items() if e.by != verb}
+    for name in listing.files.keys() - left.keys():
+        path = folder / name
+        if not os.path.lexists(path) or not listing.owns(folder, name, verb):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    inner = {pathlib.PurePath(name).parent for name in listing.files}
+    for name in sorted(inner - {pathlib.PurePath()}, reverse=True):
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
+    if left:
+        Listing(left, listing.whole).write(folder)
+        return
+    (folder / LISTING).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def adopt(

@@ -12,7 +12,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from panda_jax import claims, files, ownership, store
@@ -26,6 +26,14 @@ CHECKPOINTS = "checkpoints"
 _MODEL = "model"
 _LINK = f"prompt/{_MODEL}"
 _FILES = ("run.json", "config.gin", "choice.json", "result.json", METRICS)
+# What `interop.hf` and the tokenizers write.
+_BACKBONE = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "spiece.model",
+)
 # Files on their way to these names, as `files.atomic_file` calls them.
 _ON_ITS_WAY = re.compile(
     rf"\.({'|'.join(map(re.escape, (*_FILES, _MODEL)))})"
@@ -40,12 +48,13 @@ def hold(folder: pathlib.Path, held: contextlib.ExitStack) -> claims.Claim:
       UserError: another process holds it.
     """
     return held.enter_context(
-        claims.alone(folder, done=lambda: _is_done(folder))
+        claims.alone(folder, done=lambda: not _is_under_way(folder))
     )
 
 
-def _is_done(folder: pathlib.Path) -> bool:
-    return (folder / "result.json").exists()
+def _is_under_way(folder: pathlib.Path) -> bool:
+    begun, done = (folder / f"{name}.json" for name in ("run", "result"))
+    return begun.exists() and not done.exists()
 
 
 def begin(
@@ -72,7 +81,7 @@ def begin(
     prompt = folder / "prompt"
     tunes = description["settings"]["method"] == "model"
     for part in (prompt, folder / _MODEL):
-        ownership.tidy(part)
+        ownership.tidy(part, alone=True)
     _sweep(folder)
     resumed = (folder / "run.json").exists()
     if resumed:
@@ -90,6 +99,22 @@ def begin(
             files.write_text(new / "config.gin", config)
     if tunes:
         _link_model(folder)
+
+
+def begin_fleet(root: pathlib.Path, names: Iterable[str]) -> None:
+    """Makes sure that the checkpoints in a fleet's folder are a fleet's.
+
+    Args:
+      root: the folder.
+      names: of the runs' folders in it.
+
+    Raises:
+      UserError: a folder of this name is there that no fleet made.
+    """
+    if any((root / name / METRICS).exists() for name in names):
+        ownership.adopt(root, VERB, (), grows=(CHECKPOINTS,))
+    with ownership.writing(root, VERB, grows=(CHECKPOINTS,)):
+        pass
 
 
 def write_json(folder: pathlib.Path, name: str, value: Any) -> None:
@@ -119,12 +144,10 @@ def keep(
       model: writes the backbone's files to a folder.
       overwrite: as in `begin`.
     """
-    more = None
-    if model is not None:
-        write = model
 
-        def more(new: pathlib.Path) -> None:
-            write(new / _MODEL)
+    def more(new: pathlib.Path) -> None:
+        if model is not None:
+            model(new / _MODEL)
 
     stored = save_prompt(
         folder / "prompt",
@@ -143,8 +166,26 @@ def keep(
     return stored
 
 
+def clear(folder: pathlib.Path) -> None:
+    """Removes what a run left that is to begin anew; the user's files stay."""
+    if not (folder / ownership.LISTING).exists():
+        with contextlib.suppress(UserError):
+            settings = files.read_json(folder / "run.json").get("settings")
+            if isinstance(settings, dict) and "method" in settings:
+                _adopt(folder, settings)
+    for inner in sorted(folder.glob("*/run.json")):  # that it needed
+        clear(inner.parent)
+    for part in ("prompt", *((_MODEL,) if _is_real(folder / _MODEL) else ())):
+        ownership.remove(folder / part, VERB)
+    for events in folder.glob("events.out.tfevents.*"):
+        events.unlink()
+    shutil.rmtree(folder / claims.LOCK, ignore_errors=True)
+    ownership.remove(folder, VERB)
+
+
 def _sweep(folder: pathlib.Path) -> None:
     """Removes files on their way; who holds the folder knows them for dead."""
+    ownership.sweep(folder, alone=True)
     for path in folder.glob(".*"):
         if _ON_ITS_WAY.fullmatch(path.name) and not _is_real(path):
             path.unlink()
@@ -174,7 +215,7 @@ def _is_of(prompt: pathlib.Path, settings: dict[str, Any]) -> bool:
     with contextlib.suppress(UserError):
         info = store.load_prompt(prompt).info
         return all(
-            getattr(info, name) == settings[name]
+            getattr(info, name) == settings.get(name)
             for name in ("task", "method", "seed")
         )
     return False
@@ -204,6 +245,10 @@ def _link_model(folder: pathlib.Path) -> None:
     link = folder / _MODEL
     if link.is_symlink():
         return
+    if _is_real(link) and not (folder / _LINK).exists():
+        # Its prompt was never written: it is replaced by itself.
+        ownership.adopt(link, VERB, _BACKBONE, whole=True)
+        return
     new = link.with_name(f".{_MODEL}.{secrets.token_hex(6)}")
     try:
         new.symlink_to(_LINK, target_is_directory=True)
@@ -211,6 +256,6 @@ def _link_model(folder: pathlib.Path) -> None:
         return
     if _is_real(link):
         files.exchange(new, link)
-        ownership.tidy(link)
+        ownership.tidy(link, alone=True)
     else:
         os.replace(new, link)

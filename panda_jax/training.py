@@ -219,6 +219,8 @@ def _train_fleet(
         going[name], data = begun
     if data is not None:
         assert not isinstance(backbone, str)
+        if root is not None and held is not None and distributed.is_main():
+            run_folder.begin_fleet(root, lanes)
         fleet = Fleet(
             backbone,
             list(going.values()),

@@ -425,7 +425,7 @@ def kill(
     first.done()
     seconds, events = time.monotonic() - began, first.events
     expected = left(out)
-    count = collections.Counter()
+    count: collections.Counter[str] = collections.Counter()
     while count["moments"] < moments:
         shutil.rmtree(out.parent)
         out = place()

@@ -365,12 +365,12 @@ def test_absent_weights_package_says_what_to_install(capsys, monkeypatch):
 def test_full_disk_is_one_message(capsys, monkeypatch, tmp_path):
     import errno
 
-    from panda_jax import training
+    from panda_jax import files
 
-    def fail(path, value):
+    def fail(path, value, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(training, "write_json", fail)
+    monkeypatch.setattr(files, "write_json", fail)
     message = mistake(
         capsys, *TRAIN, "--task=toy_tense", f"--model_dir={tmp_path / 'run'}"
     )

@@ -18,7 +18,7 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import claims, cli, files, loop, ownership
+from panda_jax import claims, cli, files, loop, ownership, run_folder
 from panda_jax.errors import UserError
 from panda_jax.ownership import LISTING, Listing, replacing, writing
 
@@ -171,6 +171,33 @@ def test_an_edited_listing_is_none(tmp_path, change):
     assert texts(tmp_path) == {"a": "1"}
     write(tmp_path, {"a": "2"}, overwrite=True)
     write(tmp_path, {"a": "3"})
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/grows", ""])
+def test_a_listing_names_nothing_outside(tmp_path, name):
+    """Anybody can seal one, and its folder may come from anywhere."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "x").write_text("mine")
+    entry = ownership.Entry("train")
+    if name != "a/grows":
+        entry = ownership.Entry(
+            "train", (ownership.Version.of(tmp_path / "x"),)
+        )
+    Listing({name: entry}).write(out)
+    assert Listing.read(out) is None
+
+
+def test_a_listing_leads_nowhere_by_a_link(tmp_path):
+    out, home = tmp_path / "out", tmp_path / "home"
+    home.mkdir()
+    (home / "x").write_text("mine")
+    write(out, {"d/x": "mine"}, verb="train")
+    (out / "d" / "x").unlink()
+    (out / "d").rmdir()
+    (out / "d").symlink_to(home)
+    ownership.remove(out, "train")
+    assert texts(home) == {"x": "mine"}
 
 
 def test_only_what_it_wrote_itself_is_removed(tmp_path):
@@ -490,6 +517,15 @@ def test_a_run_takes_nothing_of_the_user_s_for_its_own(tiny, tmp_path, name):
     assert list(texts(tmp_path).values()) == ["mine"]
 
 
+def test_a_fleet_takes_no_folder_of_the_user_s_for_its_own(tiny, tmp_path):
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7" / "x").write_text("mine")
+    settings = {n: x for n, x in SMALL.items() if n != "quiet"}
+    with pytest.raises(UserError, match="holds a folder checkpoints"):
+        pj.train_fleet(tiny, {"a": settings}, out_dir=tmp_path, quiet=True)
+    assert (tmp_path / "checkpoints" / "7" / "x").read_text() == "mine"
+
+
 def test_a_run_of_release_0_1_is_taken_over(trained, tiny, tmp_path):
     """It has no listing; it is known by what its files say."""
     run = tmp_path / "run"
@@ -522,6 +558,27 @@ def test_a_prompt_that_another_put_there_is_not_taken_over(
         pj.train(tiny, model_dir=run, **SMALL)
 
 
+def test_a_run_that_begins_anew_leaves_the_user_s_files(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for place in (run, run / "prompt"):
+        (place / "notes").write_text("mine")
+    (run / "config.gin").write_text("edited")
+    run_folder.clear(run)
+    assert texts(run) == {
+        "config.gin": "edited",
+        "notes": "mine",
+        "prompt/notes": "mine",
+    }
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    # Of release 0.1.
+    for name in (LISTING, f"prompt/{LISTING}"):
+        (other / name).unlink()
+    run_folder.clear(other)
+    assert not other.exists()
+
+
 def test_a_user_s_link_in_a_grid_s_bank_stays(tmp_path):
     from panda_jax.experiments.expansion import expand
     from panda_jax.experiments.grid import Grid
@@ -529,10 +586,10 @@ def test_a_user_s_link_in_a_grid_s_bank_stays(tmp_path):
 
     plan = expand(
         Grid(
-            backbones="random:bert-tiny",
-            sources="toy_sentiment",
-            targets="toy_review",
-            methods="pot",
+            backbones=("random:bert-tiny",),
+            sources=("toy_sentiment",),
+            targets=("toy_review",),
+            methods=("pot",),
         )
     )
     (source,) = [run for run in plan.runs if "source" in run.roles]
@@ -665,3 +722,20 @@ def test_kills(tmp_path, monkeypatch):
     """A few moments of what `python tests/kills.py` does by hundreds."""
     found = kills.run(tmp_path, moments=6, number=1, seed=3)
     assert [each["moments"] for each in found["kills"]] == [1] * 6
+
+
+def test_what_another_machine_is_making_is_left_for_a_day(tmp_path):
+    """Whether it lives cannot be seen here, but by who holds the folder."""
+    out = tmp_path / "out"
+    replace(out, {"a": "1"})
+    number = int(files._machine(), 16) ^ 1
+    other = tmp_path / f".out.{number:04x}00000000"
+    other.mkdir()
+    replace(out, {"a": "2"})
+    assert other.exists()
+    os.utime(other, (0, 0))
+    replace(out, {"a": "3"})
+    assert not other.exists()
+    other.mkdir()
+    ownership.tidy(out, alone=True)
+    assert not other.exists()

@@ -10,7 +10,11 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+<<<<<<< HEAD
 from panda_jax import identity, ownership
+=======
+from panda_jax import ownership, run_folder, runs
+>>>>>>> w-own
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
 from panda_jax.experiments.endings import (
@@ -222,7 +226,8 @@ class Ledger:
         for run in [run for run in some if self._old.pop(run.id, None)]:
             # First: a kill in between leaves no failure to go on from.
             self.drop_checkpoints(run.fleet)
-            shutil.rmtree(self.out / run.folder, ignore_errors=True)
+            run_folder.clear(self.out / run.folder)
+            (self.out / run.folder / FAILED).unlink(missing_ok=True)
 
     def fail(self, run: Planned, error: BaseException) -> None:
         """Records why a run has no result."""
@@ -368,7 +373,9 @@ class Ledger:
     def drop_checkpoints(self, fleet: str) -> None:
         """Removes a fleet's checkpoints, if it has any."""
         folder = self.out / "runs" / fleet / "checkpoints"
-        shutil.rmtree(folder, ignore_errors=True)
+        # Unless another is as quick, what is left would be gone on from.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def own_checkpoints(self, fleet: str, lanes: list[str]) -> None:
         """Removes checkpoints that lack one of the lanes; notes the lanes.
