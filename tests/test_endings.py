@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import threading
+import typing
 from collections import Counter
 
 import pytest
@@ -19,6 +20,7 @@ from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.runner import run_grid
 from panda_jax.lane import TrainResult
+from panda_jax.store import StoredPrompt
 
 TASKS = "toy_sentiment,toy_topic,toy_review,toy_acceptability"
 WIDE = {
@@ -42,6 +44,10 @@ NAMES = (
     "rename", "unlink", "remove", "symlink", "readlink", "link", "utime",
     "chmod", "access", "mkfifo",
 )  # fmt: skip
+
+
+# None is loaded.
+PROMPT = typing.cast(StoredPrompt, None)
 
 
 class Killed(BaseException):
@@ -104,6 +110,8 @@ def trained(monkeypatch, request):
             (out_dir / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
             for lane in lanes:
                 (out_dir / lane).mkdir(parents=True, exist_ok=True)
+                for name in ("run.json", "metrics.jsonl"):
+                    (out_dir / lane / name).write_text("{}")
             for lane in lanes:
                 names.append(lane)
                 path = out_dir / lane / "result.json"
@@ -111,7 +119,7 @@ def trained(monkeypatch, request):
         finally:
             disk.aside.discard(threading.get_ident())
         result = {"seconds": 60.0}
-        return {lane: TrainResult(None, result) for lane in lanes}
+        return {lane: TrainResult(PROMPT, result) for lane in lanes}
 
     monkeypatch.setattr(attempts, "train_fleet", stand_in)
     monkeypatch.setattr(attempts, "load_prompt", lambda folder: None)
@@ -277,22 +285,25 @@ def test_what_ends_as_another_begins_stays_in_its_bank(
     check_all_is_there(SMALL, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["folder", "result"])
+@pytest.mark.parametrize("what", ["folders", "result"])
 def test_a_run_whose_files_were_removed_is_made_again(
     tmp_path, disk, trained, dead, what
 ):
     run_grid(Grid(**SMALL), tmp_path, **OPTIONS)
-    one = expand(Grid(**SMALL)).runs[0]
-    if what == "folder":
-        shutil.rmtree(tmp_path / one.folder)
+    runs = expand(Grid(**SMALL)).runs
+    if what == "folders":
+        removed = [runs[0], runs[-1]]
+        for run in removed:
+            shutil.rmtree(tmp_path / run.folder)
     else:
-        (tmp_path / one.folder / "result.json").unlink()
+        removed = [runs[0]]
+        (tmp_path / runs[0].folder / "result.json").unlink()
     trained.clear()
     shutil.copytree(tmp_path, tmp_path / "copy", symlinks=True)
     assert run_grid(Grid(**SMALL), tmp_path, **OPTIONS).done == 6
-    assert trained == [one.lane]
-    # Also after a kill, when its folder is there again and what was told of
-    # it before is still true of the others.
+    assert sorted(trained) == sorted(run.lane for run in removed)
+    # Also after a kill, when the folder is there again without a result, of
+    # which something was told before.
     after = 0
     while True:
         out = tmp_path / f"killed{after}"
