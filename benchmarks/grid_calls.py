@@ -1,6 +1,6 @@
 """File-system calls of a grid's whole life, training left out.
 
-    python benchmarks/grid_calls.py --out=FILE.json [--workers=2] [--timed]
+    python benchmarks/grid_calls.py --out=FILE.json --workers=2 --timed
 
 Runs a grid of about 10,000 runs in 400 fleets (`small`: 1,672 in 66) with a
 stand-in for training that writes the result files alone, under `strace`. Calls

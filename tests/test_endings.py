@@ -30,7 +30,7 @@ WIDE = {
     "sources": TASKS,
     "targets": TASKS,
     "methods": "prompt,pot,panda",
-    "seeds": tuple(range(12)),
+    "seeds": tuple(range(16)),
     "settings": {"steps": 3},
 }
 SMALL = {
@@ -180,7 +180,7 @@ def test_two_calls_a_run_in_a_grid_s_life(
 ):
     found = at_once(WIDE, tmp_path, workers)
     total = len(lanes(WIDE))
-    assert total == 432
+    assert total == 576
     assert [(each.done, each.failed) for each in found] == [
         (total, {})
     ] * workers
@@ -193,7 +193,7 @@ def test_a_look_costs_what_changed(tmp_path, disk):
     here, there = Ledger(plan, tmp_path), Ledger(plan, tmp_path)
     disk.calls.clear()
     here.hear()
-    assert sum(disk.calls.values()) == 1, "a listing, of 432 runs left to do"
+    assert sum(disk.calls.values()) == 1, "a listing, of 576 runs left to do"
     for group in plan.groups[:2]:
         for run in group.runs:
             there.succeed(run, {"seconds": 2.0})
@@ -418,5 +418,5 @@ def test_other_grids_of_the_same_fleets_settle_what_is_theirs(
     assert run_grid(Grid(**few), tmp_path, **OPTIONS).done == 36
     assert sorted(trained) == lanes(few)
     trained.clear()
-    assert run_grid(Grid(**WIDE), tmp_path, **OPTIONS).done == 432
+    assert run_grid(Grid(**WIDE), tmp_path, **OPTIONS).done == 576
     assert sorted(trained) == sorted(set(lanes(WIDE)) - set(lanes(few)))
