@@ -1,6 +1,6 @@
 """File-system calls of a grid's whole life, training left out.
 
-    python benchmarks/grid_calls.py --out=FILE.json [--workers=2] [--timed]
+    python benchmarks/grid_calls.py --out=FILE.json --workers=2 --timed
 
 Runs a grid of about 10,000 runs in 400 fleets (`small`: 1,672 in 66) with a
 stand-in for training that writes the result files alone, under `strace`. Calls
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 SIZES = ("tiny", "mini", "small", "medium", "base", "large")
 # Looked up around the stand-in, so that its calls are told from the others.
@@ -29,7 +30,7 @@ LINE = re.compile(r"^(\d+) +(\w+)\((.*)")
 BY_PATH = ("open", "stat", "mkdir", "rename", "unlink", "link", "rmdir")
 
 
-def made_up_grid(scale: str) -> "Grid":  # noqa: F821
+def made_up_grid(scale: str) -> Any:
     """18 sources, 22 targets, two seeds, by four methods."""
     from panda_jax.tasks import specs
 
@@ -60,7 +61,8 @@ def work(out: str, scale: str, shard: str) -> None:
             folder.mkdir(parents=True)
             (folder / "result.json").write_text(json.dumps(result))
         os.access(MARKS[1], os.F_OK)
-        return {lane: TrainResult(None, result) for lane in lanes}
+        prompt: Any = None
+        return {lane: TrainResult(prompt, result) for lane in lanes}
 
     spent = [0.0, 0]
     find = worker.Worker._next

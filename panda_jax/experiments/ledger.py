@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 <<<<<<< HEAD
@@ -194,7 +194,9 @@ class Ledger:
         In this order: what was told needs no look for what a kill came before.
         Only for who has claimed it.
         """
-        self.link_prompts(group.runs)
+        for run, link, path in self._links(group.runs):
+            if self.state(run) == "done":
+                _lead(link, path)
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
@@ -302,20 +304,38 @@ class Ledger:
             {"runs": [described(run) for run in self.plan.runs]},
         )
 
-    def link_prompts(self, some: Iterable[Planned]) -> None:
+    def link_prompts(
+        self, some: Iterable[Planned], *, checked: bool = False
+    ) -> None:
         """Keeps the banks: links by task to the prompts of runs that are done.
 
         Not before: a run has a prompt from its first evaluation on, and a
         better one later, or a failure.
+
+        Args:
+          some: the runs.
+          checked: links that are there lead where they should.
         """
         banks: dict[pathlib.Path, set[str]] = {}
+        for run, link, path in self._links(some):
+            if link.parent not in banks:
+                banks[link.parent] = listed(link.parent)
+            there = link.name in banks[link.parent]
+            if self.state(run) == "done":
+                if not (there and checked):
+                    _lead(link, path)
+            elif there and _leads_to(link) is not None:
+                link.unlink(missing_ok=True)
+
+    def _links(
+        self, some: Iterable[Planned]
+    ) -> Iterator[tuple[Planned, pathlib.Path, str]]:
+        """Runs with the links that banks have of them, and what these say."""
         for run in some:
             for role in {"source", "prompt"} & set(run.roles):
                 link = self.out / run.bank(role)
-                bank = link.parent
-                if bank not in banks:
-                    banks[bank] = listed(bank)
                 target = self.out / run.folder / "prompt"
+<<<<<<< HEAD
                 path = os.path.relpath(target, bank)
                 done = self.state(run) == "done"
                 now = _leads_to(link) if link.name in banks[bank] else None
@@ -328,6 +348,9 @@ class Ledger:
                     # There already, or no links on this file system.
                     with contextlib.suppress(OSError):
                         link.symlink_to(path, target_is_directory=True)
+=======
+                yield run, link, os.path.relpath(target, link.parent)
+>>>>>>> w-grid
 
     def _is_of_grid(self, bank: pathlib.Path, path: str) -> bool:
         """Whether a link leads to one of this grid's runs; else the user's."""
@@ -390,6 +413,21 @@ class Ledger:
             self.drop_checkpoints(fleet)
         if lanes != known:
             write_json(note, {"runs": lanes})
+
+
+def _lead(link: pathlib.Path, path: str) -> None:
+    """Makes a link, or a link that leads elsewhere one that says this."""
+    # A folder of that name, or no links on this file system.
+    with contextlib.suppress(OSError):
+        try:
+            link.symlink_to(path, target_is_directory=True)
+        except FileNotFoundError:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path, target_is_directory=True)
+        except FileExistsError:
+            if _leads_to(link) not in (None, path):
+                link.unlink(missing_ok=True)
+                link.symlink_to(path, target_is_directory=True)
 
 
 def _leads_to(link: pathlib.Path) -> str | None:

@@ -90,7 +90,7 @@ class Worker:
                 )
         if self.main:
             # One that began meanwhile knew less, and removed some.
-            ledger.link_prompts(ledger.plan.runs)
+            ledger.link_prompts(ledger.plan.runs, checked=True)
             self._look_at_claims()
             self.news.progress("nothing is left to do", self.held.values())
         counts = ledger.counts()
