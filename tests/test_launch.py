@@ -14,7 +14,8 @@ import pytest
 import panda_jax as pj
 from panda_jax import commands
 
-LAUNCH = pathlib.Path(pj.__file__).resolve().parent.parent / "launch"
+CHECKOUT = pathlib.Path(pj.__file__).resolve().parent.parent
+LAUNCH = CHECKOUT / "launch"
 if not LAUNCH.is_dir():
     pytest.skip("installed without the checkout", allow_module_level=True)
 yaml = pytest.importorskip("yaml")  # orbax brings it
@@ -272,39 +273,76 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
             assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[tpu]"
 
 
-@pytest.mark.parametrize("installed", [True, False])
-@pytest.mark.parametrize("mounted", [True, False])
-def test_mount(stubs, installed, mounted):
+# Keeps a copy of what would be installed, as its own name.
+KEEP = """
+if [[ $1 == install && $2 == -D ]]; then
+  /bin/cp "$5" "$KEPT/${6##*/}"
+  /bin/stat -c %a "${5%/*}" >"$KEPT/mode"
+fi
+if [[ "$*" == *"apt-get"*" install "* ]]; then
+  /bin/cp "${0%/*}/hidden" "${0%/*}/gcsfuse"
+fi
+"""
+
+
+def _mount_stubs(stubs, *, installed: bool, mounted: bool, key: str) -> None:
     # The machine may have the real tools: only these are found.
-    for tool in ("bash", "env", "id"):
+    for tool in ("bash", "env", "id", "mktemp", "rm"):
         (stubs.folder / tool).symlink_to(shutil.which(tool))
     stubs.add("findmnt", f"exit {int(not mounted)}")
-    stubs.add("dpkg", "echo amd64")
     stubs.add("curl")
-    stubs.add("sudo")
-    gcsfuse = "gcsfuse" if installed else "hidden"
-    stubs.add(gcsfuse)
-    if not installed:  # installing it makes it be there
-        stubs.add(
-            "sudo", f'PATH=/bin cp "{stubs.folder}"/hidden "${{0%/*}}"/gcsfuse'
-        )
-    done = stubs.run("mount.sh", "my-bucket", "/gcs/it", PATH=str(stubs.folder))
+    stubs.add("gpg", f'[[ "$*" != *--export* ]] || printf %s "{key}"')
+    stubs.add("sudo", KEEP)
+    stubs.add("gcsfuse" if installed else "hidden")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("mounted", [True, False])
+def test_mount(stubs, tmp_path, installed, mounted):
+    _mount_stubs(stubs, installed=installed, mounted=mounted, key="the key")
+    arguments = ("mount.sh", "my-bucket", "/gcs/it")
+    done = stubs.run(*arguments, PATH=str(stubs.folder), KEPT=str(tmp_path))
     assert done.returncode == 0, done.stderr
     calls = stubs.made()
     names = [call["name"] for call in calls]
-    fetched = ["dpkg", "curl", "sudo", "sudo"]
+    fetched = ["curl", "gpg", "gpg", *("sudo" for _ in range(4))]
     assert names == [
         *([] if installed else fetched),
         "findmnt",
         *([] if mounted else ["sudo", "gcsfuse"]),
     ]
     if not installed:
-        assert calls[3]["argv"][-1] == calls[1]["argv"][2]
-        assert calls[1]["argv"][3].endswith("_amd64.deb")
+        keys, package = calls[0]["argv"][2], calls[6]["argv"]
+        folder = os.path.dirname(keys)
+        assert calls[1]["argv"][-2:] == ["--import", keys]
+        assert re.fullmatch("[0-9A-F]{40}", calls[2]["argv"][-1])
+        assert {flags_of["argv"][3] for flags_of in calls[1:3]} == {folder}
+        assert (tmp_path / "gcsfuse.gpg").read_text() == "the key"
+        source = (tmp_path / "gcsfuse.list").read_text()
+        assert source.startswith(f"deb [signed-by={calls[3]['argv'][-1]}] ht")
+        # A folder of its own, closed to others, and gone at the end.
+        assert (tmp_path / "mode").read_text().strip() == "700"
+        assert not os.path.exists(folder)
+        assert package[-1].startswith("gcsfuse=3.")
     if not mounted:
         assert calls[-1]["argv"][-2:] == ["my-bucket", "/gcs/it"]
         assert calls[-2]["argv"][-1] == "/gcs/it"
         assert flags(calls[-1])["metadata-cache-ttl-secs"] == "0"
+
+
+def test_mount_installs_nothing_that_another_key_signed(stubs, tmp_path):
+    _mount_stubs(stubs, installed=False, mounted=False, key="")
+    arguments = ("mount.sh", "my-bucket", "/gcs/it")
+    done = stubs.run(*arguments, PATH=str(stubs.folder), KEPT=str(tmp_path))
+    assert done.returncode == 1
+    assert "nothing is installed" in done.stderr
+    assert "sudo" not in [call["name"] for call in stubs.made()]
+
+
+@pytest.mark.parametrize("name", ["start.py", "pin.py", "release.py", *SHELL])
+def test_no_script_writes_to_a_name_that_others_can_foretell(name):
+    """Whoever may write to /tmp could put a file of theirs there first."""
+    assert "/tmp" not in (LAUNCH / name).read_text()
 
 
 def test_slurm(stubs):
