@@ -33,8 +33,9 @@ if ! command -v gcsfuse >/dev/null; then
     echo "$0: $repository has no key $key; nothing is installed" >&2
     exit 1
   fi
-  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  echo "deb [signed-by=$keyring] $repository gcsfuse-$release main" >"$made/list"
+  release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  echo "deb [signed-by=$keyring] $repository gcsfuse-$release main" \
+    >"$made/list"
   sudo install -D -m 644 "$made/key" "$keyring"
   sudo install -D -m 644 "$made/list" /etc/apt/sources.list.d/gcsfuse.list
   sudo apt-get -qq update || true

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds what a tag releases, if all files agree that it is that version.
 
-    python3 launch/release.py v0.2.0 --out_dir=dist
+python3 launch/release.py v0.2.0 --out_dir=dist
 """
 
 import argparse

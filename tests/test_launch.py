@@ -270,7 +270,7 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
         ]
         if installs:
             assert calls[0]["argv"] == ["xzf", archive]
-            assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[tpu]"
+            assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[data,tpu]"
 
 
 # Keeps a copy of what would be installed, as its own name.
@@ -287,7 +287,7 @@ fi
 
 def _mount_stubs(stubs, *, installed: bool, mounted: bool, key: str) -> None:
     # The machine may have the real tools: only these are found.
-    for tool in ("bash", "env", "id", "mktemp", "rm"):
+    for tool in ("bash", "env", "id", "mktemp", "rm", "sed"):
         (stubs.folder / tool).symlink_to(shutil.which(tool))
     stubs.add("findmnt", f"exit {int(not mounted)}")
     stubs.add("curl")
@@ -415,6 +415,85 @@ def test_jobset_can_be_looked_at_first(stubs):
     done = stubs.run("jobset.sh", *TRAIN, **names)
     assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
     assert stubs.made() == []
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """The script as a module; commands are noted in `.made`, not run."""
+    monkeypatch.syspath_prepend(LAUNCH)
+    import start
+
+    made: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(*command, folder=None, **environment):
+        made.append(([str(part) for part in command], environment))
+        if "wheel" in command:
+            into = pathlib.Path(command[command.index("-w") + 1])
+            (into / "panda_jax-0-py3-none-any.whl").write_text("")
+
+    monkeypatch.setattr(start, "run", run)
+    monkeypatch.setattr(start, "RECORDED", tmp_path / "constraints")
+    monkeypatch.setattr(start, "made", made, raising=False)
+    shutil.copytree(CHECKOUT / "constraints", start.RECORDED)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    return start
+
+
+def _set_up(start, tmp_path, **settings) -> list:
+    """The pip commands that one setting up makes."""
+    start.made.clear()
+    settings = {"extra": "test", "versions": "recorded", **settings}
+    settings.setdefault("wheel", False)
+    start.set_up(tmp_path / "venv", **settings)
+    return list(start.made)
+
+
+def test_all_is_installed_by_the_recorded_versions(start, tmp_path):
+    calls = _set_up(start, tmp_path)
+    packages = [command[-1] for command, _ in calls]
+    assert packages == [".[test]", start.WEIGHTS, start.REFERENCE]
+    for command, environment in calls:
+        assert command[1:4] == ["-m", "pip", "install"]
+        # What builds a package is held, too, in older pips and newer ones.
+        assert set(environment) == {"PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"}
+        for path in environment.values():
+            assert path == str(start.constraints())
+    assert _set_up(start, tmp_path) == [], "it is all there"
+
+
+def test_other_recorded_versions_are_installed_anew(start, tmp_path):
+    _set_up(start, tmp_path)
+    path = start.constraints()
+    path.write_text(path.read_text().replace("numpy==", "numpy==1"))
+    assert _set_up(start, tmp_path), "the versions have changed"
+    assert _set_up(start, tmp_path) == []
+
+
+def test_a_wheel_is_built_and_installed_each_time(start, tmp_path):
+    for _ in range(2):
+        calls = _set_up(start, tmp_path, wheel=True)
+        assert calls[0][0][3] == "wheel"
+        (installed,) = (c for c, _ in calls if c[-1].endswith(".whl[test]"))
+        assert "-e" not in installed
+
+
+def test_newest_versions_are_asked_for_beyond_our_bounds(start, tmp_path):
+    calls = _set_up(start, tmp_path, versions="newest")
+    assert all(environment == {} for _, environment in calls)
+    asked = calls[0][0]
+    assert "--upgrade" in asked
+    assert {"jax>=0.10.2", "transformers>=4.56", "torch"} < set(asked)
+    assert not [word for word in asked if "<" in word or "==" in word]
+    assert calls[1][0][-3:] == ["--no-deps", "-e", "."]
+    nightly = _set_up(start, tmp_path, versions="nightly")
+    assert nightly[1][0][-3:] == ["--pre", "jax", "jaxlib"]
+
+
+def test_a_python_without_recorded_versions_is_refused(start, monkeypatch):
+    monkeypatch.setattr(start.sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(SystemExit, match=r"only for 3\.11, 3\.12, 3\.13\."):
+        start.constraints()
 
 
 def test_the_weights_are_those_of_start_py():
