@@ -103,7 +103,8 @@ def set_up(
     ):
         return python
     print(f"Setting up {folder} (some minutes the first time)", flush=True)
-    marker.unlink(missing_ok=True)
+    for old in [marker] if lasting else folder.glob(".installed-*"):
+        old.unlink(missing_ok=True)
     if not python.exists():
         venv.create(folder, with_pip=True)
     pip = (python, "-m", "pip")

@@ -476,6 +476,9 @@ def test_a_wheel_is_built_and_installed_each_time(start, tmp_path):
         assert calls[0][0][3] == "wheel"
         (installed,) = (c for c, _ in calls if c[-1].endswith(".whl[test]"))
         assert "-e" not in installed
+    assert _set_up(start, tmp_path), "the checkout is no longer what is there"
+    _set_up(start, tmp_path, wheel=True)
+    assert _set_up(start, tmp_path)
 
 
 def test_newest_versions_are_asked_for_beyond_our_bounds(start, tmp_path):
