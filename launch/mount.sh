@@ -4,6 +4,10 @@
 #
 #   launch/mount.sh BUCKET /gcs/panda
 #
+# It comes from Google's own repository, of which apt checks every package (a
+# sha256 in a signed list); the key that signs is the one named here, or nothing
+# is installed.
+#
 # Nothing is remembered of files and folders, so that each host sees at once
 # what another has written. On TPU machines gcsfuse would by itself never look
 # again. docs/pods.md tells the whole way.
@@ -13,12 +17,29 @@ if [[ $# -ne 2 ]]; then
   exit 2
 fi
 version=3.12.0
-releases=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download
+repository=https://packages.cloud.google.com/apt
+# Of "Artifact Registry Repository Signer".
+key=35BAA0B33E9EB396F59CA838C0BA5CE6DC6315A3
+keyring=/etc/apt/keyrings/gcsfuse.gpg
 if ! command -v gcsfuse >/dev/null; then
-  package=gcsfuse_${version}_$(dpkg --print-architecture).deb
-  curl -sSfL -o "/tmp/$package" "$releases/v$version/$package"
+  made=$(mktemp -d)
+  trap 'rm -rf "$made"' EXIT
+  gpg=(gpg --batch --quiet --homedir "$made")
+  curl -sSfL -o "$made/keys" "$repository/doc/apt-key.gpg"
+  "${gpg[@]}" --import "$made/keys"
+  # By its whole fingerprint: no other key can pass.
+  "${gpg[@]}" --export "$key" >"$made/key"
+  if [[ ! -s $made/key ]]; then
+    echo "$0: $repository has no key $key; nothing is installed" >&2
+    exit 1
+  fi
+  release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  echo "deb [signed-by=$keyring] $repository gcsfuse-$release main" \
+    >"$made/list"
+  sudo install -D -m 644 "$made/key" "$keyring"
+  sudo install -D -m 644 "$made/list" /etc/apt/sources.list.d/gcsfuse.list
   sudo apt-get -qq update || true
-  sudo apt-get -qq install -o DPkg::Lock::Timeout=600 "/tmp/$package"
+  sudo apt-get -qq install -o DPkg::Lock::Timeout=600 "gcsfuse=$version*"
 fi
 if ! findmnt --source "$1" --mountpoint "$2" >/dev/null; then
   sudo install -d -o "$(id -u)" "$2"

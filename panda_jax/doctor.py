@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -22,7 +23,9 @@ from panda_jax.errors import UserError
 from panda_jax.files import PathLike, cache_folder
 
 _GIB = 1 << 30
-_TESTED_PYTHONS = ("3.11", "3.12")
+_TESTED_PYTHONS = ("3.11", "3.12", "3.13")
+# What the extra `data` brings.
+_DATA = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio")
 _CORE = ("jax", "flax", "optax", "orbax-checkpoint")
 
 _JAX_PROBE = """
@@ -32,7 +35,7 @@ names = ", ".join(f"{kinds.count(k)} x {k}" for k in dict.fromkeys(kinds))
 print(f"{jax.default_backend()}: {names}")
 """
 _TENSORFLOW_PROBE = """
-import tensorflow, tensorflow_text, seqio
+import tensorflow, tensorflow_text, tensorflow_datasets, seqio
 print(
     f"tensorflow {tensorflow.__version__}, "
     f"tensorflow-text {tensorflow_text.__version__}, "
@@ -120,7 +123,7 @@ def _guarded(name: str, look: Callable[[], list[Check]]) -> list[Check]:
 def _python() -> list[Check]:
     version = platform.python_version()
     tested = version.rpartition(".")[0] in _TESTED_PYTHONS
-    fix = f"tested on Python {' and '.join(_TESTED_PYTHONS)}"
+    fix = f"tested on Python {', '.join(_TESTED_PYTHONS)}"
     found = f"{version} ({sys.executable})"
     return [Check("python", tested or None, found, "" if tested else fix)]
 
@@ -132,12 +135,16 @@ def _packages() -> list[Check]:
     checks, versions = [], {}
     for text in importlib.metadata.requires("panda-jax") or []:
         requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate():
+        marker = requirement.marker
+        extra = marker is not None and not marker.evaluate({"extra": ""})
+        if extra and not marker.evaluate({"extra": "data"}):
             continue
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
+            if extra:
+                continue
             found = "is not installed"
             checks.append(Check(requirement.name, False, found, fix))
             continue
@@ -189,6 +196,10 @@ def _devices() -> list[Check]:
 
 
 def _tensorflow() -> list[Check]:
+    if not any(map(importlib.util.find_spec, _DATA)):
+        found = "not installed: token caches can be read, but not filled"
+        fix = "pip install 'panda-jax[data]' to fill them"
+        return [Check("tensorflow", None, found, fix)]
     worked, found = _probe(_TENSORFLOW_PROBE, timeout=180)
     names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     if "tensorflow-cpu" in names:

@@ -5,8 +5,9 @@ raises `UserError`.  The command line turns it into one message on stderr and
 exit code 2; in Python it is a `ValueError` like any other.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # Characters of a message: what it quotes may be a whole file.
 _MOST = 2000
@@ -45,6 +46,26 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
     return UserError(
         f"Unknown {what} {got!r}.{hint} Known: {', '.join(known)}."
     )
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Around imports of libraries that only an extra of the package brings.
+
+    Args:
+      extra: of pyproject.toml.
+      what: cannot be done without them, as the subject of "needs".
+
+    Raises:
+      UserError: one is not installed.  One that is broken raises as it does.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} needs {error.name!r}, which is not installed. Run: "
+            f"pip install 'panda-jax[{extra}]'"
+        ) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 A file's name holds task, split, specification, vocabulary, length and the
 contents of the source: whatever changes, the name does, so a stale entry is
-never read.  Filling loads TensorFlow and SeqIO; reading loads neither.
+never read.  Filling loads TensorFlow and SeqIO, which the extra `data` brings;
+reading loads neither.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import numpy as np
 
 from panda_jax import arrays as array_files
 from panda_jax import files
+from panda_jax.errors import needs_extra
 from panda_jax.examples import (
     Examples,
     TextExamples,
@@ -260,7 +262,7 @@ def _fill(
     tfds_data_dir: files.PathLike | None,
 ) -> Examples:
     """Runs the SeqIO task and the encoder's feature converter."""
-    with _quiet():
+    with _filling(spec, split):
         from panda_jax.tasks import features, registry
     task = registry.task(
         spec.name,
@@ -286,7 +288,7 @@ def _fill_text(
     tfds_data_dir: files.PathLike | None,
 ) -> dict[str, np.ndarray]:
     """Runs the SeqIO task; ids are padded to their split's longest."""
-    with _quiet():
+    with _filling(spec, split):
         import seqio
 
         from panda_jax.tasks import registry
@@ -320,6 +322,17 @@ def _columns(dataset: Any) -> dict[str, np.ndarray]:
 def _rounded(longest: int, most: int) -> int:
     """Up to a multiple of 8, which suits accelerators, at most `most`."""
     return min(most, -(-longest // 8) * 8)
+
+
+@contextlib.contextmanager
+def _filling(spec: TaskSpec, split: str) -> Iterator[None]:
+    """For the imports that filling needs, silent but for what is missing."""
+    what = (
+        f"The {split} rows of task {spec.name!r} are not in the token cache "
+        "(PANDA_CACHE_DIR) with this tokenizer and length; filling it"
+    )
+    with needs_extra("data", what), _quiet():
+        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from panda_jax.tasks import offline, readers
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
-from panda_jax.errors import UserError
+from panda_jax.errors import UserError, needs_extra
 
 
 class Source(Protocol):
@@ -147,7 +147,8 @@ class TfdsSource:
 
     def rows(self, split: str) -> list[Row]:
         """The rows of a split; downloads the data set when it must."""
-        from panda_jax.tasks import from_tfds
+        with needs_extra("data", f"Reading {self}"):
+            from panda_jax.tasks import from_tfds
 
         return from_tfds.read(
             self.spec,

@@ -1,4 +1,5 @@
 import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -86,14 +87,17 @@ def test_packages(monkeypatch):
         "numpy>=99",
         "no-such-package>=1",
         'libtpu; extra == "plan"',
+        'no-such-data>=1; extra == "data"',
+        'scipy>=99; extra == "data"',
     ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: requires)
-    core, old, absent = doctor._packages()
+    core, old, absent, extra = doctor._packages()
     assert core.ok
     assert core.found.startswith("jax 0.")
     assert (old.name, old.ok) == ("numpy", None)
     assert old.fix == "pip install 'numpy>=99'"
     assert (absent.name, absent.ok) == ("no-such-package", False)
+    assert (extra.name, extra.ok) == ("scipy", None)
 
 
 def test_probe_survives_crash_and_silence():
@@ -118,6 +122,23 @@ def test_devices(monkeypatch):
     assert "panda-jax[cuda12]" in check.fix
     _answers(monkeypatch, True, "gpu: 8 x H200")
     assert _only(doctor._devices()).ok
+
+
+def test_without_the_extra_data(monkeypatch):
+    absent = ["tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in absent else found(name),
+    )
+    check = _only(doctor._tensorflow())
+    assert check.ok is None, "nothing is broken"
+    assert "'panda-jax[data]'" in check.fix
+    # One of them alone is a broken installation.
+    absent.remove("seqio")
+    _answers(monkeypatch, False, "ModuleNotFoundError: tensorflow")
+    assert _only(doctor._tensorflow()).ok is False
 
 
 def test_tensorflow(monkeypatch):

@@ -14,7 +14,8 @@ import pytest
 import panda_jax as pj
 from panda_jax import commands
 
-LAUNCH = pathlib.Path(pj.__file__).resolve().parent.parent / "launch"
+CHECKOUT = pathlib.Path(pj.__file__).resolve().parent.parent
+LAUNCH = CHECKOUT / "launch"
 if not LAUNCH.is_dir():
     pytest.skip("installed without the checkout", allow_module_level=True)
 yaml = pytest.importorskip("yaml")  # orbax brings it
@@ -269,42 +270,79 @@ def check_remote(ssh: dict, archive: str, tmp_path: pathlib.Path) -> None:
         ]
         if installs:
             assert calls[0]["argv"] == ["xzf", archive]
-            assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[tpu]"
+            assert calls[3]["argv"][-1] == f"./panda-jax-{commit}[data,tpu]"
+
+
+# Keeps a copy of what would be installed, as its own name.
+KEEP = """
+if [[ $1 == install && $2 == -D ]]; then
+  /bin/cp "$5" "$KEPT/${6##*/}"
+  /bin/stat -c %a "${5%/*}" >"$KEPT/mode"
+fi
+if [[ "$*" == *"apt-get"*" install "* ]]; then
+  /bin/cp "${0%/*}/hidden" "${0%/*}/gcsfuse"
+fi
+"""
+
+
+def _mount_stubs(stubs, *, installed: bool, mounted: bool, key: str) -> None:
+    # The machine may have the real tools: only these are found.
+    for tool in ("bash", "env", "id", "mktemp", "rm", "sed"):
+        (stubs.folder / tool).symlink_to(shutil.which(tool))
+    stubs.add("findmnt", f"exit {int(not mounted)}")
+    stubs.add("curl")
+    stubs.add("gpg", f'[[ "$*" != *--export* ]] || printf %s "{key}"')
+    stubs.add("sudo", KEEP)
+    stubs.add("gcsfuse" if installed else "hidden")
 
 
 @pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize("mounted", [True, False])
-def test_mount(stubs, installed, mounted):
-    # The machine may have the real tools: only these are found.
-    for tool in ("bash", "env", "id"):
-        (stubs.folder / tool).symlink_to(shutil.which(tool))
-    stubs.add("findmnt", f"exit {int(not mounted)}")
-    stubs.add("dpkg", "echo amd64")
-    stubs.add("curl")
-    stubs.add("sudo")
-    gcsfuse = "gcsfuse" if installed else "hidden"
-    stubs.add(gcsfuse)
-    if not installed:  # installing it makes it be there
-        stubs.add(
-            "sudo", f'PATH=/bin cp "{stubs.folder}"/hidden "${{0%/*}}"/gcsfuse'
-        )
-    done = stubs.run("mount.sh", "my-bucket", "/gcs/it", PATH=str(stubs.folder))
+def test_mount(stubs, tmp_path, installed, mounted):
+    _mount_stubs(stubs, installed=installed, mounted=mounted, key="the key")
+    arguments = ("mount.sh", "my-bucket", "/gcs/it")
+    done = stubs.run(*arguments, PATH=str(stubs.folder), KEPT=str(tmp_path))
     assert done.returncode == 0, done.stderr
     calls = stubs.made()
     names = [call["name"] for call in calls]
-    fetched = ["dpkg", "curl", "sudo", "sudo"]
+    fetched = ["curl", "gpg", "gpg", *("sudo" for _ in range(4))]
     assert names == [
         *([] if installed else fetched),
         "findmnt",
         *([] if mounted else ["sudo", "gcsfuse"]),
     ]
     if not installed:
-        assert calls[3]["argv"][-1] == calls[1]["argv"][2]
-        assert calls[1]["argv"][3].endswith("_amd64.deb")
+        keys, package = calls[0]["argv"][2], calls[6]["argv"]
+        folder = os.path.dirname(keys)
+        assert calls[1]["argv"][-2:] == ["--import", keys]
+        assert re.fullmatch("[0-9A-F]{40}", calls[2]["argv"][-1])
+        assert {flags_of["argv"][3] for flags_of in calls[1:3]} == {folder}
+        assert (tmp_path / "gcsfuse.gpg").read_text() == "the key"
+        source = (tmp_path / "gcsfuse.list").read_text()
+        assert source.startswith(f"deb [signed-by={calls[3]['argv'][-1]}] ht")
+        # A folder of its own, closed to others, and gone at the end.
+        assert (tmp_path / "mode").read_text().strip() == "700"
+        assert not os.path.exists(folder)
+        assert package[-1].startswith("gcsfuse=3.")
     if not mounted:
         assert calls[-1]["argv"][-2:] == ["my-bucket", "/gcs/it"]
         assert calls[-2]["argv"][-1] == "/gcs/it"
         assert flags(calls[-1])["metadata-cache-ttl-secs"] == "0"
+
+
+def test_mount_installs_nothing_that_another_key_signed(stubs, tmp_path):
+    _mount_stubs(stubs, installed=False, mounted=False, key="")
+    arguments = ("mount.sh", "my-bucket", "/gcs/it")
+    done = stubs.run(*arguments, PATH=str(stubs.folder), KEPT=str(tmp_path))
+    assert done.returncode == 1
+    assert "nothing is installed" in done.stderr
+    assert "sudo" not in [call["name"] for call in stubs.made()]
+
+
+@pytest.mark.parametrize("name", ["start.py", "pin.py", "release.py", *SHELL])
+def test_no_script_writes_to_a_name_that_others_can_foretell(name):
+    """Whoever may write to /tmp could put a file of theirs there first."""
+    assert "/tmp" not in (LAUNCH / name).read_text()
 
 
 def test_slurm(stubs):
@@ -377,6 +415,88 @@ def test_jobset_can_be_looked_at_first(stubs):
     done = stubs.run("jobset.sh", *TRAIN, **names)
     assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
     assert stubs.made() == []
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """The script as a module; commands are noted in `.made`, not run."""
+    monkeypatch.syspath_prepend(LAUNCH)
+    import start
+
+    made: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(*command, folder=None, **environment):
+        made.append(([str(part) for part in command], environment))
+        if "wheel" in command:
+            into = pathlib.Path(command[command.index("-w") + 1])
+            (into / "panda_jax-0-py3-none-any.whl").write_text("")
+
+    monkeypatch.setattr(start, "run", run)
+    monkeypatch.setattr(start, "RECORDED", tmp_path / "constraints")
+    monkeypatch.setattr(start, "made", made, raising=False)
+    shutil.copytree(CHECKOUT / "constraints", start.RECORDED)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    return start
+
+
+def _set_up(start, tmp_path, **settings) -> list:
+    """The pip commands that one setting up makes."""
+    start.made.clear()
+    settings = {"extra": "test", "versions": "recorded", **settings}
+    settings.setdefault("wheel", False)
+    start.set_up(tmp_path / "venv", **settings)
+    return list(start.made)
+
+
+def test_all_is_installed_by_the_recorded_versions(start, tmp_path):
+    calls = _set_up(start, tmp_path)
+    packages = [command[-1] for command, _ in calls]
+    assert packages == [".[test]", start.WEIGHTS, start.REFERENCE]
+    for command, environment in calls:
+        assert command[1:4] == ["-m", "pip", "install"]
+        # What builds a package is held, too, in older pips and newer ones.
+        assert set(environment) == {"PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"}
+        for path in environment.values():
+            assert path == str(start.constraints())
+    assert _set_up(start, tmp_path) == [], "it is all there"
+
+
+def test_other_recorded_versions_are_installed_anew(start, tmp_path):
+    _set_up(start, tmp_path)
+    path = start.constraints()
+    path.write_text(path.read_text().replace("numpy==", "numpy==1"))
+    assert _set_up(start, tmp_path), "the versions have changed"
+    assert _set_up(start, tmp_path) == []
+
+
+def test_a_wheel_is_built_and_installed_each_time(start, tmp_path):
+    for _ in range(2):
+        calls = _set_up(start, tmp_path, wheel=True)
+        assert calls[0][0][3] == "wheel"
+        (installed,) = (c for c, _ in calls if c[-1].endswith(".whl[test]"))
+        assert "-e" not in installed
+    assert _set_up(start, tmp_path), "the checkout is no longer what is there"
+    _set_up(start, tmp_path, wheel=True)
+    assert _set_up(start, tmp_path)
+
+
+def test_newest_versions_are_asked_for_beyond_our_bounds(start, tmp_path):
+    calls = _set_up(start, tmp_path, versions="newest")
+    assert all(environment == {} for _, environment in calls)
+    asked = calls[0][0]
+    assert "--upgrade" in asked
+    assert {"jax>=0.10.2", "transformers>=4.56", "torch"} < set(asked)
+    assert not [word for word in asked if "<" in word or "==" in word]
+    assert calls[1][0][-3:] == ["--no-deps", "-e", "."]
+    nightly = _set_up(start, tmp_path, versions="nightly")
+    assert nightly[1][0][-3:] == ["--pre", "jax", "jaxlib"]
+
+
+def test_a_python_without_recorded_versions_is_refused(start, monkeypatch):
+    monkeypatch.setattr(start.sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(SystemExit, match=r"only for 3\.11, 3\.12, 3\.13\."):
+        start.constraints()
 
 
 def test_the_weights_are_those_of_start_py():

@@ -1,6 +1,8 @@
 """The package as a whole: layers, gin files, lightness, the front door."""
 
 import ast
+import json
+import os
 import pathlib
 import re
 import subprocess
@@ -209,3 +211,139 @@ def test_demo_tells_the_whole_story(tmp_path, capsys):
     assert len(results) == 2 + 4 * 3
     assert (tmp_path / "scores.csv").is_file()
     assert (tmp_path / "heatmap_panda.png").is_file()
+
+
+# Put before site-packages, it makes an installation without the extra `data`.
+WITHOUT_DATA = """
+import importlib.machinery, sys
+ABSENT = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            return None
+        return super().find_spec(name, path, target)
+at = sys.meta_path.index(importlib.machinery.PathFinder)
+sys.meta_path[at] = Without
+"""
+COMMANDS = """
+import json, sys
+from panda_jax import cli
+for command in json.loads(sys.argv[1]):
+    status = cli.main(command)
+    print(command[0], status, file=sys.stderr)
+"""
+TINY = ("--backbone=random:bert-tiny", "--prompt_length=2", "--epochs=1")
+FEW = ("--train_examples=16", "--eval_examples=16", "--max_length=16")
+
+
+@pytest.fixture(scope="module")
+def without_data(tmp_path_factory):
+    """Runs commands where the libraries of the extra `data` are absent."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "sitecustomize.py").write_text(WITHOUT_DATA)
+
+    def run(*commands: list[str]) -> subprocess.CompletedProcess[str]:
+        paths = [str(folder), str(ROOT.parent), os.environ.get("PYTHONPATH")]
+        return subprocess.run(
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            },
+        )
+
+    return run
+
+
+def test_a_filled_token_cache_needs_nothing_of_the_extra_data(
+    without_data, tmp_path
+):
+    """Every verb that trains, reads or writes, but for `plan` (libtpu)."""
+    bank = tmp_path / "bank"
+    argv = {
+        task: ["train", f"--task=toy_{task}", *TINY, *FEW]
+        for task in ("topic", "review")
+    }
+    for task, command in argv.items():
+        assert cli.main([*command, f"--model_dir={tmp_path / task}"]) == 0
+    row = tmp_path / "new.jsonl"
+    row.write_text('{"sentence": "The film was not bad."}\n')
+    truth = tmp_path / "truth.csv"
+    truth.write_text("source,target,score\ntopic,review,1\nreview,topic,2\n")
+    peft, out = tmp_path / "peft", tmp_path / "out"
+    scores = tmp_path / "scores"
+    commands = [
+        *([*argv[task], f"--model_dir={bank / task}"] for task in argv),
+        ["evaluate", f"--prompt={bank / 'review'}", "--eval_examples=16"],
+        [
+            *("predict", f"--prompt={bank / 'review'}", f"--input={row}"),
+            f"--out_dir={out / 'predict'}",
+        ],
+        [
+            *("score", f"--sources={bank}", f"--targets={bank}"),
+            *("--metrics=panda,on,logme", f"--out_dir={scores}"),
+            *("--eval_examples=16", "--train_examples=16"),
+        ],
+        ["rank", f"--target={bank / 'review'}", f"--sources={bank}"],
+        [
+            *("evaluate-ranking", f"--scores={scores / 'scores.csv'}"),
+            f"--truth={truth}",
+        ],
+        ["report", f"--runs={bank}", f"--out_dir={out / 'report'}"],
+        ["export", "peft", str(bank / "review"), f"--out_dir={peft}"],
+        [
+            *("import", "peft", str(peft), f"--out_dir={out / 'import'}"),
+            "--backbone=random:bert-tiny",
+        ],
+        ["tasks", "toy_review"],
+        ["doctor"],
+    ]
+    done = without_data(*commands)
+    statuses = re.findall(r"^([a-z-]+) (\d+)$", done.stderr, re.MULTILINE)
+    assert statuses == [(command[0], "0") for command in commands], done.stderr
+    result = json.loads((bank / "review" / "result.json").read_text())
+    first = json.loads((tmp_path / "review" / "result.json").read_text())
+    assert result["best"] == first["best"]
+    assert "pip install 'panda-jax[data]' to fill them" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--task=toy_tense", *TINY], "'seqio'"),
+        (["--task=cb", *TINY], "'seqio'"),
+        (["--task=toy_tense", "--backbone=random:t5-small"], "'seqio'"),
+    ],
+    ids=["generated", "of TFDS", "text to text"],
+)
+def test_without_it_filling_is_refused_in_one_message(
+    without_data, tmp_path, monkeypatch, arguments, missing
+):
+    monkeypatch.setenv("PANDA_CACHE_DIR", str(tmp_path / "empty"))
+    folder = f"--model_dir={tmp_path / 'run'}"
+    done = without_data(["train", *arguments, folder])
+    assert done.stderr.splitlines()[-1] == "train 2"
+    assert "Traceback" not in done.stderr
+    (message,) = (
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("panda-jax:")
+    )
+    assert missing in message
+    assert message.endswith("Run: pip install 'panda-jax[data]'")
+
+
+def test_tasks_of_tfds_are_listed_without_it(without_data, tmp_path):
+    """A prepared copy needs TFDS to be looked into, and this says so."""
+    version = tmp_path / "super_glue" / "cb" / "1.0.2"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{}")
+    flag = f"--tfds_data_dir={tmp_path}"
+    done = without_data(["tasks"], ["tasks", "cb", flag])
+    assert "tasks 0\n" in done.stderr
+    assert done.stderr.splitlines()[-1] == "tasks 2"
+    assert "'tensorflow_datasets', which is not installed" in done.stderr
