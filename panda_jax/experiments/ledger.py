@@ -10,11 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-<<<<<<< HEAD
-from panda_jax import identity, ownership
-=======
-from panda_jax import ownership, run_folder, runs
->>>>>>> w-own
+from panda_jax import identity, ownership, run_folder
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
 from panda_jax.experiments.endings import (
@@ -323,8 +319,8 @@ class Ledger:
             there = link.name in banks[link.parent]
             if self.state(run) == "done":
                 if not (there and checked):
-                    _lead(link, path)
-            elif there and _leads_to(link) is not None:
+                    self._lead(link, path)
+            elif there and self._is_of_grid(link, _leads_to(link)):
                 link.unlink(missing_ok=True)
 
     def _links(
@@ -335,27 +331,27 @@ class Ledger:
             for role in {"source", "prompt"} & set(run.roles):
                 link = self.out / run.bank(role)
                 target = self.out / run.folder / "prompt"
-<<<<<<< HEAD
-                path = os.path.relpath(target, bank)
-                done = self.state(run) == "done"
-                now = _leads_to(link) if link.name in banks[bank] else None
-                stale = now is not None and not (done and now == path)
-                if now is not None and stale and self._is_of_grid(bank, now):
-                    link.unlink(missing_ok=True)
-                if done and now != path:
-                    if not banks[bank]:
-                        bank.mkdir(parents=True, exist_ok=True)
-                    # There already, or no links on this file system.
-                    with contextlib.suppress(OSError):
-                        link.symlink_to(path, target_is_directory=True)
-=======
                 yield run, link, os.path.relpath(target, link.parent)
->>>>>>> w-grid
 
-    def _is_of_grid(self, bank: pathlib.Path, path: str) -> bool:
+    def _lead(self, link: pathlib.Path, path: str) -> None:
+        """Makes a link, or one of the grid's that leads elsewhere say this."""
+        # A folder of that name, or no links on this file system.
+        with contextlib.suppress(OSError):
+            try:
+                link.symlink_to(path, target_is_directory=True)
+            except FileNotFoundError:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path, target_is_directory=True)
+            except FileExistsError:
+                now = _leads_to(link)
+                if now != path and self._is_of_grid(link, now):
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(path, target_is_directory=True)
+
+    def _is_of_grid(self, link: pathlib.Path, path: str | None) -> bool:
         """Whether a link leads to one of this grid's runs; else the user's."""
-        leads = os.path.normpath(bank / path)
-        return pathlib.Path(leads).is_relative_to(
+        leads = os.path.normpath(link.parent / (path or ""))
+        return path is not None and pathlib.Path(leads).is_relative_to(
             os.path.normpath(self.out / "runs")
         )
 
@@ -413,21 +409,6 @@ class Ledger:
             self.drop_checkpoints(fleet)
         if lanes != known:
             write_json(note, {"runs": lanes})
-
-
-def _lead(link: pathlib.Path, path: str) -> None:
-    """Makes a link, or a link that leads elsewhere one that says this."""
-    # A folder of that name, or no links on this file system.
-    with contextlib.suppress(OSError):
-        try:
-            link.symlink_to(path, target_is_directory=True)
-        except FileNotFoundError:
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path, target_is_directory=True)
-        except FileExistsError:
-            if _leads_to(link) not in (None, path):
-                link.unlink(missing_ok=True)
-                link.symlink_to(path, target_is_directory=True)
 
 
 def _leads_to(link: pathlib.Path) -> str | None:
