@@ -501,8 +501,8 @@ def test_a_prompt_is_bound_to_its_tokenizer(
     assert "was trained under another tokenizer" in said
     with pytest.raises(pj.UserError, match="tokenizer: '.*' there, '.*' now"):
         pj.train(str(model), model_dir=run, **TASK, **SMALL)
+    bank = {"a": store.load_prompt(run)}
     with pytest.raises(pj.UserError, match="under another tokenizer"):
-        bank = {"a": store.load_prompt(run)}
         pj.score(sources=bank, targets=bank, metrics=("panda",))
 
 

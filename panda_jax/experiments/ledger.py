@@ -192,7 +192,7 @@ class Ledger:
         """
         for run, link, path in self._links(group.runs):
             if self.state(run) == "done":
-                _lead(link, path)
+                self._lead(link, path)
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
