@@ -459,18 +459,14 @@ class Report(_Arguments):
       scores: score files of the same sources and targets, comma-separated, for
         the source that each metric would have chosen.
       value: the score of a run that counts: best, final or first_epoch.
-      resamples: of the bootstrap; 0 for no intervals.
       confidence: of the intervals.
-      seed: of everything drawn.
     """
 
     runs: str
     out_dir: str
     scores: str | None = None
     value: str = "best"
-    resamples: int = 2000
     confidence: float = 0.95
-    seed: int = 0
 
 
 def settings_help(cls: type) -> dict[str, str]:

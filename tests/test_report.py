@@ -44,7 +44,7 @@ def grid(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(grid, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(grid[0], folder, resamples=200)
+    write_report(grid[0], folder)
     return folder
 
 
@@ -123,7 +123,7 @@ def test_a_missing_cell_is_a_dash_and_its_average_says_so(tmp_path):
     write_run(tmp_path, "a", value=0.6, task="cb", method="model")
     write_run(tmp_path, "b", value=0.8, task="rte", method="model")
     write_run(tmp_path, "c", value=0.5, task="cb")
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| model-tuning | 60.0 | 80.0 | 70.0 |" in text
     assert "| prompt-tuning | 50.0 | – | 50.0 (1/2) |" in text
@@ -142,7 +142,7 @@ def test_a_row_all_of_whose_runs_failed_is_seen(tmp_path):
         source="sst2",
         seed=0,
     )
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| PoT: sst2 | † | – |" in text
     assert "| PoT: mnli | 60.0 | 60.0 |" in text
@@ -165,7 +165,7 @@ def test_a_mean_of_sources_is_of_those_that_have_a_result(tmp_path):
         )
     for task in ("cb", "rte"):
         fail(tmp_path, f"x{task}", "why", task=task, source="squad", **pot)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| PoT: mean of 2 sources | 70.0† | 50.0 (1)† | 60.0 |" in text
     assert "| PoT: squad | † | † | – |" in text
@@ -314,7 +314,7 @@ def test_a_missing_partner_is_named(tmp_path):
             kd_weight=0.5,
         )
     write_run(tmp_path, "q", value=0.5, method="pot", source="mnli")
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=10)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     assert one.unpaired == ("mnli>cb seed 1",)
     assert (one.pairs, one.difference) == (1, pytest.approx(10))
     assert math.isnan(one.low)
@@ -335,7 +335,7 @@ def test_the_interval_is_that_of_a_bootstrap_of_targets(tmp_path):
             method="pot",
             source="mnli",
         )
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=4000)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     drawn = rng.choice(100 * gains, (20_000, len(targets))).mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert (one.low, one.high) == (
@@ -355,7 +355,7 @@ def test_seeds_of_one_target_are_drawn_too(tmp_path):
             method="pot",
             source="mnli",
         )
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=1000)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     assert one.difference == pytest.approx(10)
     assert one.low < 5 < 15 < one.high
     assert (one.p, one.p_seeds) == (1.0, 0.5)
@@ -369,7 +369,7 @@ def test_seeds_are_flipped_and_drawn_by_name(tmp_path):
         write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
         where |= {"method": "pot", "source": "mnli"}
         write_run(tmp_path, f"{task}{seed}b", value=0.5 + gains[seed], **where)
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=4000)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     assert (one.seeds, one.pairs, one.p_seeds) == (3, 12, 0.25)
     # All that varies is the seed: the interval is that of drawing three.
     drawn = np.random.default_rng(0).choice(gains, (20_000, 3)).mean(axis=1)
@@ -386,7 +386,7 @@ def test_seeds_that_a_target_lacks(tmp_path):
             write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
             where |= {"method": "pot", "source": "mnli"}
             write_run(tmp_path, f"{task}{seed}b", value=0.5 + gain, **where)
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=10)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     assert one.seeds == 3
     assert one.difference == pytest.approx(10)
     # Of +-2.5 +-10 -+2.5: those of size 10 or more.
@@ -405,7 +405,7 @@ def write_own(root):
 
 def test_pairs_of_a_task_with_itself_have_rows_without_them(tmp_path):
     write_own(tmp_path)
-    write_report(tmp_path, tmp_path / "out", resamples=10)
+    write_report(tmp_path, tmp_path / "out")
     rows = read(tmp_path / "out" / "gains.csv")
     assert [(row["tasks"], float(row["mean"])) for row in rows] == [
         ("all", pytest.approx(20)),
@@ -432,7 +432,7 @@ def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
         write_run(tmp_path, f"{task}q", value=0.5, method="pot", **how)
         how |= {"method": "panda", "kd_weight": 0.5}
         write_run(tmp_path, f"{task}d", value=0.6, **how)
-    write_report(tmp_path, tmp_path / "out", resamples=10)
+    write_report(tmp_path, tmp_path / "out")
     found = {
         (r["first"], r["second"]): r
         for r in read(tmp_path / "out" / "comparisons.csv")
@@ -461,7 +461,7 @@ def test_means_of_different_sources_stand_beside_common_ones(tmp_path):
             )
         how |= {"method": "panda", "kd_weight": 0.5}
         write_run(tmp_path, f"{source}panda", value=value, **how)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| bert-tiny | PoT | 2 | 80.0† | 1/1 | 80.0 |" in text
     assert "| bert-tiny | PANDA paper | 3 | 60.0 | 1/1 | 80.0 |" in text
@@ -480,7 +480,7 @@ def test_over_all_backbones(tmp_path):
             source="mnli",
             backbone=backbone,
         )
-    found = compare(make_boards(read_results(tmp_path)), resamples=10)
+    found = compare(make_boards(read_results(tmp_path)))
     assert [(one.backbone, round(one.difference)) for one in found] == [
         ("bert-small", 30),
         ("bert-tiny", 10),
@@ -544,7 +544,7 @@ def test_the_targets_own_prompt_cannot_be_chosen(tmp_path):
 def test_score_files_are_read(grid, tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("source,target,metric,score\nsst2,cb,logme,2\n")
-    write_report(grid[0], tmp_path / "out", scores=str(path), resamples=0)
+    write_report(grid[0], tmp_path / "out", scores=str(path))
     rows = read(tmp_path / "out" / "best_source_bert-tiny_pot.csv")
     assert [r["source"] for r in rows if r["chooser"] == "logme"] == ["sst2"]
 
@@ -579,7 +579,7 @@ def test_all_runs_that_count(grid, out):
 def test_the_same_results_give_the_same_bytes(grid, out, tmp_path):
     """Wherever they lie, in whatever order they were written."""
     shutil.copytree(grid[0], tmp_path / "moved")
-    write_report(tmp_path / "moved", tmp_path / "again", resamples=200)
+    write_report(tmp_path / "moved", tmp_path / "again")
     names = sorted(path.name for path in out.iterdir())
     assert names == sorted(p.name for p in (tmp_path / "again").iterdir())
     for name in names:
@@ -706,7 +706,7 @@ def test_what_a_report_cannot_be_of(tmp_path):
     with pytest.raises(UserError, match=r"None of the 1 runs .*no data"):
         write_report(tmp_path, tmp_path / "out")
     write_run(tmp_path, "b", value=0.5)
-    for wrong in ({"resamples": -1}, {"confidence": 1.0}):
+    for wrong in ({"confidence": 0.0}, {"confidence": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             write_report(tmp_path, tmp_path / "out", **wrong)
     with pytest.raises(UserError, match="scores.csv"):
@@ -723,7 +723,7 @@ def test_variants_in_several_settings_have_pictures_of_their_own(tmp_path):
             source="mnli",
             settings={"epochs": a, "batch_size": b},
         )
-    paths = write_report(tmp_path, tmp_path / "out", resamples=0)
+    paths = write_report(tmp_path, tmp_path / "out")
     maps = [path for path in paths if path.suffix == ".png"]
     assert len(set(maps)) == 4
     values = [read(pictures.data_path(path))[0]["cb"] for path in maps]
@@ -741,7 +741,7 @@ def test_a_gain_is_between_runs_of_the_same_variant(tmp_path):
             kd_weight=0.5,
             settings={"epochs": epochs},
         )
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     rows = read(tmp_path / "out" / "gains.csv")
     assert [(row["first"], row["second"]) for row in rows] == [
         (f"PANDA paper [epochs={n}]", f"PoT [epochs={n}]") for n in (1, 2)
@@ -772,7 +772,7 @@ def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
     write_run(tmp_path, "a", value=0.5, task="rte")
     out = tmp_path / "out"
     argv = ["report", f"--runs={tmp_path}", f"--out_dir={out}"]
-    assert cli.main([*argv, "--value=final", "--resamples=10"]) == 0
+    assert cli.main([*argv, "--value=final"]) == 0
     paths = capsys.readouterr().out.split()
     assert str(out / "report.html") in paths
     assert {str(p) for p in out.iterdir()} == set(paths)
@@ -790,14 +790,14 @@ def test_files_of_a_former_report_are_removed(tmp_path):
     """Its own alone: a table that is no more looks like one that is."""
     out = tmp_path / "out"
     write_own(tmp_path / "runs")
-    write_report(tmp_path / "runs", out, resamples=0)
+    write_report(tmp_path / "runs", out)
     (out / "notes.csv").write_text("mine")
     (tmp_path / "other.csv").write_text("mine")
     with open(out / "files.txt", "a") as file:
         file.write("../other.csv\n..\n\n")
     assert (out / "heatmap_pot_on_bert-tiny_data.csv").exists()
     write_run(tmp_path / "one", "a", value=0.5)
-    write_report(tmp_path / "one", out, resamples=0)
+    write_report(tmp_path / "one", out)
     names = {path.name for path in out.iterdir()}
     listed = set((out / "files.txt").read_text().split())
     assert names == {*listed, "notes.csv", "files.txt"}
