@@ -6,13 +6,14 @@ part plus a column's part plus a rest, the first two drawn anew with every row
 and column. Their variances come from sums of squares, each adjusted for the
 other side (Henderson's method 3), the degrees of freedom from Satterthwaite
 (1946); so Clark (1973) tests what words and readers share. A side whose part
-does not show is pooled with the rest (Bozivich, Bancroft & Hartley 1956): the
-preliminary F test has the level 1 / (units - 2), at least F = 1, so that few
-units, of which little can show, are pooled less lightly. And the df are at most
-three times those of the side with fewer units. Both rules were chosen by
-simulation: benchmarks/calibration.py.
+does not show is pooled with the rest (Bozivich, Bancroft & Hartley 1956) by a
+preliminary F test, whose level is a quarter where both sides have as many
+units, and more for a side with fewer: its part weighs more and shows less. And
+the df are at most three times those of the side with fewer units. Both rules
+were chosen by simulation: benchmarks/calibration.py.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def infer(
     values, weights = (
         part[..., rows, :][..., columns] for part in (values, weights)
     )
-    table = _Table(weights / weights.sum())
+    table = _table(weights.shape, (weights / weights.sum()).tobytes())
     cells = values[..., table.known]
     mean = cells @ table.weights if estimate is None else estimate
     by_row, by_column = (_units(side) >= FEWEST for side in table.sides)
@@ -122,6 +123,13 @@ class _Table:
             )
         )
         self.n = len(self.weights)
+        self._models: dict[tuple[int, ...], _Model] = {}
+
+    def model(self, *sides: int) -> "_Model":
+        """The model in which some sides have a part."""
+        if sides not in self._models:
+            self._models[sides] = _Model(self, sides)
+        return self._models[sides]
 
     @property
     def is_nested(self) -> bool:
@@ -130,7 +138,7 @@ class _Table:
         alone = (self.known.sum(axis=0) == 1).all()
         return bool(alone and rows > 1 and columns > 1)
 
-    @property
+    @functools.cached_property
     def is_crossed(self) -> bool:
         """Whether rows, columns and the rest can be told apart."""
         rows, columns = self.known.shape
@@ -142,6 +150,12 @@ class _Table:
         parts = [np.ones((self.n, 1)), *(self.units[side] for side in sides)]
         design = np.concatenate(parts, axis=1)
         return design @ np.linalg.pinv(design)
+
+
+@functools.lru_cache(maxsize=16)
+def _table(shape: tuple[int, int], weights: bytes) -> _Table:
+    """Many means are of one table's cells."""
+    return _Table(np.frombuffer(weights).reshape(shape))
 
 
 def _units(weights: np.ndarray) -> float:
@@ -172,16 +186,16 @@ def _one_way(
 
 def _crossed(table: _Table, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variance and df of the mean where rows and columns are random."""
-    both = _Model(table, (0, 1))
+    both = table.model(0, 1)
     variance, freedom = both.estimate(cells)
     freedom = np.minimum(freedom, 3 * min(both.freedoms.values()))
-    none = _Model(table, ()).estimate(cells)
+    none = table.model().estimate(cells)
     # The part that shows least goes first, then the other is looked at anew.
     margins = [both.margin(cells, side) for side in (0, 1)]
     least = np.where(margins[0] < margins[1], 0, 1)
     hides = np.minimum(*margins) < 1
     for side in (0, 1):
-        other = _Model(table, (side,))
+        other = table.model(side)
         shows = other.margin(cells, side) >= 1
         chosen = hides & (least != side)
         found = [
@@ -212,10 +226,11 @@ class _Model:
         """F of a side's own part over the F from which it counts as one."""
         own = _squares(cells, self.forms[side]) / self.freedoms[side]
         rest = _squares(cells, self.rest) / self.rest_freedom
-        level = 1 / max(1, self.freedoms[side] - 1)
+        own_units, others = (len(self.table.sides[s]) for s in (side, 1 - side))
+        level = min(1.0, others / own_units / 4)
+        # Below 1 a part's variance would be less than none.
         least = max(
-            1.0,
-            stats.f.isf(level, self.freedoms[side], self.rest_freedom),
+            1.0, stats.f.isf(level, self.freedoms[side], self.rest_freedom)
         )
         safe = np.where(rest > 0, rest, 1.0)
         return np.where(
