@@ -184,9 +184,14 @@ OTHERS = {
 
 
 def study(
-    targets: int, seeds: int, missing: float, draws: int
+    targets: int,
+    seeds: int,
+    missing: float,
+    draws: int,
+    *,
+    others: bool = True,
 ) -> list[dict[str, Any]]:
-    """A line a world."""
+    """A line a world; `others` whether by other ways too."""
     weights = pattern(targets, seeds, missing)
     lines = []
     for number, (name, world) in enumerate(worlds(targets, seeds).items()):
@@ -225,7 +230,7 @@ def study(
             float((two_way.infer(values + effect, weights).p <= LEVEL).mean())
             for effect in (1, 2, 3, 4)
         ]
-        if not missing and min(targets, seeds) > 1:
+        if others and not missing and min(targets, seeds) > 1:
             line["others"] = {
                 other: float((p(values) <= LEVEL).mean())
                 for other, p in OTHERS.items()

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from made_up_runs import SEEDS, SOURCES, TARGETS, fail, write_grid, write_run
+from scipy import stats
 
 from panda_jax import cli, pictures
 from panda_jax.errors import UserError
@@ -241,15 +242,6 @@ def pair_differences(scores, first, second):
     return found
 
 
-def flips(values):
-    """Two-sided p by all patterns of signs."""
-    sizes = [
-        abs(statistics.mean(s * v for s, v in zip(signs, values, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(values))
-    ]
-    return sum(size >= sizes[0] - 1e-9 for size in sizes) / len(sizes)
-
-
 def test_comparisons(grid, out):
     scores = grid[1]
     rows = {(r["first"], r["second"]): r for r in read(out / "comparisons.csv")}
@@ -274,26 +266,29 @@ def test_comparisons(grid, out):
         ]
         mean = statistics.mean(by_target)
         assert float(row["difference"]) == pytest.approx(mean)
-        assert float(row["p"]) == pytest.approx(flips(by_target))
-        # What each seed adds to the difference; its mean is that, times 3.
-        by_seed = [
-            sum(
-                d / sum((t, s) == key[:2] for t, s, _ in pairs)
-                for key, d in pairs.items()
-                if key[2] == seed
-            )
-            for seed in SEEDS
-        ]
-        assert float(row["p_seeds"]) == pytest.approx(flips(by_seed))
         assert float(row["low"]) < mean < float(row["high"])
         assert int(row["pairs"]) == len(pairs)
         assert (row["targets"], row["sources"], row["seeds"]) == ("3", "3", "3")
-    for raw, corrected in (("p", "holm"), ("p_seeds", "holm_seeds")):
-        p = sorted((float(row[raw]), key) for key, row in rows.items())
-        least = 0.0
-        for place, (value, key) in enumerate(p):
-            least = max(least, min(1.0, value * (4 - place)))
-            assert float(rows[key][corrected]) == pytest.approx(least)
+        assert row["holds_for"] == "other targets and seeds"
+        assert row["caution"] == "only 3 targets and 3 seeds"
+    p = sorted((float(row["p"]), key) for key, row in rows.items())
+    least = 0.0
+    for place, (value, key) in enumerate(p):
+        least = max(least, min(1.0, value * (4 - place)))
+        assert float(rows[key]["holm"]) == pytest.approx(least)
+
+
+def test_a_caution_stands_in_the_line_of_its_number(out):
+    said = "only 3 targets and 3 seeds"
+    for name in ("report.md", "report.tex", "comparisons.csv"):
+        lines = (out / name).read_text().splitlines()
+        found = [line for line in lines if "other targets and seeds" in line]
+        assert len(found) >= 4
+        assert all(said in line for line in found)
+    page = (out / "report.html").read_text()
+    rows = [row for row in page.split("<tr>") if "other targets and" in row]
+    assert len(rows) >= 4
+    assert all(said in row for row in rows)
 
 
 def test_runs_without_a_partner_are_named(grid, out):
@@ -320,8 +315,8 @@ def test_a_missing_partner_is_named(tmp_path):
     assert math.isnan(one.low)
 
 
-def test_the_interval_is_that_of_a_bootstrap_of_targets(tmp_path):
-    """One source and seed leave nothing else to draw."""
+def test_one_seed_speaks_for_other_targets_alone(tmp_path):
+    """And its interval is that of the t test over targets."""
     rng = np.random.default_rng(1)
     targets = ("cb", "copa", "cola", "mrpc", "qqp", "rte", "stsb", "wic")
     gains = rng.normal(0.02, 0.05, len(targets))
@@ -336,61 +331,31 @@ def test_the_interval_is_that_of_a_bootstrap_of_targets(tmp_path):
             source="mnli",
         )
     (one,) = compare(make_boards(read_results(tmp_path)))
-    drawn = rng.choice(100 * gains, (20_000, len(targets))).mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert (one.low, one.high) == (
-        pytest.approx(low, abs=0.25),
-        pytest.approx(high, abs=0.25),
-    )
-
-
-def test_seeds_of_one_target_are_drawn_too(tmp_path):
-    for seed, gain in enumerate((0.0, 0.1, 0.2)):
-        write_run(tmp_path, f"{seed}/a", value=0.5, seed=seed)
-        write_run(
-            tmp_path,
-            f"{seed}/b",
-            value=0.5 + gain,
-            seed=seed,
-            method="pot",
-            source="mnli",
-        )
-    (one,) = compare(make_boards(read_results(tmp_path)))
-    assert one.difference == pytest.approx(10)
-    assert one.low < 5 < 15 < one.high
-    assert (one.p, one.p_seeds) == (1.0, 0.5)
-
-
-def test_seeds_are_flipped_and_drawn_by_name(tmp_path):
-    """One source prompt a seed serves all targets: 3 seeds are 3 witnesses."""
-    gains = (0.1, 0.2, 0.3)
-    for task, seed in itertools.product(("cb", "rte", "wic", "copa"), range(3)):
-        where = {"task": task, "seed": seed}
-        write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
-        where |= {"method": "pot", "source": "mnli"}
-        write_run(tmp_path, f"{task}{seed}b", value=0.5 + gains[seed], **where)
-    (one,) = compare(make_boards(read_results(tmp_path)))
-    assert (one.seeds, one.pairs, one.p_seeds) == (3, 12, 0.25)
-    # All that varies is the seed: the interval is that of drawing three.
-    drawn = np.random.default_rng(0).choice(gains, (20_000, 3)).mean(axis=1)
-    wanted = 100 * np.quantile(drawn, [0.025, 0.975])
-    assert [one.low, one.high] == pytest.approx(wanted, abs=0.1)
+    wanted = stats.ttest_1samp(100 * gains, 0)
+    assert (one.low, one.high) == pytest.approx(wanted.confidence_interval())
+    assert one.p == pytest.approx(wanted.pvalue)
+    assert one.holds_for == "other targets, these seeds"
 
 
 def test_seeds_that_a_target_lacks(tmp_path):
-    """Seeds have names: the second of one target is not that of another."""
-    for task, seeds in (("cb", (0, 1)), ("rte", (1, 2))):
-        for seed in seeds:
-            where = {"task": task, "seed": seed}
-            gain = {0: 0.1, 1: 0.2, 2: -0.1}[seed]
-            write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
-            where |= {"method": "pot", "source": "mnli"}
-            write_run(tmp_path, f"{task}{seed}b", value=0.5 + gain, **where)
+    """Each target weighs alike, and each of its sources, and its seeds."""
+    gains = {("cb", 0): 0.1, ("cb", 1): 0.3, ("rte", 1): 0.2, ("rte", 2): -0.1}
+    for (task, seed), gain in gains.items():
+        where = {"task": task, "seed": seed}
+        write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
+        for source in ("mnli", "qqp")[: 2 if task == "cb" else 1]:
+            extra = 0.04 if source == "qqp" else 0.0
+            write_run(
+                tmp_path,
+                f"{task}{seed}{source}",
+                value=0.5 + gain + extra,
+                method="pot",
+                source=source,
+                **where,
+            )
     (one,) = compare(make_boards(read_results(tmp_path)))
-    assert one.seeds == 3
-    assert one.difference == pytest.approx(10)
-    # Of +-2.5 +-10 -+2.5: those of size 10 or more.
-    assert one.p_seeds == 0.75
+    assert (one.targets, one.seeds, one.pairs) == (2, 3, 6)
+    assert one.difference == pytest.approx((22 + 5) / 2)
 
 
 def write_own(root):
@@ -421,17 +386,21 @@ def test_pairs_of_a_task_with_itself_have_rows_without_them(tmp_path):
     assert panda["other"]["pairs"] == "1"
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Cells of a task with its own prompt as source: 2." in text
-    assert "| PANDA paper - PoT, other tasks only | +10.00 |" in text
+    assert (
+        "PANDA paper - PoT, other tasks only | 1 | 1 | 1 | 1 | +10.00 |" in text
+    )
 
 
 def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
-    for task in ("cb", "copa", "cola", "mrpc", "rte", "wic"):
+    for n, task in enumerate(("cb", "copa", "cola", "mrpc", "rte", "wic")):
         write_run(tmp_path, f"{task}p", value=0.4, task=task)
         write_run(tmp_path, f"{task}c", value=0.4, task=task, method="panda")
         how = {"task": task, "source": "mnli"}
-        write_run(tmp_path, f"{task}q", value=0.5, method="pot", **how)
+        write_run(
+            tmp_path, f"{task}q", value=0.5 + 0.01 * n, method="pot", **how
+        )
         how |= {"method": "panda", "kd_weight": 0.5}
-        write_run(tmp_path, f"{task}d", value=0.6, **how)
+        write_run(tmp_path, f"{task}d", value=0.6 + 0.03 * n**2 % 0.1, **how)
     write_report(tmp_path, tmp_path / "out")
     found = {
         (r["first"], r["second"]): r
@@ -440,9 +409,10 @@ def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
     twin = found["PANDA paper", "PANDA weight 0"]
     assert twin["same_as"] == "prompt-tuning"
     assert twin["holm"] == found["PANDA paper", "prompt-tuning"]["holm"]
-    # p = 2 / 2**6 of each; three tests, not four.
-    holm = {float(row["holm"]) for row in found.values()}
-    assert holm == {3 * 2 / 2**6}
+    # Three tests, not four.
+    assert {row["tests"] for row in found.values()} == {"3"}
+    least = min(found.values(), key=lambda row: float(row["p"]))
+    assert float(least["holm"]) == pytest.approx(3 * float(least["p"]))
     text = (tmp_path / "out" / "report.md").read_text()
     assert "PANDA weight 0 is identical to prompt-tuning on bert-tiny" in text
     assert "Holm counts them once" in text

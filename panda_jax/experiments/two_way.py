@@ -80,6 +80,9 @@ def infer(
     table = _table(weights.shape, (weights / weights.sum()).tobytes())
     cells = values[..., table.known]
     mean = cells @ table.weights if estimate is None else estimate
+    scale = np.abs(cells).max(axis=-1)
+    # What all cells share is in no spread, and would only cost digits.
+    cells = cells - cells.mean(axis=-1, keepdims=True)
     by_row, by_column = (_units(side) >= FEWEST for side in table.sides)
     variance = freedom = np.full(mean.shape, np.nan)
     if by_row and table.is_nested:
@@ -92,8 +95,7 @@ def infer(
         by_column = by_column and not by_row
         variance, freedom = _one_way(table, cells, 0 if by_row else 1)
     # What is left of equal cells by rounding is no spread.
-    scale = np.abs(cells).max(axis=-1)
-    known_spread = variance > (1e-12 * scale) ** 2
+    known_spread = variance > (1e-10 * scale) ** 2
     error = np.sqrt(np.where(known_spread, variance, np.nan))
     half = stats.t.ppf((1 + confidence) / 2, freedom) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, freedom)
