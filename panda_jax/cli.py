@@ -365,6 +365,13 @@ def _report(args: commands.Report) -> int:
     from panda_jax.experiments.report import write_report
 
     values = dataclasses.asdict(args)
+    for name in ("resamples", "seed"):
+        if values.pop(name) is not None:
+            warnings.warn(
+                f"--{name} has no effect: a report draws nothing any more.",
+                RuntimeWarning,
+                stacklevel=1,
+            )
     for path in write_report(values.pop("runs"), **values):
         print(path)
     return 0

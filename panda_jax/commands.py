@@ -477,9 +477,9 @@ class Report(_Arguments):
       scores: score files of the same sources and targets, comma-separated, for
         the source that each metric would have chosen.
       value: the score of a run that counts: best, final or first_epoch.
-      resamples: of the bootstrap; 0 for no intervals.
       confidence: of the intervals.
-      seed: of everything drawn.
+      resamples: of release 0.1, as is seed: nothing is drawn any more.
+      seed: see resamples.
       overwrite: replace files in the way, whoever wrote them.
     """
 
@@ -487,9 +487,9 @@ class Report(_Arguments):
     out_dir: str
     scores: str | None = None
     value: str = "best"
-    resamples: int = 2000
     confidence: float = 0.95
-    seed: int = 0
+    resamples: int | None = None
+    seed: int | None = None
     overwrite: bool = False
 
 

@@ -119,7 +119,6 @@ SMALL = {
     "--sources=toy_sentiment --targets=toy_review --overrides={} --settings="
     '{"steps":2,"train_examples":16,"eval_examples":16,"batch_size":8,'
     '"prompt_length":8,"max_length":32}',
-    "report": "--resamples=20",
 }
 OF_BACKBONE = ("train", "tasks")
 # Page -> what is replaced in its blocks. Runs of like sizes are compiled once.

@@ -222,11 +222,15 @@ def test_p_tells_a_metric_from_chance(rng):
     assert report.get("good").p == pytest.approx(1 / 500)
     assert report.get("blind").p > 0.01
     assert math.isnan(report.get("good", "tau").p)
-    assert math.isnan(report.get("good").low)
+    # Without resamples there is no interval of what needs them.
+    assert math.isnan(report.get("good", "ndcg@3").low)
     (pair,) = [c for c in report.comparisons if c.statistic == "spearman"]
     assert pair.difference > 0
-    assert pair.p == 2 / 2**6
+    assert pair.low > 0
+    assert pair.p < 0.05
     assert pair.holm == pair.p
+    others = [c for c in report.comparisons if c.statistic == "ndcg@3"]
+    assert math.isnan(others[0].p)
 
 
 def test_shuffles_are_one_for_all_targets(rng):
@@ -264,7 +268,7 @@ def test_chance_is_what_shuffles_average_to(rng):
 
 
 def test_bootstrap_interval_against_resampling_by_hand(rng):
-    """One target: resamplings of its sources, each a SciPy call."""
+    """One target: resamplings of its sources, each by scikit-learn."""
     x, y = rng.normal(size=(2, 15))
     y += x
     names = tuple(f"s{m:02d}" for m in range(15))
@@ -275,34 +279,83 @@ def test_bootstrap_interval_against_resampling_by_hand(rng):
         permutations=0,
     )
     found = []
-    for _ in range(2000):
+    gains = (y - y.min()) / np.ptp(y)
+    for _ in range(1000):
         drawn = rng.integers(0, 15, 15)
-        found.append(stats.spearmanr(x[drawn], y[drawn])[0])
+        found.append(
+            sklearn.metrics.ndcg_score([gains[drawn]], [x[drawn]], k=3)
+        )
     low, high = np.quantile(found, [0.025, 0.975])
-    estimate = report.get("m", target="t")
-    # Two draws of 2,000: their quantiles differ by some 0.02.
+    estimate = report.get("m", "ndcg@3", target="t")
     assert estimate.low == pytest.approx(low, abs=0.08)
     assert estimate.high == pytest.approx(high, abs=0.04)
-    assert math.isnan(estimate.p)
 
 
-def test_targets_are_resampled_for_the_average(rng):
+def test_one_targets_interval_is_the_jackknifes(rng):
+    """By hand: the t interval of Tukey's pseudo-values, about the estimate."""
+    x, y = rng.normal(size=(2, 15))
+    y += x
+    names = tuple(f"s{m:02d}" for m in range(15))
+    report = evaluate_ranking(
+        Scores(names, ("t",), {"m": x[:, None]}),
+        truth.Truth(names, ("t",), y[None, :, None]),
+        **FAST,
+    )
+    whole = stats.spearmanr(x, y)[0]
+    parts = [
+        15 * whole - 14 * stats.spearmanr(np.delete(x, i), np.delete(y, i))[0]
+        for i in range(15)
+    ]
+    half = stats.t.ppf(0.975, 14) * np.std(parts, ddof=1) / math.sqrt(15)
+    estimate = report.get("m", target="t")
+    assert estimate.low == pytest.approx(whole - half)
+    assert estimate.high == pytest.approx(min(1.0, whole + half))
+    assert estimate.caution == "only 1 target, and for these targets alone"
+    average = report.get("m")
+    assert (average.low, average.high) == (estimate.low, estimate.high)
+
+
+def test_targets_that_differ_widen_the_averages_interval(rng):
     """Cells that agree within a target and differ between them."""
     names = tuple(f"s{m:02d}" for m in range(40))
-    x = np.arange(40.0)[:, None].repeat(2, axis=1)
-    y = np.stack([x[:, 0], -x[:, 1]], axis=1)
-    y += 1e-3 * rng.normal(size=y.shape)
+    x = np.arange(40.0)[:, None].repeat(4, axis=1)
+    y = x * [1, -1, 1, -1] + 1e-3 * rng.normal(size=x.shape)
     report = evaluate_ranking(
-        Scores(names, ("a", "b"), {"m": x}),
-        truth.Truth(names, ("a", "b"), y[None]),
-        resamples=200,
-        permutations=0,
+        Scores(names, tuple("abcd"), {"m": x}),
+        truth.Truth(names, tuple("abcd"), y[None]),
+        **FAST,
     )
     average = report.get("m")
     assert average.value == pytest.approx(0, abs=0.01)
     assert average.low < -0.9
     assert average.high > 0.9
+    assert average.caution == "only 4 targets"
     assert report.get("m", target="a").low > 0.9
+    lines = report.table().splitlines()
+    assert any("(!)" in line for line in lines if line.startswith("m "))
+    assert "(!): only 4 targets." in lines
+
+
+def test_a_target_is_drawn_for_all_of_its_cells(rng):
+    """By its name: a backbone again is no second draw, and no evidence."""
+    made = [cell(f"t{n % 3}", f"b{n // 3}") for n in range(9)]
+    drawn = resampling.draw(made, sources=3, resamples=200, seed=0).targets
+    assert drawn.shape == (201, 9)
+    for copy in (drawn[:, 3:6], drawn[:, 6:]):
+        np.testing.assert_array_equal(copy, drawn[:, :3])
+    assert (drawn[1:, :3].sum(axis=1) == 3).all()
+    assert drawn[1:, :3].var(axis=0).min() > 0
+    scores, results = table(rng, M=8, N=5)
+    alone = evaluate_ranking({"a": scores}, {"a": results}, **FAST)
+    names = ("a", "b", "c")
+    many = evaluate_ranking(
+        dict.fromkeys(names, scores), dict.fromkeys(names, results), **FAST
+    )
+    for statistic in ("spearman", "tau", "ndcg@3", "regret@3", "gain@1"):
+        one, other = (r.get("good", statistic) for r in (alone, many))
+        assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    one, other = (r.comparisons[0] for r in (alone, many))
+    assert (one.p, one.low) == pytest.approx((other.p, other.low))
 
 
 def simulated(rng, M, N) -> tuple[np.ndarray, np.ndarray]:
@@ -315,45 +368,58 @@ def simulated(rng, M, N) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_intervals_cover_and_p_keeps_its_level(rng):
-    """What other sources and targets would give, 120 times."""
+    """What other sources and targets would give, 200 times."""
+    M, N, tries = 16, 7, 200
 
     def mean(score, known) -> float:
         ranks = [stats.rankdata(part, axis=0) for part in (score, known)]
         x, y = (part - part.mean(0) for part in ranks)
         return ((x * y).sum(0) / np.sqrt((x**2).sum(0) * (y**2).sum(0))).mean()
 
-    true = np.mean([mean(*simulated(rng, 300, 300)) for _ in range(20)])
-    covered, small = [], []
-    for seed in range(120):
-        score, known = simulated(rng, 16, 7)
-        shuffled = score[rng.permutation(16)]
-        made = [
-            cell(
-                f"t{n}",
-                sources=np.arange(16),
-                truth=known[:, n],
-                scores={"blind": shuffled[:, n]},
-            )
-            for n in range(7)
+    true = np.mean([mean(*simulated(rng, M, 300)) for _ in range(60)])
+    sources = tuple(f"s{m:02d}" for m in range(M))
+    targets = tuple(f"t{n}" for n in range(N))
+    found = []
+    for seed in range(tries):
+        score, known = simulated(rng, M, N)
+        # Two metrics that are as good: the same but for noise of sources.
+        values = {
+            "blind": score[rng.permutation(M)],
+            **{
+                name: score + rng.normal(size=(M, 1)) + rng.normal(size=(M, N))
+                for name in ("one", "other")
+            },
+            "m": score,
+        }
+        report = evaluate_ranking(
+            Scores(sources, targets, values),
+            truth.Truth(sources, targets, known[None]),
+            ks=(3,),
+            resamples=0,
+            permutations=99,
+            seed=seed,
+        )
+        whole = report.get("m")
+        (apart,) = [
+            c
+            for c in report.comparisons
+            if (c.first, c.second, c.statistic) == ("one", "other", "spearman")
         ]
-        drawn = resampling.draw(made, sources=16, resamples=200, seed=seed)
-        values = resampling.measured(
-            made, list(score.T), drawn.sources, {"s": ranking_stats.spearman}
+        found.append(
+            (
+                whole.low <= true <= whole.high,
+                report.get("blind").p <= 0.1,
+                apart.p <= 0.05,
+                apart.low <= 0 <= apart.high,
+            )
         )
-        means = resampling.average(values, made, drawn.targets)[1:, 0]
-        low, high = resampling.interval(means, 0.95)
-        covered.append(low <= true <= high)
-        moved = resampling.shuffled(
-            made, ["blind"], sources=16, permutations=99, seed=seed
-        )[:, :, 0]
-        p = resampling.chance(
-            np.array(mean(shuffled, known)),
-            resampling.average(moved, made, np.ones((1, 7))),
-        )
-        small.append(p <= 0.1)
-    # Three standard deviations of 120 tries.
-    assert np.mean(covered) > 0.95 - 0.06
-    assert np.mean(small) == pytest.approx(0.1, abs=0.083)
+    covered, small, rejected, held = np.mean(found, axis=0)
+    # Three standard deviations of so many tries, about what 0.95 may be off.
+    slack = 3 * math.sqrt(0.05 * 0.95 / tries)
+    assert covered == pytest.approx(0.95, abs=0.02 + slack)
+    assert small == pytest.approx(0.1, abs=3 * math.sqrt(0.09 / tries))
+    assert rejected == pytest.approx(0.05, abs=0.02 + slack)
+    assert held == pytest.approx(1 - rejected)
 
 
 def test_holm():
@@ -369,21 +435,6 @@ def cell(target="t", backbone="", **values) -> cells.Cell:
         backbone, target, np.arange(3), known, known[None], {}, None
     )
     return dataclasses.replace(made, **values)
-
-
-def test_signs_flip_by_target():
-    """Two backbones of one target are one witness."""
-    alike = np.array([[0.1], [0.2], [0.3], [0.2]])
-    apart = [cell(f"t{n}") for n in range(4)]
-    together = [cell(f"t{n % 2}", f"b{n // 2}") for n in range(4)]
-    for made, p in ((apart, 2 / 16), (together, 2 / 4)):
-        found = resampling.sign_flips(alike, made, flips=0, seed=0)
-        assert found == pytest.approx([p])
-    many = [cell(f"t{n}") for n in range(20)]
-    few = resampling.sign_flips(np.ones((20, 1)), many, flips=999, seed=0)
-    assert few == pytest.approx([1 / 999])
-    none = resampling.sign_flips(np.ones((20, 1)), many, flips=0, seed=0)
-    assert np.isnan(none).all()
 
 
 def test_combinations_read_the_other_targets_only(rng):
@@ -557,11 +608,13 @@ def test_a_target_without_any_score_is_no_cell(rng):
 
 def test_nothing_drawn(rng):
     scores, results = table(rng)
-    shown = evaluate_ranking(
-        scores, results, resamples=0, permutations=0
-    ).table()
-    assert "nan" not in shown
-    assert "[" not in shown.split("Mean over")[1].replace("[chance]", "")
+    report = evaluate_ranking(scores, results, resamples=0, permutations=0)
+    assert "nan" not in report.table()
+    assert math.isnan(report.get("good").p)
+    for estimate in report.estimates:
+        needs = estimate.statistic not in ("spearman", "tau")
+        needs |= estimate.metric == "[chance]"
+        assert math.isnan(estimate.low) == needs
 
 
 def test_infinite_scores_count_as_none(rng):

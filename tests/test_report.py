@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from made_up_runs import SEEDS, SOURCES, TARGETS, fail, write_grid, write_run
+from scipy import stats
 
 from panda_jax import cli, pictures
 from panda_jax.errors import UserError
@@ -45,7 +46,7 @@ def grid(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(grid, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(grid[0], folder, resamples=200)
+    write_report(grid[0], folder)
     return folder
 
 
@@ -124,7 +125,7 @@ def test_a_missing_cell_is_a_dash_and_its_average_says_so(tmp_path):
     write_run(tmp_path, "a", value=0.6, task="cb", method="model")
     write_run(tmp_path, "b", value=0.8, task="rte", method="model")
     write_run(tmp_path, "c", value=0.5, task="cb")
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| model-tuning | 60.0 | 80.0 | 70.0 |" in text
     assert "| prompt-tuning | 50.0 | – | 50.0 (1/2) |" in text
@@ -143,7 +144,7 @@ def test_a_row_all_of_whose_runs_failed_is_seen(tmp_path):
         source="sst2",
         seed=0,
     )
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| PoT: sst2 | † | – |" in text
     assert "| PoT: mnli | 60.0 | 60.0 |" in text
@@ -166,7 +167,7 @@ def test_a_mean_of_sources_is_of_those_that_have_a_result(tmp_path):
         )
     for task in ("cb", "rte"):
         fail(tmp_path, f"x{task}", "why", task=task, source="squad", **pot)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| PoT: mean of 2 sources | 70.0† | 50.0 (1)† | 60.0 |" in text
     assert "| PoT: squad | † | † | – |" in text
@@ -242,15 +243,6 @@ def pair_differences(scores, first, second):
     return found
 
 
-def flips(values):
-    """Two-sided p by all patterns of signs."""
-    sizes = [
-        abs(statistics.mean(s * v for s, v in zip(signs, values, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(values))
-    ]
-    return sum(size >= sizes[0] - 1e-9 for size in sizes) / len(sizes)
-
-
 def test_comparisons(grid, out):
     scores = grid[1]
     rows = {(r["first"], r["second"]): r for r in read(out / "comparisons.csv")}
@@ -275,26 +267,29 @@ def test_comparisons(grid, out):
         ]
         mean = statistics.mean(by_target)
         assert float(row["difference"]) == pytest.approx(mean)
-        assert float(row["p"]) == pytest.approx(flips(by_target))
-        # What each seed adds to the difference; its mean is that, times 3.
-        by_seed = [
-            sum(
-                d / sum((t, s) == key[:2] for t, s, _ in pairs)
-                for key, d in pairs.items()
-                if key[2] == seed
-            )
-            for seed in SEEDS
-        ]
-        assert float(row["p_seeds"]) == pytest.approx(flips(by_seed))
         assert float(row["low"]) < mean < float(row["high"])
         assert int(row["pairs"]) == len(pairs)
         assert (row["targets"], row["sources"], row["seeds"]) == ("3", "3", "3")
-    for raw, corrected in (("p", "holm"), ("p_seeds", "holm_seeds")):
-        p = sorted((float(row[raw]), key) for key, row in rows.items())
-        least = 0.0
-        for place, (value, key) in enumerate(p):
-            least = max(least, min(1.0, value * (4 - place)))
-            assert float(rows[key][corrected]) == pytest.approx(least)
+        assert row["holds_for"] == "other targets and seeds"
+        assert row["caution"] == "only 3 targets and 3 seeds"
+    p = sorted((float(row["p"]), key) for key, row in rows.items())
+    least = 0.0
+    for place, (value, key) in enumerate(p):
+        least = max(least, min(1.0, value * (4 - place)))
+        assert float(rows[key]["holm"]) == pytest.approx(least)
+
+
+def test_a_caution_stands_in_the_line_of_its_number(out):
+    said = "only 3 targets and 3 seeds"
+    for name in ("report.md", "report.tex", "comparisons.csv"):
+        lines = (out / name).read_text().splitlines()
+        found = [line for line in lines if "other targets and seeds" in line]
+        assert len(found) >= 4
+        assert all(said in line for line in found)
+    page = (out / "report.html").read_text()
+    rows = [row for row in page.split("<tr>") if "other targets and" in row]
+    assert len(rows) >= 4
+    assert all(said in row for row in rows)
 
 
 def test_runs_without_a_partner_are_named(grid, out):
@@ -315,14 +310,14 @@ def test_a_missing_partner_is_named(tmp_path):
             kd_weight=0.5,
         )
     write_run(tmp_path, "q", value=0.5, method="pot", source="mnli")
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=10)
+    (one,) = compare(make_boards(read_results(tmp_path)))
     assert one.unpaired == ("mnli>cb seed 1",)
     assert (one.pairs, one.difference) == (1, pytest.approx(10))
     assert math.isnan(one.low)
 
 
-def test_the_interval_is_that_of_a_bootstrap_of_targets(tmp_path):
-    """One source and seed leave nothing else to draw."""
+def test_one_seed_speaks_for_other_targets_alone(tmp_path):
+    """And its interval is that of the t test over targets."""
     rng = np.random.default_rng(1)
     targets = ("cb", "copa", "cola", "mrpc", "qqp", "rte", "stsb", "wic")
     gains = rng.normal(0.02, 0.05, len(targets))
@@ -336,62 +331,32 @@ def test_the_interval_is_that_of_a_bootstrap_of_targets(tmp_path):
             method="pot",
             source="mnli",
         )
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=4000)
-    drawn = rng.choice(100 * gains, (20_000, len(targets))).mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert (one.low, one.high) == (
-        pytest.approx(low, abs=0.25),
-        pytest.approx(high, abs=0.25),
-    )
-
-
-def test_seeds_of_one_target_are_drawn_too(tmp_path):
-    for seed, gain in enumerate((0.0, 0.1, 0.2)):
-        write_run(tmp_path, f"{seed}/a", value=0.5, seed=seed)
-        write_run(
-            tmp_path,
-            f"{seed}/b",
-            value=0.5 + gain,
-            seed=seed,
-            method="pot",
-            source="mnli",
-        )
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=1000)
-    assert one.difference == pytest.approx(10)
-    assert one.low < 5 < 15 < one.high
-    assert (one.p, one.p_seeds) == (1.0, 0.5)
-
-
-def test_seeds_are_flipped_and_drawn_by_name(tmp_path):
-    """One source prompt a seed serves all targets: 3 seeds are 3 witnesses."""
-    gains = (0.1, 0.2, 0.3)
-    for task, seed in itertools.product(("cb", "rte", "wic", "copa"), range(3)):
-        where = {"task": task, "seed": seed}
-        write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
-        where |= {"method": "pot", "source": "mnli"}
-        write_run(tmp_path, f"{task}{seed}b", value=0.5 + gains[seed], **where)
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=4000)
-    assert (one.seeds, one.pairs, one.p_seeds) == (3, 12, 0.25)
-    # All that varies is the seed: the interval is that of drawing three.
-    drawn = np.random.default_rng(0).choice(gains, (20_000, 3)).mean(axis=1)
-    wanted = 100 * np.quantile(drawn, [0.025, 0.975])
-    assert [one.low, one.high] == pytest.approx(wanted, abs=0.1)
+    (one,) = compare(make_boards(read_results(tmp_path)))
+    wanted = stats.ttest_1samp(100 * gains, 0)
+    assert (one.low, one.high) == pytest.approx(wanted.confidence_interval())
+    assert one.p == pytest.approx(wanted.pvalue)
+    assert one.holds_for == "other targets, these seeds"
 
 
 def test_seeds_that_a_target_lacks(tmp_path):
-    """Seeds have names: the second of one target is not that of another."""
-    for task, seeds in (("cb", (0, 1)), ("rte", (1, 2))):
-        for seed in seeds:
-            where = {"task": task, "seed": seed}
-            gain = {0: 0.1, 1: 0.2, 2: -0.1}[seed]
-            write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
-            where |= {"method": "pot", "source": "mnli"}
-            write_run(tmp_path, f"{task}{seed}b", value=0.5 + gain, **where)
-    (one,) = compare(make_boards(read_results(tmp_path)), resamples=10)
-    assert one.seeds == 3
-    assert one.difference == pytest.approx(10)
-    # Of +-2.5 +-10 -+2.5: those of size 10 or more.
-    assert one.p_seeds == 0.75
+    """Each target weighs alike, and each of its sources, and its seeds."""
+    gains = {("cb", 0): 0.1, ("cb", 1): 0.3, ("rte", 1): 0.2, ("rte", 2): -0.1}
+    for (task, seed), gain in gains.items():
+        where = {"task": task, "seed": seed}
+        write_run(tmp_path, f"{task}{seed}a", value=0.5, **where)
+        for source in ("mnli", "qqp")[: 2 if task == "cb" else 1]:
+            extra = 0.04 if source == "qqp" else 0.0
+            write_run(
+                tmp_path,
+                f"{task}{seed}{source}",
+                value=0.5 + gain + extra,
+                method="pot",
+                source=source,
+                **where,
+            )
+    (one,) = compare(make_boards(read_results(tmp_path)))
+    assert (one.targets, one.seeds, one.pairs) == (2, 3, 6)
+    assert one.difference == pytest.approx((22 + 5) / 2)
 
 
 def write_own(root):
@@ -406,7 +371,7 @@ def write_own(root):
 
 def test_pairs_of_a_task_with_itself_have_rows_without_them(tmp_path):
     write_own(tmp_path)
-    write_report(tmp_path, tmp_path / "out", resamples=10)
+    write_report(tmp_path, tmp_path / "out")
     rows = read(tmp_path / "out" / "gains.csv")
     assert [(row["tasks"], float(row["mean"])) for row in rows] == [
         ("all", pytest.approx(20)),
@@ -422,18 +387,22 @@ def test_pairs_of_a_task_with_itself_have_rows_without_them(tmp_path):
     assert panda["other"]["pairs"] == "1"
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Cells of a task with its own prompt as source: 2." in text
-    assert "| PANDA paper - PoT, other tasks only | +10.00 |" in text
+    assert (
+        "PANDA paper - PoT, other tasks only | 1 | 1 | 1 | 1 | +10.00 |" in text
+    )
 
 
 def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
-    for task in ("cb", "copa", "cola", "mrpc", "rte", "wic"):
+    for n, task in enumerate(("cb", "copa", "cola", "mrpc", "rte", "wic")):
         write_run(tmp_path, f"{task}p", value=0.4, task=task)
         write_run(tmp_path, f"{task}c", value=0.4, task=task, method="panda")
         how = {"task": task, "source": "mnli"}
-        write_run(tmp_path, f"{task}q", value=0.5, method="pot", **how)
+        write_run(
+            tmp_path, f"{task}q", value=0.5 + 0.01 * n, method="pot", **how
+        )
         how |= {"method": "panda", "kd_weight": 0.5}
-        write_run(tmp_path, f"{task}d", value=0.6, **how)
-    write_report(tmp_path, tmp_path / "out", resamples=10)
+        write_run(tmp_path, f"{task}d", value=0.6 + 0.03 * n**2 % 0.1, **how)
+    write_report(tmp_path, tmp_path / "out")
     found = {
         (r["first"], r["second"]): r
         for r in read(tmp_path / "out" / "comparisons.csv")
@@ -441,9 +410,10 @@ def test_a_control_that_is_prompt_tuning_is_no_second_test(tmp_path):
     twin = found["PANDA paper", "PANDA weight 0"]
     assert twin["same_as"] == "prompt-tuning"
     assert twin["holm"] == found["PANDA paper", "prompt-tuning"]["holm"]
-    # p = 2 / 2**6 of each; three tests, not four.
-    holm = {float(row["holm"]) for row in found.values()}
-    assert holm == {3 * 2 / 2**6}
+    # Three tests, not four.
+    assert {row["tests"] for row in found.values()} == {"3"}
+    least = min(found.values(), key=lambda row: float(row["p"]))
+    assert float(least["holm"]) == pytest.approx(3 * float(least["p"]))
     text = (tmp_path / "out" / "report.md").read_text()
     assert "PANDA weight 0 is identical to prompt-tuning on bert-tiny" in text
     assert "Holm counts them once" in text
@@ -462,7 +432,7 @@ def test_means_of_different_sources_stand_beside_common_ones(tmp_path):
             )
         how |= {"method": "panda", "kd_weight": 0.5}
         write_run(tmp_path, f"{source}panda", value=value, **how)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| bert-tiny | PoT | 2 | 80.0† | 1/1 | 80.0 |" in text
     assert "| bert-tiny | PANDA paper | 3 | 60.0 | 1/1 | 80.0 |" in text
@@ -481,7 +451,7 @@ def test_over_all_backbones(tmp_path):
             source="mnli",
             backbone=backbone,
         )
-    found = compare(make_boards(read_results(tmp_path)), resamples=10)
+    found = compare(make_boards(read_results(tmp_path)))
     assert [(one.backbone, round(one.difference)) for one in found] == [
         ("bert-small", 30),
         ("bert-tiny", 10),
@@ -545,7 +515,7 @@ def test_the_targets_own_prompt_cannot_be_chosen(tmp_path):
 def test_score_files_are_read(grid, tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("source,target,metric,score\nsst2,cb,logme,2\n")
-    write_report(grid[0], tmp_path / "out", scores=str(path), resamples=0)
+    write_report(grid[0], tmp_path / "out", scores=str(path))
     rows = read(tmp_path / "out" / "best_source_bert-tiny_pot.csv")
     assert [r["source"] for r in rows if r["chooser"] == "logme"] == ["sst2"]
 
@@ -580,7 +550,7 @@ def test_all_runs_that_count(grid, out):
 def test_the_same_results_give_the_same_bytes(grid, out, tmp_path):
     """Wherever they lie, in whatever order they were written."""
     shutil.copytree(grid[0], tmp_path / "moved")
-    write_report(tmp_path / "moved", tmp_path / "again", resamples=200)
+    write_report(tmp_path / "moved", tmp_path / "again")
     names = sorted(path.name for path in out.iterdir())
     assert names == sorted(p.name for p in (tmp_path / "again").iterdir())
     for name in names:
@@ -707,7 +677,7 @@ def test_what_a_report_cannot_be_of(tmp_path):
     with pytest.raises(UserError, match=r"None of the 1 runs .*no data"):
         write_report(tmp_path, tmp_path / "out")
     write_run(tmp_path, "b", value=0.5)
-    for wrong in ({"resamples": -1}, {"confidence": 1.0}):
+    for wrong in ({"confidence": 0.0}, {"confidence": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             write_report(tmp_path, tmp_path / "out", **wrong)
     with pytest.raises(UserError, match="scores.csv"):
@@ -724,7 +694,7 @@ def test_variants_in_several_settings_have_pictures_of_their_own(tmp_path):
             source="mnli",
             settings={"epochs": a, "batch_size": b},
         )
-    paths = write_report(tmp_path, tmp_path / "out", resamples=0)
+    paths = write_report(tmp_path, tmp_path / "out")
     maps = [path for path in paths if path.suffix == ".png"]
     assert len(set(maps)) == 4
     values = [read(pictures.data_path(path))[0]["cb"] for path in maps]
@@ -742,7 +712,7 @@ def test_a_gain_is_between_runs_of_the_same_variant(tmp_path):
             kd_weight=0.5,
             settings={"epochs": epochs},
         )
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     rows = read(tmp_path / "out" / "gains.csv")
     assert [(row["first"], row["second"]) for row in rows] == [
         (f"PANDA paper [epochs={n}]", f"PoT [epochs={n}]") for n in (1, 2)
@@ -773,7 +743,7 @@ def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
     write_run(tmp_path, "a", value=0.5, task="rte")
     out = tmp_path / "out"
     argv = ["report", f"--runs={tmp_path}", f"--out_dir={out}"]
-    assert cli.main([*argv, "--value=final", "--resamples=10"]) == 0
+    assert cli.main([*argv, "--value=final"]) == 0
     paths = capsys.readouterr().out.split()
     assert str(out / "report.html") in paths
     assert {str(p) for p in out.iterdir()} == {*paths, f"{out / LISTING}"}
@@ -791,14 +761,14 @@ def test_files_of_a_former_report_are_removed(tmp_path):
     """Its own alone: a table that is no more looks like one that is."""
     out = tmp_path / "out"
     write_own(tmp_path / "runs")
-    write_report(tmp_path / "runs", out, resamples=0)
+    write_report(tmp_path / "runs", out)
     (out / "notes.csv").write_text("mine")
     (tmp_path / "other.csv").write_text("mine")
     # As release 0.1 would have removed them.
     (out / "files.txt").write_text("../other.csv\n..\nnotes.csv\n\n")
     assert (out / "heatmap_pot_on_bert-tiny_data.csv").exists()
     write_run(tmp_path / "one", "a", value=0.5)
-    write_report(tmp_path / "one", out, resamples=0)
+    write_report(tmp_path / "one", out)
     names = {path.name for path in out.iterdir()}
     listing = Listing.read(out)
     assert listing is not None

@@ -398,7 +398,7 @@ def test_a_report_of_every_stage_of_a_grid(tmp_path):
                 shutil.copytree(
                     done / run.folder, root / run.folder, dirs_exist_ok=True
                 )
-        write_report(root, tmp_path / role, resamples=10)
+        write_report(root, tmp_path / role)
         (board,) = make_boards(read_results(root))
         assert board.targets == ("toy_review",)
         text = (tmp_path / role / "report.md").read_text()
@@ -421,7 +421,7 @@ def test_a_target_on_which_all_failed_is_a_column(tmp_path):
         write_run(tmp_path, f"a{method}", value=0.6, **how)
         how |= {"task": "rte", "backbone": "bert-tiny", "seed": 0}
         fail(tmp_path, f"b{method}", "no data", **how)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "| PoT: mnli | 60.0 | † | 60.0 (1/2) |" in text
     assert "| bert-tiny | PoT | 1 | 60.0† | 1/2 |" in text
@@ -436,7 +436,7 @@ def test_points_of_two_metrics_are_not_averaged(tmp_path):
     found = read_results(tmp_path)
     assert statuses(found) == {"p1": "other metric"}
     assert "its score is f1" in found.left_out[0].reason
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "The runs of cb on bert-tiny have more than one metric" in text
     assert "| prompt-tuning | 10.0 ± 14.1 (2)† |" in text
@@ -462,7 +462,7 @@ def test_runs_on_other_data_or_weights_are_named(tmp_path, what, words):
             needs={what: digest},
         )
     write_run(tmp_path, "r", value=0.5, task="rte")
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert words in text
     assert ("Warning" in text) is bool(words)
@@ -476,7 +476,7 @@ def test_where_nothing_is_learnt_is_named(tmp_path):
                 tmp_path, name, value=value, task=task, seed=seed, floor=0.5
             )
     write_run(tmp_path, "m", value=0.7, method="model", floor=0.5)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "what one answer to every question scores: cb (50.0)." in text
     assert "rte (" not in text
@@ -485,7 +485,7 @@ def test_where_nothing_is_learnt_is_named(tmp_path):
 def test_rows_that_every_seed_learns_from_are_named(tmp_path):
     settings = {"train_examples": 64}
     write_run(tmp_path, "a", value=0.5, settings=settings)
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "Learnt from the same 64 rows of a task by every seed" in text
 
@@ -493,7 +493,7 @@ def test_rows_that_every_seed_learns_from_are_named(tmp_path):
 def test_two_experiments_in_one_folder_are_told(tmp_path):
     for folder in "ab":
         write_run(tmp_path, folder, value=0.5, needs={"training data": folder})
-    write_report(tmp_path, tmp_path / "out", resamples=0)
+    write_report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "holds more than one experiment" in text
 

@@ -178,7 +178,7 @@ def test_killed_at_random_moments_it_ends_alike(whole, tmp_path):
     reports = [
         {path.name: path.read_bytes() for path in (out / "r").iterdir()}
         for out in (whole, tmp_path)
-        if write_report(out, out / "r", resamples=10)
+        if write_report(out, out / "r")
     ]
     assert reports[0] == reports[1]
     assert "8 runs are done, none lost" in reports[0]["report.md"].decode()
@@ -359,7 +359,7 @@ def test_a_failure_is_recorded_and_the_others_go_on(whole, tmp_path, capsys):
     assert "6 failed" in capsys.readouterr().err
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["done"], progress["failed"]) == (5, 6)
-    write_report(tmp_path, tmp_path / "report", resamples=10)
+    write_report(tmp_path, tmp_path / "report")
     with open(tmp_path / "report" / "left_out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["run_id"]: row["reason"] for row in rows} == found.failed

@@ -6,17 +6,16 @@ over targets, over backbones.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from panda_jax.experiments import resampling
+from panda_jax.experiments import resampling, two_way
 from panda_jax.experiments.board import Board
-from panda_jax.experiments.cells import Cell
 from panda_jax.experiments.pairs import Pairs, compared, paired
 
-# Random sign patterns, where all are too many.
-_FLIPS = 10_000
+# Below this many targets or seeds a comparison warns.
+FEW = 5
 
 
 class Comparison(NamedTuple):
@@ -32,15 +31,14 @@ class Comparison(NamedTuple):
       unpaired: names of the first's runs (source>target seed) that have no
         partner.
       difference: first minus second, points; above 0 = the first is better.
-      low: of the bootstrap interval; NaN of a single pair.
+      low: of the interval; NaN where nothing can be said.
       high: of the same.
-      p: two-sided, by flipping the sign of whole targets: holds for other
-        targets too. It is never below 2 / 2^targets.
-      holm: p corrected for the number of comparisons of the backbone (and the
-        same `tasks`).
-      p_seeds: by flipping whole seeds: holds for these targets. It is never
-        below 2 / 2^seeds.
-      holm_seeds: p_seeds corrected likewise.
+      p: two-sided, that the difference is 0.
+      holm: p corrected for the number of `tests`.
+      tests: comparisons of the backbone (and the same `tasks`) with a p.
+      holds_for: what interval and p speak for, such as "other targets, these
+        seeds"; sources and backbones are always these.
+      caution: what stands beside them where targets or seeds are few; else "".
       same_as: the second of a comparison before it with the very same
         differences, which is corrected for once; else "".
     """
@@ -59,31 +57,23 @@ class Comparison(NamedTuple):
     high: float
     p: float
     holm: float
-    p_seeds: float
-    holm_seeds: float
+    tests: int
+    holds_for: str
+    caution: str
     same_as: str
 
 
 def compare(
-    boards: Sequence[Board],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    boards: Sequence[Board], *, confidence: float = 0.95
 ) -> list[Comparison]:
     """PANDA against PoT, prompt-tuning and its control; PoT against the second.
 
-    The interval draws targets, sources and seeds by name, all with replacement
-    (Owen's pigeonhole bootstrap, as in `resampling.draw`): runs that share one
-    of them are no independent witnesses. A seed's source prompt serves all
-    targets.
+    Targets and seeds are crossed, as a seed's source prompt serves all targets:
+    see `two_way.infer`.
 
     Args:
-      boards: one a backbone; of several there is also a comparison over all,
-        in which a target's backbones are drawn and flipped together.
-      resamples: of the bootstrap; 0 for no intervals.
+      boards: one a backbone; of several there is also a comparison over all.
       confidence: of the intervals.
-      seed: of everything drawn.
     """
     scopes = [(board.backbone, [board]) for board in boards]
     if len(boards) > 1:
@@ -95,15 +85,13 @@ def compare(
         for one in _family(
             members,
             {"backbone": backbone, "tasks": tasks},
-            resamples=resamples,
             confidence=confidence,
-            seed=seed,
         )
     ]
 
 
 def _family(
-    boards: Sequence[Board], names: dict[str, str], **options: Any
+    boards: Sequence[Board], names: dict[str, str], *, confidence: float
 ) -> list[Comparison]:
     """All comparisons of some boards, corrected for how many they are."""
     others = names["tasks"] == "other"
@@ -115,28 +103,17 @@ def _family(
         pairs = paired(boards, first, second, other_tasks=others)
         if not pairs.cells:
             continue
-        one = _compare(pairs, **options)
+        one = _compare(pairs, confidence)
         one = one._replace(first=first, second=second, **names)
         # What differs from two twins by the same has been tested once.
         same = unique.setdefault(_key(first, pairs), one)
         if same is not one:
             one = one._replace(same_as=same.second)
         found.append((one, _key(first, pairs)))
-    holm = dict(
-        zip(
-            unique,
-            zip(
-                resampling.holm([one.p for one in unique.values()]),
-                resampling.holm([one.p_seeds for one in unique.values()]),
-                strict=True,
-            ),
-            strict=True,
-        )
-    )
-    return [
-        one._replace(holm=holm[key][0], holm_seeds=holm[key][1])
-        for one, key in found
-    ]
+    raw = [one.p for one in unique.values()]
+    holm = dict(zip(unique, resampling.holm(raw), strict=True))
+    tests = sum(not math.isnan(p) for p in raw)
+    return [one._replace(holm=holm[key], tests=tests) for one, key in found]
 
 
 def _key(first: str, pairs: Pairs) -> tuple[bytes, ...]:
@@ -149,91 +126,78 @@ def _key(first: str, pairs: Pairs) -> tuple[bytes, ...]:
     )
 
 
-def _compare(
-    pairs: Pairs, *, resamples: int, confidence: float, seed: int
-) -> Comparison:
+def _compare(pairs: Pairs, confidence: float) -> Comparison:
     """One comparison, without names and not yet corrected."""
-    cells, K = pairs.cells, len(pairs.seeds)
-    draws = resampling.draw(
-        cells, sources=len(pairs.sources), resamples=resamples, seed=seed
-    )
-    drawn = np.random.default_rng([seed, 4]).multinomial(
-        K, np.full(K, 1 / K), size=resamples
-    )
-    seeds = np.concatenate([np.ones((1, K), np.int64), drawn])
-    means = np.stack(
-        [
-            _target_means(cell, draws.sources[:, cell.sources], seeds)
-            for cell in cells
-        ],
-        axis=1,
-    )
-    averages = resampling.average(means, cells, draws.targets)
-    count = sum(int(np.isfinite(cell.seeds).sum()) for cell in cells)
-    # Of a single pair every resampling is the same, which is no certainty.
-    resampled = averages[1:] if count > 1 else averages[:0]
-    low, high = resampling.interval(resampled, confidence).tolist()
+    values, weights = _table(pairs)
+    found = two_way.infer(values, weights, confidence=confidence)
+    targets, seeds = weights.shape
+    pieces = [int(np.isfinite(cell.seeds).sum()) for cell in pairs.cells]
     return Comparison(
         backbone="",
         first="",
         second="",
         tasks="",
-        targets=len({cell.target for cell in cells}),
+        targets=targets,
         sources=len(pairs.sources),
-        seeds=K,
-        pairs=count,
+        seeds=seeds,
+        pairs=sum(pieces),
         unpaired=tuple(pairs.unpaired),
-        difference=float(averages[0]),
-        low=low,
-        high=high,
-        p=_flipped(means[0], cells, seed),
+        difference=float(found.mean),
+        low=float(found.low),
+        high=float(found.high),
+        p=float(found.p),
         holm=math.nan,
-        p_seeds=_flipped(_parts(cells), _by_seed(pairs.seeds), seed),
-        holm_seeds=math.nan,
+        tests=0,
+        holds_for=_holds_for(found),
+        caution=_caution(found, targets, seeds),
         same_as="",
     )
 
 
-def _target_means(
-    cell: Cell, sources: np.ndarray, seeds: np.ndarray
-) -> np.ndarray:
-    """A target's mean difference in every resampling, the first as observed.
-
-    Args:
-      cell: K seeds of S sources.
-      sources: [R, S] how many times each is held.
-      seeds: [R, K] likewise.
+def _table(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """What each target and seed adds to the difference.
 
     Returns:
-      [R]; NaN where a resampling holds no pair.
+      [targets, seeds] mean differences over sources and backbones, and their
+      weights: a backbone's targets weigh alike, a target's sources, and a
+      source's seeds; 0 where there is no pair.
     """
-    known = np.isfinite(cell.seeds)
-    values = np.where(known, cell.seeds, 0.0)
-    drawn = seeds @ known.astype(np.int64)
-    means = seeds @ values / np.maximum(drawn, 1)
-    held = sources * (drawn > 0)
-    count = held.sum(axis=1)
-    total = (means * held).sum(axis=1)
-    return np.where(count, total / np.maximum(count, 1), np.nan)
-
-
-def _parts(cells: Sequence[Cell]) -> np.ndarray:
-    """[K] what each seed adds to the difference, over targets and backbones."""
-    parts = []
-    for cell in cells:
+    targets = sorted({cell.target for cell in pairs.cells})
+    backbones = [cell.backbone for cell in pairs.cells]
+    values = np.zeros((len(targets), len(pairs.seeds)))
+    weights = values.copy()
+    for cell in pairs.cells:
         known = np.isfinite(cell.seeds)
-        values = np.where(known, cell.seeds, 0.0) / known.sum(axis=0)
-        parts.append(values.mean(axis=1))
-    ones = np.ones((1, len(cells)))
-    return resampling.average(np.stack(parts, axis=1), cells, ones)
+        share = known / known.sum(axis=0) / len(cell.sources)
+        share /= backbones.count(cell.backbone) * len(set(backbones))
+        row = targets.index(cell.target)
+        weights[row] += share.sum(axis=1)
+        values[row] += (share * np.where(known, cell.seeds, 0.0)).sum(axis=1)
+    has = weights > 0
+    return np.where(has, values / np.where(has, weights, 1.0), 0.0), weights
 
 
-def _by_seed(seeds: Sequence[int]) -> list[Cell]:
-    """Seeds as if each were a target, for `resampling.sign_flips`."""
-    none = np.zeros(0)
-    return [Cell("", f"{s}", none, none, none, {}, None) for s in seeds]
+def _holds_for(found: two_way.Inference) -> str:
+    if np.isnan(found.p):
+        return "nothing else"
+    if found.rows and found.columns:
+        return "other targets and seeds"
+    if found.rows:
+        return "other targets, these seeds"
+    return "other seeds, these targets"
 
 
-def _flipped(means: np.ndarray, cells: Sequence[Cell], seed: int) -> float:
-    p = resampling.sign_flips(means[:, None], cells, flips=_FLIPS, seed=seed)
-    return float(p[0])
+def _caution(found: two_way.Inference, targets: int, seeds: int) -> str:
+    """What the reader of an interval must know, in the same line."""
+    few = [
+        f"{count} {name}{'s' * (count != 1)}"
+        for count, name in ((targets, "target"), (seeds, "seed"))
+        if count < FEW
+    ]
+    if np.isnan(found.p) and (found.rows or found.columns):
+        few.append("no spread")
+    if not few:
+        return ""
+    if np.isnan(found.p):
+        return f"{', '.join(few)}: no interval"
+    return f"only {' and '.join(few)}"

@@ -21,10 +21,11 @@ class Estimate(NamedTuple):
       backbone: its name; "" for the mean over all.
       target: its name; "" for the mean over all.
       value: NaN where undefined. Lower is better for regret, else higher.
-      low: of the bootstrap interval.
+      low: of the interval; NaN where nothing can be said.
       high: of the same.
       p: one-sided, of spearman against shuffled sources; else NaN.
       cells: how many targets (of all backbones) have a value.
+      caution: what stands beside it where targets or sources are few.
     """
 
     metric: str
@@ -36,6 +37,7 @@ class Estimate(NamedTuple):
     high: float
     p: float
     cells: int
+    caution: str
 
 
 class Comparison(NamedTuple):
@@ -46,10 +48,11 @@ class Comparison(NamedTuple):
       second: another.
       statistic: which.
       difference: the first's average minus the second's.
-      low: of the paired bootstrap interval.
+      low: of the interval; NaN where nothing can be said.
       high: of the same.
-      p: two-sided, by sign flips.
+      p: two-sided, of spearman and tau; else NaN.
       holm: p corrected for the number of pairs of metrics.
+      caution: what stands beside it where targets or sources are few.
     """
 
     first: str
@@ -60,6 +63,7 @@ class Comparison(NamedTuple):
     high: float
     p: float
     holm: float
+    caution: str
 
 
 @dataclasses.dataclass(frozen=True)

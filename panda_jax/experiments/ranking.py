@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.experiments import resampling
+from panda_jax.experiments import resampling, two_way
 from panda_jax.experiments.cells import Cells, LeftOut, collect
 from panda_jax.experiments.findings import (
     CEILING,
@@ -23,6 +23,11 @@ from panda_jax.experiments.ranking_stats import (
     statistics,
 )
 from panda_jax.experiments.truth import Group, ScoresLike, TruthLike, match
+
+# Statistics that one source more or less moves but little.
+SMOOTH = ("spearman", "tau")
+# Below this many targets or sources an interval warns.
+FEW = 5
 
 
 def evaluate_ranking(
@@ -43,10 +48,13 @@ def evaluate_ranking(
 
     Each statistic is computed a target over its sources, averaged over the
     targets of each backbone, and then over the backbones. What each is, and
-    how ties are treated, is said in `ranking_stats`. Intervals are percentiles
-    of a bootstrap over sources and targets (`resampling.draw`); a single
-    target's is over its sources alone. A combination with a prior is taken as
-    it is, its prior not learned again in each resampling.
+    how ties are treated, is said in `ranking_stats`. Intervals of spearman and
+    tau, and p of two metrics' difference, are of `two_way.infer`, sources and
+    targets being crossed, over the jackknife's parts (`resampling.pseudo`).
+    The others jump where a source goes, which no jackknife follows: theirs are
+    percentiles of a bootstrap over both (`resampling.draw`), without p. With
+    fewer than 3 targets an interval is over sources alone. A combination with a
+    prior is taken as it is, its prior not learned again in each resampling.
 
     Args:
       scores: a table of scores, one a backbone by name, or score files (see
@@ -61,8 +69,9 @@ def evaluate_ranking(
         training, judged as if they were a metric.
       include_self: whether a source of the target's own name counts.
       ks: how many of a ranking's first NDCG and regret look at.
-      resamples: of the bootstrap; 0 for no intervals.
-      permutations: of the sources, for p; 0 for none. Also sign flips drawn.
+      resamples: of the bootstrap; 0 for none, and so no intervals of the
+        statistics that need it.
+      permutations: of the sources, for p; 0 for none.
       confidence: of the intervals.
       seed: of everything drawn.
 
@@ -131,6 +140,11 @@ class _Judge:
             seed=seed,
         )
         self._values: dict[str, np.ndarray] = {}
+        self._parts: dict[str, np.ndarray] = {}
+        count = len(found.sources)
+        # All, then without each.
+        self._left = np.concatenate([np.ones((1, count)), 1 - np.eye(count)])
+        self._smooth = [i for i, n in enumerate(statistics) if n in SMOOTH]
         self._shuffled = resampling.shuffled(
             found.cells,
             found.metrics,
@@ -150,8 +164,9 @@ class _Judge:
             means = resampling.average(
                 values[:, own], cells, ones if target else weights
             )
-            drawn = means[1:] if metric != CHANCE else means[:0]
-            low, high = resampling.interval(drawn, self.confidence)
+            low, high, _, caution = self._sure(
+                means, own, () if metric == CHANCE else (metric,)
+            )
             p = math.nan
             if metric in self.found.metrics:
                 place = self.found.metrics.index(metric)
@@ -173,6 +188,7 @@ class _Judge:
                         high=float(high[s]),
                         p=float(tested),
                         cells=int(counts[s]),
+                        caution=caution,
                     )
                 )
         return estimates
@@ -181,23 +197,77 @@ class _Judge:
         """Every two metrics, statistic by statistic."""
         pairs = list(itertools.combinations(self.found.metrics, 2))
         rows = []
+        every = range(len(self.cells))
         for first, second in pairs:
             apart = self._measured(first) - self._measured(second)
             means = resampling.average(apart, self.cells, self.draws.targets)
-            low, high = resampling.interval(means[1:], self.confidence)
-            p = resampling.sign_flips(
-                apart[0], self.cells, flips=self.permutations, seed=self.seed
-            )
-            rows.append((means[0], low, high, p))
-        found = []
+            found = self._sure(means, every, (first, second))
+            rows.append((means[0], *found))
+        told = []
         for s, name in enumerate(self.statistics):
             corrected = resampling.holm([float(row[3][s]) for row in rows])
             for pair, row, p in zip(pairs, rows, corrected, strict=True):
-                difference, low, high, raw = (float(part[s]) for part in row)
-                found.append(
-                    Comparison(*pair, name, difference, low, high, raw, p)
+                difference, low, high, raw = (
+                    float(part[s]) for part in row[:4]
                 )
-        return found
+                told.append(
+                    Comparison(
+                        *pair, name, difference, low, high, raw, p, row[4]
+                    )
+                )
+        return told
+
+    def _sure(
+        self, means: np.ndarray, own: Sequence[int], metrics: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+        """Low, high and p of every statistic, and a caution.
+
+        Args:
+          means: [R, K], the observed first.
+          own: the cells that they are of.
+          metrics: whose they are: one's, two's difference, or nobody's.
+        """
+        cells = [self.cells[c] for c in own]
+        drawn = means[1:] if metrics else means[:0]
+        low, high = resampling.interval(drawn, self.confidence)
+        p = np.full(low.shape, np.nan)
+        if not metrics or not self._smooth:
+            return low, high, p, ""
+        parts = [self._part(metric)[:, own] for metric in metrics]
+        apart = parts[0] - parts[1] if len(parts) > 1 else parts[0]
+        table, weights = resampling.pseudo(apart, cells)
+        smooth = self._smooth
+        low[smooth] = high[smooth] = np.nan
+        if not weights.any():
+            return low, high, p, ""
+        found = two_way.infer(
+            table,
+            weights,
+            confidence=self.confidence,
+            estimate=means[0, smooth],
+        )
+        # A correlation ends at 1, a difference of two at 2.
+        end = len(metrics)
+        low[smooth] = np.maximum(found.low, -end)
+        high[smooth] = np.minimum(found.high, end)
+        if len(metrics) > 1:
+            p[smooth] = found.p
+        return low, high, p, _caution(found, weights)
+
+    def _part(self, metric: str) -> np.ndarray:
+        """[1 + all sources, C, smooth], all and without each source."""
+        if metric not in self._parts:
+            self._parts[metric] = resampling.measured(
+                self.cells,
+                self._scores(metric),
+                self._left.astype(np.int64),
+                {
+                    name: self.statistics[name]
+                    for name in SMOOTH
+                    if name in self.statistics
+                },
+            )
+        return self._parts[metric]
 
     def _levels(self) -> list[tuple[str, str, list[int]]]:
         """(backbone, target, cells) of each mean, "" where it is over all."""
@@ -243,6 +313,23 @@ class _Judge:
                 values[:, :, :2] = 0.0
             self._values[metric] = values
         return self._values[metric]
+
+
+def _caution(found: two_way.Inference, weights: np.ndarray) -> str:
+    """What the reader of an interval must know, in the same line."""
+    targets, sources = ((weights > 0).any(axis=1 - side) for side in (0, 1))
+    few = [
+        f"{count} {name}{'s' * (count != 1)}"
+        for count, name in (
+            (int(targets.sum()), "target"),
+            (int(sources.sum()), "source"),
+        )
+        if count < FEW
+    ]
+    if not few:
+        return ""
+    alone = "" if found.rows else ", and for these targets alone"
+    return f"only {' and '.join(few)}{alone}"
 
 
 def _other_self(

@@ -11,6 +11,8 @@ from panda_jax.experiments.findings import (
 )
 
 WIDTH = 100
+# Behind an interval of few targets or sources.
+FEW_MARK = "(!)"
 
 
 def text(report: Findings) -> str:
@@ -37,12 +39,20 @@ def _heading(report: Findings) -> str:
     return (
         f"{backbones}{len(report.targets)} targets, {about['sources']} "
         f"sources: {about['pairs']} pairs, {counted}.\n"
-        f"[low, high]: {100 * about['confidence']:g}% bootstrap over sources "
-        f"and targets, {about['resamples']} resamples.\n"
+        f"[low, high]: {100 * about['confidence']:g}%, over other sources and "
+        "targets: spearman and tau by crossed variances, the others by\n"
+        f"{about['resamples']} resamples.\n"
         "p: one-sided, Spearman against sources shuffled alike for all targets "
         f"({about['permutations']} times)."
         + ("\nself: pairs of a task with itself." if report.other_self else "")
+        + "".join(f"\n{FEW_MARK}: {caution}." for caution in _cautions(report))
     )
+
+
+def _cautions(report: Findings) -> list[str]:
+    """Of the intervals that are marked, but a single target's."""
+    marked = [e for e in report.estimates if not e.target]
+    return sorted({e.caution for e in marked} - {""})
 
 
 def _averages(report: Findings) -> list[str]:
@@ -124,7 +134,7 @@ def _comparisons(report: Findings) -> list[str]:
         "Holm": lambda row: _p(rows[row].holm),
     }
     return _grid(
-        "Differences of Spearman (p: two-sided, signs flipped by target)",
+        "Differences of Spearman (p: two-sided, other sources and targets)",
         list(rows),
         columns,
     )
@@ -188,7 +198,9 @@ def _bounds(estimate: Estimate) -> str:
 def _interval(entry: Estimate | Comparison) -> str:
     if math.isnan(entry.low):
         return ""
-    return f" [{entry.low:z.2f}, {entry.high:z.2f}]"
+    alone = isinstance(entry, Estimate) and entry.target
+    mark = FEW_MARK if entry.caution and not alone else ""
+    return f" [{entry.low:z.2f}, {entry.high:z.2f}]{mark}"
 
 
 def _number(value: float) -> str:

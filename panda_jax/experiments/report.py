@@ -32,9 +32,7 @@ def write_report(
     *,
     scores: str | None = None,
     value: str = "best",
-    resamples: int = 2000,
     confidence: float = 0.95,
-    seed: int = 0,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Writes everything that the runs below a folder show.
@@ -49,9 +47,7 @@ def write_report(
       scores: score files with commas between them, as `panda-jax score` writes
         them, for the source that each metric would have chosen.
       value: the score of a run that counts: `best`, `final` or `first_epoch`.
-      resamples: of the bootstrap; 0 for no intervals.
       confidence: of the intervals.
-      seed: of everything drawn.
       overwrite: files in the way are replaced, whoever wrote them.
 
     Returns:
@@ -61,7 +57,7 @@ def write_report(
       UserError: no run is found or none is done, a score file is bad, or files
         are in the way that no report wrote.
     """
-    _check(resamples, confidence)
+    _check(confidence)
     results = read_results(runs_dir, value=value)
     if not results.runs:
         first = results.left_out[0]
@@ -79,9 +75,7 @@ def write_report(
         for second in alike(board, first, board.labels("pot"))
     ]
     gains = [(board, g) for board, g in gains if np.isfinite(g.matrix).any()]
-    comparisons = compare(
-        boards, resamples=resamples, confidence=confidence, seed=seed
-    )
+    comparisons = compare(boards, confidence=confidence)
     tables = _read_scores(scores, boards)
     with ownership.writing(
         folder, "report", overwrite=overwrite, removes=True
@@ -98,19 +92,15 @@ def write_report(
                 )
                 for board in boards
             ),
-            report_sections.statistics(
-                boards, gains, comparisons, resamples, confidence
-            ),
-            report_sections.published(boards),
+            report_sections.statistics(boards, gains, comparisons, confidence),
+            report_sections.published(boards, confidence),
             *report_sections.rest(results, boards),
         ]
         paths += _write(new, sections, results)
     return [folder / path.name for path in paths]
 
 
-def _check(resamples: int, confidence: float) -> None:
-    if resamples < 0:
-        raise UserError(f"resamples is {resamples}, expected 0 or more.")
+def _check(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise UserError(
             f"confidence is {confidence}, expected a number between 0 and 1."

@@ -9,7 +9,7 @@ from panda_jax.experiments import (
     report_tables,
 )
 from panda_jax.experiments.board import Board, Gain
-from panda_jax.experiments.comparisons import Comparison
+from panda_jax.experiments.comparisons import Comparison, compare
 from panda_jax.experiments.layout import (
     Picture,
     Section,
@@ -52,39 +52,25 @@ def statistics(
     boards: Sequence[Board],
     gains: Sequence[tuple[Board, Gain]],
     comparisons: Sequence[Comparison],
-    resamples: int,
     confidence: float,
 ) -> Section:
     tables = [gain_tables.gain_summary(gains)] if gains else []
     if comparisons:
         tables.append(_comparison_table(comparisons))
-    fewest = min((one.targets for one in comparisons), default=0)
     text = [
         "Runs are compared in pairs of the same target and seed, and of the "
         "same source where both have one; then the mean over seeds, over "
         "sources, over targets, over backbones.",
-        f"[low, high]: {100 * confidence:g}% bootstrap, {resamples} resamples, "
-        "of targets, sources and seeds by name: a seed's source prompt serves "
-        "all targets, so that these are no independent witnesses of it.",
-        "p (targets): the sign of all of a target's differences is flipped at "
-        "once, all backbones together: what other targets would show. With N "
-        "targets it is at least 2 / 2^N. p (seeds): that of all of a seed's "
-        "differences, all targets together: what other seeds of these targets "
-        "would show. With K seeds it is at least 2 / 2^K. Holm: corrected for "
-        "the comparisons of the same backbone.",
+        f"[low, high]: {100 * confidence:g}% interval. Targets and seeds are "
+        "crossed, since a seed's source prompt serves all targets: both are "
+        "random, by their sums of squares, with Satterthwaite's degrees of "
+        "freedom. Sources and backbones are these. With fewer than 3 seeds, "
+        "or targets, it holds for these alone, as its line says; with fewer "
+        "of both there is none.",
+        "Holm: p corrected for the comparisons of the same backbone; of "
+        f"{len(comparisons)} in this report, in as many families as there are "
+        "backbones (and all, and other tasks only).",
     ]
-    if 0 < fewest < 6:
-        text.append(
-            f"With {fewest} target{'s' * (fewest > 1)} p (targets) is at least "
-            f"{min(1.0, 2 / 2**fewest):.4f}, and the interval is too narrow: "
-            "so few cannot speak for other tasks."
-        )
-    seeds = max((one.seeds for one in comparisons), default=0)
-    if 0 < seeds < 6:
-        text.append(
-            f"With {seeds} seed{'s' * (seeds > 1)} p (seeds) is at least "
-            f"{min(1.0, 2 / 2**seeds):.4f}."
-        )
     if any(one.tasks == "other" for one in comparisons):
         text.append(
             "Other tasks only: without sources of the target's own name; "
@@ -110,27 +96,33 @@ def statistics(
     return Section("Statistics", text, tables)
 
 
-def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
+def _comparison_table(
+    comparisons: Sequence[Comparison],
+    stem: str = "comparisons",
+    title: str = "Differences, paired",
+) -> Table:
     rows = [
         [
             one.backbone or "all",
             f"{one.first} - {one.second}"
             + ", other tasks only" * (one.tasks == "other"),
+            *map(str, (one.targets, one.sources, one.seeds, one.pairs)),
             change(one.difference, digits=2),
             interval(one.low, one.high),
-            *map(chance, (one.p, one.holm, one.p_seeds, one.holm_seeds)),
-            *map(str, (one.targets, one.sources, one.seeds, one.pairs)),
+            *map(chance, (one.p, one.holm)),
+            one.holds_for,
+            one.caution,
         ]
         for one in comparisons
     ]
     at = Comparison._fields.index("unpaired")
     head = (
-        "backbone,difference,points,interval,p (targets),Holm,p (seeds),Holm,"
-        "targets,sources,seeds,pairs"
+        "backbone,difference,targets,sources,seeds,pairs,points,interval,p,"
+        "Holm,holds for,caution"
     )
     return Table(
-        "comparisons",
-        "Differences, paired",
+        stem,
+        title,
         head.split(","),
         rows,
         [
@@ -141,10 +133,11 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
             ),
         ],
         words=2,
+        ends=2,
     )
 
 
-def published(boards: Sequence[Board]) -> Section:
+def published(boards: Sequence[Board], confidence: float) -> Section:
     tables = paper_tables.beside_tables(boards)
     text = (
         []
@@ -157,7 +150,16 @@ def published(boards: Sequence[Board]) -> Section:
     return Section(
         "Beside the published numbers",
         text,
-        [*tables, paper_tables.headline_table(), paper_tables.doubts_table()],
+        [
+            *tables,
+            paper_tables.headline_table(),
+            _comparison_table(
+                compare(paper_tables.boards(), confidence=confidence),
+                "published_comparisons",
+                "The paper's differences, by the statistics above",
+            ),
+            paper_tables.doubts_table(),
+        ],
     )
 
 

@@ -1,5 +1,6 @@
 """The first section of a report: what is done, and the averages."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from panda_jax.experiments import agreement
@@ -134,11 +135,20 @@ def _in_words(comparisons: Sequence[Comparison]) -> list[str]:
     """Each comparison as a sentence, those over all backbones if any."""
     comparisons = [one for one in comparisons if one.tasks == "all"]
     overall = [one for one in comparisons if not one.backbone]
-    return [
-        f"{one.first} minus {one.second}"
-        + (f" on {one.backbone}" if one.backbone else "")
-        + f": {change(one.difference, digits=2)} points "
-        f"{interval(one.low, one.high)}, p = {chance(one.holm)} over "
-        f"targets, {chance(one.holm_seeds)} over seeds of these targets (Holm)."
-        for one in overall or comparisons
-    ]
+    return [_sentence(one) for one in overall or comparisons]
+
+
+def _sentence(one: Comparison) -> str:
+    """A difference with what it holds for, and its caution beside it."""
+    where = f" on {one.backbone}" if one.backbone else ""
+    told = (
+        f"{one.first} minus {one.second}{where}: "
+        f"{change(one.difference, digits=2)} points"
+    )
+    if not math.isnan(one.p):
+        told += (
+            f" {interval(one.low, one.high)}, p = {chance(one.holm)} "
+            f"(Holm, {one.tests} test{'s' * (one.tests != 1)}), for "
+            f"{one.holds_for}"
+        )
+    return f"{told} ({one.caution})." if one.caution else f"{told}."

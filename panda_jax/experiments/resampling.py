@@ -1,6 +1,5 @@
-"""How sure an average over targets is: bootstrap, permutations, Holm."""
+"""How sure an average over targets is: jackknife, bootstrap, permutations."""
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -156,45 +155,38 @@ def chance(observed: np.ndarray, permuted: np.ndarray) -> np.ndarray:
     return np.where(untested, np.nan, p)
 
 
-def sign_flips(
-    differences: np.ndarray, cells: Sequence[Cell], *, flips: int, seed: int
-) -> np.ndarray:
-    """Two-sided p of the averages of differences between two metrics.
+def pseudo(
+    values: np.ndarray, cells: Sequence[Cell]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each target's and source's part of an average, by the jackknife.
 
-    Were the metrics alike, each target's difference might as well have the
-    other sign. A target's backbones flip together; up to 2**13 patterns are all
-    tried, of more targets `flips` are drawn.
+    A cell of M sources has M v - (M - 1) v_i, with v its value and v_i that
+    without source i (0, which tells nothing, where that is undefined).
 
     Args:
-      differences: [C, K]; NaN where one of the two is undefined.
-      cells: C of them.
-      flips: how many, where not all are tried; 0 for none.
-      seed: of the draw.
+      values: [1 + all sources, C, ...]: of all, then without each source; what
+        is NaN in the first is left out.
+      cells: C of them, of any backbones.
 
     Returns:
-      [K]; NaN where there is no difference to flip.
+      [..., targets, sources] and their weights [targets, sources]: what
+      `two_way.infer` takes.
     """
-    names = sorted({cell.target for cell in cells})
-    few = len(names) <= 13
-    if not (few or flips):
-        return np.full(differences.shape[1], np.nan)
-    signs = np.array(
-        list(itertools.product((1.0, -1.0), repeat=len(names)))
-        if few
-        else np.random.default_rng([seed, 2]).choice(
-            (1.0, -1.0), size=(flips, len(names))
-        )
-    )
-    signs[0] = 1.0
-    places = [names.index(cell.target) for cell in cells]
-    flipped = average(
-        signs[:, places, None] * differences,
-        cells,
-        np.ones((1, len(cells))),
-    )
-    sizes = np.abs(flipped)
-    p = (sizes >= sizes[0] - 1e-12).mean(axis=0)
-    return np.where(np.isnan(flipped[0]), np.nan, p)
+    known = ~np.isnan(values[0]).reshape(len(cells), -1).any(axis=1)
+    kept = [(c, cell) for c, cell in enumerate(cells) if known[c]]
+    names = sorted({cell.target for _, cell in kept})
+    backbones = [cell.backbone for _, cell in kept]
+    shape = (len(names), len(values) - 1)
+    table = np.zeros((*values.shape[2:], *shape))
+    weights = np.zeros(shape)
+    for c, cell in kept:
+        M, row = len(cell.sources), names.index(cell.target)
+        without = np.nan_to_num(values[1 + cell.sources, c])
+        found = M * values[0, c] - (M - 1) * without
+        share = 1 / (M * backbones.count(cell.backbone) * len(set(backbones)))
+        table[..., row, cell.sources] += share * np.moveaxis(found, 0, -1)
+        weights[row, cell.sources] += share
+    return table / np.where(weights > 0, weights, 1.0), weights
 
 
 def holm(p: Sequence[float]) -> list[float]:
