@@ -479,7 +479,7 @@ def _execute(argv: Sequence[str]) -> int:
         for verb in argv[1:]:
             _check_verb(verb)
         pages = [flags.parser(verb).format_help() for verb in argv[1:]]
-        print("\n".join(pages) or _overview())
+        print("\n".join(pages).rstrip() or _overview())
         return 0
     if "--version" in argv:
         print(_version())

@@ -520,7 +520,7 @@ JSON = (
 )
 
 # What a field may be, for `--help`; the settings themselves check it.
-_CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "fusion": FUSIONS,
     "kd_transform": TRANSFORMS,
@@ -739,7 +739,7 @@ def kinds(field: dataclasses.Field[Any]) -> list[str]:
 
 def metavar(cls: type, field: dataclasses.Field[Any]) -> str:
     """What `--help` writes for a flag's value: its choices, or its type."""
-    choices = _CHOICES.get(field.name)
+    choices = CHOICES.get(field.name)
     if choices and "str" in kinds(field):
         return f"{{{','.join(choices)}}}"
     for kind in kinds(field):
