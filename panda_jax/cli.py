@@ -57,6 +57,11 @@ class Output:
             text = json.dumps(_plain(document), indent=2, allow_nan=False)
         print(text, file=self.stdout)
 
+    def remark(self, words: str) -> None:
+        """A line on the way to the answer."""
+        if not self.quiet:
+            print(words, file=sys.stderr)
+
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold: what is not finite becomes null."""
@@ -334,7 +339,7 @@ def _plan(args: commands.Plan, output: Output) -> int:
         fleet=args.fleet,
         partitioner=partitioner,
         search=not args.no_search,
-        say=lambda words: output.quiet or print(words, file=sys.stderr),
+        say=output.remark,
     )
     output.give(report, text(report))
     if args.json is not None:

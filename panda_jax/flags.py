@@ -66,7 +66,9 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
             values[field.name] = commands.convert(cls, field.name, text)
     if values.get("json") == _STDOUT:
         found["json"] = bool(values.pop("json"))
-    found.pop("version")
+    del found["version"]
+    for name in ("gin_file", "imports"):
+        found[name] = tuple(found[name])
     return Given(
         values=values,
         bindings=tuple(
@@ -74,10 +76,7 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
             for word in argv
             if word.startswith("--gin.")
         ),
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-        },
+        **found,
     )
 
 
