@@ -107,7 +107,8 @@ def _read(gin: Any, verb: str, given: Given) -> None:
 
     # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
     # fails where a folder of that name lies: files are all that is meant here.
-    gin_config._FILE_READERS[:] = [(opened, os.path.isfile)]
+    file_readers: Any = gin_config._FILE_READERS
+    file_readers[:] = [(opened, os.path.isfile)]
     for folder in (
         *filter(None, given.gin_search_paths.split(",")),
         _PACKAGE / "gin",
