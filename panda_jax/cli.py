@@ -243,6 +243,8 @@ def _export(args: commands.Export, output: Output) -> int:
         raise unknown_name("export format", args.format, EXPORTS)
     values = dataclasses.asdict(args)
     format, path = values.pop("format"), values.pop("prompt")
+    if format != "peft":
+        _check_unused(args, f"an export as {format}", "base_model")
     if not is_bank(path):
         print(export_prompt(format, load_prompt(path), **values))
     elif format == "peft":
@@ -260,6 +262,7 @@ def _tasks(args: commands.Tasks, output: Output) -> int:
     from panda_jax.tasks import specs
 
     if args.task is None and args.markdown is None:
+        _check_unused(args, "tasks without NAME and --markdown")
         rows = catalogue.list_tasks()
         output.give({"tasks": rows}, catalogue.table(rows))
         return 0
@@ -284,6 +287,23 @@ def _tasks(args: commands.Tasks, output: Output) -> int:
         about = catalogue.describe(args.task, **options)
         output.give(about, "\n".join(_lines(about)))
     return 0
+
+
+def _check_unused(args: Any, where: str, *only: str) -> None:
+    """Refuses settings that would change nothing.
+
+    Args:
+      args: a verb's.
+      where: in which case they would not.
+      *only: which; all of them without.
+    """
+    for field in dataclasses.fields(args):
+        if only and field.name not in only:
+            continue
+        if getattr(args, field.name) != field.default:
+            raise UserError(
+                f"--{field.name} changes nothing of {where}: leave it out."
+            )
 
 
 def _lines(value: Any, indent: str = "") -> list[str]:
@@ -379,6 +399,8 @@ def _grid(args: commands.Grid, output: Output) -> int:
             f"{found.done} of {found.total} runs are done, "
             f"{len(found.failed)} failed: {args.out_dir}",
         )
+    # Who leaves with 1 ends the others, and process 0 has something to say.
+    distributed.barrier("grid")
     return 1 if found.failed and not args.keep_going else 0
 
 

@@ -499,6 +499,11 @@ def test_flags_that_are_on_or_off(argv, expected):
         (["predict", "--json"], "It is a flag of train, evaluate, score"),
         (["train", "--task=cb", "--remat=maybe"], "expected true or false"),
         (["train", "--task=cb", "--log_level=loud"], "'debug', 'info'"),
+        (["tasks", "--data_dir=x"], "--data_dir changes nothing of tasks wit"),
+        (
+            ["export", "npy", "x", "--out_dir=y", "--base_model=z"],
+            "--base_model changes nothing of an export as npy: leave it out.",
+        ),
         (["--quiet", "train"], "expected a verb: panda-jax VERB --quiet"),
         (["doctor", "--import=no_such_module"], "No module named 'no_such_mo"),
     ],
