@@ -34,6 +34,20 @@ def list_tasks() -> list[dict[str, Any]]:
     ]
 
 
+def table(tasks: Sequence[dict[str, Any]]) -> str:
+    """What `list_tasks` found, a line a task."""
+    lines = []
+    for row in tasks:
+        names = ("source", "target", "offline")
+        marks = [name for name in names if row[name]]
+        counts = "/".join(str(count) for count in row["rows"].values())
+        lines.append(
+            f"{row['name']:18s} {row['kind']:15s} {row['metric']:17s} "
+            f"{counts:>14s}  {' '.join(marks)}"
+        )
+    return "\n".join(lines)
+
+
 def describe(
     task: str,
     *,

@@ -1,29 +1,80 @@
 """`panda-jax VERB`: flags and gin files to the functions of the library.
 
 Plain flags are sugar over gin bindings: `--epochs=5` is
-`--gin.train.epochs=5`.  The only file that knows gin.
+`--gin.train.epochs=5`.
 """
 
-import argparse
+import contextlib
 import dataclasses
 import errno
+import importlib
+import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import sys
-import tokenize
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from panda_jax import cluster, commands, distributed, t5x_names
-from panda_jax.errors import InterruptedRun, UserError, unknown_name
+from panda_jax import (
+    bindings,
+    cluster,
+    commands,
+    distributed,
+    flags,
+    logs,
+    t5x_names,
+)
+from panda_jax.default_folder import default_folder
+from panda_jax.errors import (
+    InterruptedRun,
+    UserError,
+    first_line,
+    unknown_name,
+)
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How a verb answers.
+
+    Attributes:
+      json: with one JSON document on stdout; all else goes to stderr.
+      quiet: without progress.
+      stdout: where answers go.
+    """
+
+    json: bool
+    quiet: bool
+    stdout: TextIO
+
+    def give(self, document: Any, text: str) -> None:
+        """The verb's answer: the document, or else the text."""
+        if self.json:
+            text = json.dumps(_plain(document), indent=2, allow_nan=False)
+        print(text, file=self.stdout)
+
+    def remark(self, words: str) -> None:
+        """A line on the way to the answer."""
+        if not self.quiet:
+            print(words, file=sys.stderr)
 
 
-def _train(args: commands.Train) -> int:
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _train(args: commands.Train, output: Output) -> int:
     from panda_jax.runs import Run
 
     distributed.initialize(args)
@@ -33,9 +84,8 @@ def _train(args: commands.Train) -> int:
     fields = {field.name for field in dataclasses.fields(Run)}
     values = dataclasses.asdict(args)
     for field in dataclasses.fields(cluster.Settings):
-        # Who else takes part makes it no other run.
         del values[field.name]
-    model_dir = args.model_dir or _default_model_dir(values)
+    model_dir = args.model_dir or default_folder(args)
     settings = {k: v for k, v in values.items() if k in fields}
     t5x_names.warn_of_pretraining(args.backbone, args.steps)
     paths = {k: v for k, v in values.items() if k not in fields}
@@ -48,43 +98,34 @@ def _train(args: commands.Train) -> int:
     done = train(
         backbone,
         partitioner=partitioner,
+        quiet=output.quiet,
         **settings,
         **{**paths, "model_dir": model_dir},
     )
     result = done.result
     if not distributed.is_main():
         return 0
-    print(
+    output.give(
+        {**result, "model_dir": model_dir},
         f"{result['task']} {result['method']} seed {result['seed']}: best "
         f"{result['metric']} {done.best:.4f} at step "
         f"{result['best']['step']} of {result['steps']} (after the first "
         f"epoch {result['first_epoch']['value']:.4f}, at the end "
         f"{result['final']['value']:.4f}), {result['seconds']:.0f}s\n"
-        f"run folder: {model_dir}"
+        f"run folder: {model_dir}",
     )
     return 0
 
 
-def _default_model_dir(values: dict[str, Any]) -> str:
-    """A folder below runs/ that only the same arguments lead to."""
-    import hashlib
-
-    # What may be replaced there makes it no other folder.
-    named = {name: x for name, x in values.items() if name != "overwrite"}
-    text = json.dumps(named, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{values['task']}-{values['method']}-s{values['seed']}-{digest}"
-    return str(pathlib.Path("runs") / name)
-
-
-def _evaluate(args: commands.Evaluate) -> int:
+def _evaluate(args: commands.Evaluate, output: Output) -> int:
     from panda_jax.evaluation import evaluate
 
-    print(json.dumps(evaluate(**dataclasses.asdict(args))))
+    found = evaluate(**dataclasses.asdict(args))
+    output.give(found, json.dumps(found))
     return 0
 
 
-def _predict(args: commands.Predict) -> int:
+def _predict(args: commands.Predict, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.predictions import FILE, predict, write_predictions
 
@@ -108,7 +149,7 @@ def _scoring(args: Any) -> dict[str, Any]:
     return values
 
 
-def _score(args: commands.Score) -> int:
+def _score(args: commands.Score, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.scores import written
     from panda_jax.scoring import score
@@ -125,8 +166,14 @@ def _score(args: commands.Score) -> int:
         targets = _listed(targets)
     values["metrics"] = _listed(args.metrics)
     scores = score(targets=targets, **values)
-    for path in scores.write(out_dir, overwrite=overwrite):
-        print(path)
+    paths = [str(p) for p in scores.write(out_dir, overwrite=overwrite)]
+    pairs = [
+        {"source": source, "target": target, "metric": name, "score": value}
+        for name, matrix in scores.values.items()
+        for source, row in zip(scores.sources, matrix.tolist(), strict=True)
+        for target, value in zip(scores.targets, row, strict=True)
+    ]
+    output.give({"scores": pairs, "files": paths}, "\n".join(paths))
     return 0
 
 
@@ -134,16 +181,24 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _rank(args: commands.Rank) -> int:
+def _rank(args: commands.Rank, output: Output) -> int:
     from panda_jax.scoring import rank
 
     ranked = rank(**_scoring(args))
-    for place, (name, value) in enumerate(ranked, start=1):
-        print(f"{place:3d}  {value: .4f}  {name}")
+    document = {
+        "target": args.target,
+        "metric": args.metric,
+        "ranked": [{"source": name, "score": value} for name, value in ranked],
+    }
+    lines = [
+        f"{place:3d}  {value: .4f}  {name}"
+        for place, (name, value) in enumerate(ranked, start=1)
+    ]
+    output.give(document, "\n".join(lines))
     return 0
 
 
-def _evaluate_ranking(args: commands.EvaluateRanking) -> int:
+def _evaluate_ranking(args: commands.EvaluateRanking, output: Output) -> int:
     from panda_jax.experiments.ranking import evaluate_ranking
 
     values = dataclasses.asdict(args)
@@ -167,14 +222,14 @@ def _evaluate_ranking(args: commands.EvaluateRanking) -> int:
     return 0
 
 
-def _demo(args: Any) -> int:
+def _demo(args: Any, output: Output) -> int:
     from panda_jax.demo import demo
 
-    demo(args)
+    demo(args, quiet=output.quiet)
     return 0
 
 
-def _import(args: commands.Import) -> int:
+def _import(args: commands.Import, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.backbone import load_backbone
     from panda_jax.exchange import IMPORTS, import_prompt
@@ -199,7 +254,7 @@ def _import(args: commands.Import) -> int:
     return 0
 
 
-def _export(args: commands.Export) -> int:
+def _export(args: commands.Export, output: Output) -> int:
     from panda_jax.exchange import EXPORTS, export_bank, export_prompt
     from panda_jax.store import PromptBank, is_bank, load_prompt
 
@@ -207,6 +262,8 @@ def _export(args: commands.Export) -> int:
         raise unknown_name("export format", args.format, EXPORTS)
     values = dataclasses.asdict(args)
     format, path = values.pop("format"), values.pop("prompt")
+    if format != "peft":
+        _check_unused(args, f"an export as {format}", "base_model")
     if not is_bank(path):
         print(export_prompt(format, load_prompt(path), **values))
     elif format == "peft":
@@ -219,19 +276,14 @@ def _export(args: commands.Export) -> int:
     return 0
 
 
-def _tasks(args: commands.Tasks) -> int:
+def _tasks(args: commands.Tasks, output: Output) -> int:
     from panda_jax import catalogue
     from panda_jax.tasks import specs
 
     if args.task is None and args.markdown is None:
-        for row in catalogue.list_tasks():
-            names = ("source", "target", "offline")
-            marks = [name for name in names if row[name]]
-            counts = "/".join(str(count) for count in row["rows"].values())
-            print(
-                f"{row['name']:18s} {row['kind']:15s} {row['metric']:17s} "
-                f"{counts:>14s}  {' '.join(marks)}"
-            )
+        _check_unused(args, "tasks without NAME and --markdown")
+        rows = catalogue.list_tasks()
+        output.give({"tasks": rows}, catalogue.table(rows))
         return 0
     if args.task is not None:
         specs.get(args.task)
@@ -255,11 +307,28 @@ def _tasks(args: commands.Tasks) -> int:
         ) as new:
             page = catalogue.markdown(args.task, **options)
             write_text(new / path.name, page)
-        print(args.markdown)
+        output.give({"files": [args.markdown]}, args.markdown)
     elif args.task is not None:
         about = catalogue.describe(args.task, **options)
-        print("\n".join(_lines(about)))
+        output.give(about, "\n".join(_lines(about)))
     return 0
+
+
+def _check_unused(args: Any, where: str, *only: str) -> None:
+    """Refuses settings that would change nothing.
+
+    Args:
+      args: a verb's.
+      where: in which case they would not.
+      *only: which; all of them without.
+    """
+    for field in dataclasses.fields(args):
+        if only and field.name not in only:
+            continue
+        if getattr(args, field.name) != field.default:
+            raise UserError(
+                f"--{field.name} changes nothing of {where}: leave it out."
+            )
 
 
 def _lines(value: Any, indent: str = "") -> list[str]:
@@ -287,7 +356,7 @@ def _lines(value: Any, indent: str = "") -> list[str]:
     return lines
 
 
-def _plan(args: commands.Plan) -> int:
+def _plan(args: commands.Plan, output: Output) -> int:
     import jax
 
     # Nothing is run, and TPUs that are compiled for need not be here.
@@ -320,9 +389,9 @@ def _plan(args: commands.Plan) -> int:
         fleet=args.fleet,
         partitioner=partitioner,
         search=not args.no_search,
-        say=lambda words: print(words, file=sys.stderr),
+        say=output.remark,
     )
-    print(text(report))
+    output.give(report, text(report))
     if args.json is not None:
         path = pathlib.Path(args.json)
         with ownership.writing(
@@ -332,7 +401,7 @@ def _plan(args: commands.Plan) -> int:
     return 0
 
 
-def _grid(args: commands.Grid) -> int:
+def _grid(args: commands.Grid, output: Output) -> int:
     distributed.initialize(args)
     from panda_jax.experiments.runner import run_grid
     from panda_jax.sharding import Partitioner
@@ -348,20 +417,29 @@ def _grid(args: commands.Grid) -> int:
         stale_seconds=args.stale_seconds,
         data_dir=args.data_dir,
         tfds_data_dir=args.tfds_data_dir,
+        quiet=output.quiet,
         partitioner=partitioner,
         overwrite=args.overwrite,
     )
     if distributed.is_main():
         for name, reason in found.failed.items():
             print(f"panda-jax: failed: {name}: {reason}", file=sys.stderr)
-        print(
+        output.give(
+            {
+                "out_dir": args.out_dir,
+                "total": found.total,
+                "done": found.done,
+                "failed": found.failed,
+            },
             f"{found.done} of {found.total} runs are done, "
-            f"{len(found.failed)} failed: {args.out_dir}"
+            f"{len(found.failed)} failed: {args.out_dir}",
         )
-    return 0
+    # Who leaves with 1 ends the others, and process 0 has something to say.
+    distributed.barrier("grid")
+    return 1 if found.failed and not args.keep_going else 0
 
 
-def _report(args: commands.Report) -> int:
+def _report(args: commands.Report, output: Output) -> int:
     from panda_jax.experiments.report import write_report
 
     values = dataclasses.asdict(args)
@@ -377,243 +455,106 @@ def _report(args: commands.Report) -> int:
     return 0
 
 
-def _doctor(args: commands.Doctor) -> int:
+def _doctor(args: commands.Doctor, output: Output) -> int:
     from panda_jax import doctor
 
     checks = doctor.diagnose(data_dir=args.data_dir)
-    print(doctor.report(checks))
-    return 2 if any(check.ok is False for check in checks) else 0
+    broken = any(check.ok is False for check in checks)
+    document = {
+        "ok": not broken,
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
+    output.give(document, doctor.report(checks))
+    return 2 if broken else 0
 
 
-VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "demo": (commands.Demo, _demo),
-    "train": (commands.Train, _train),
-    "evaluate": (commands.Evaluate, _evaluate),
-    "predict": (commands.Predict, _predict),
-    "score": (commands.Score, _score),
-    "rank": (commands.Rank, _rank),
-    "evaluate-ranking": (commands.EvaluateRanking, _evaluate_ranking),
-    "import": (commands.Import, _import),
-    "export": (commands.Export, _export),
-    "tasks": (commands.Tasks, _tasks),
-    "plan": (commands.Plan, _plan),
-    "grid": (commands.Grid, _grid),
-    "report": (commands.Report, _report),
-    "doctor": (commands.Doctor, _doctor),
+VERBS: dict[str, Callable[[Any, Output], int]] = {
+    "demo": _demo,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "score": _score,
+    "rank": _rank,
+    "evaluate-ranking": _evaluate_ranking,
+    "import": _import,
+    "export": _export,
+    "tasks": _tasks,
+    "plan": _plan,
+    "grid": _grid,
+    "report": _report,
+    "doctor": _doctor,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with this program's way of reporting a mistake."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message[0].upper()}{message[1:]}. See --help.")
-
-
-def _verb_parser(verb: str) -> argparse.ArgumentParser:
-    cls, _ = VERBS[verb]
-    parser = _Parser(
-        prog=f"panda-jax {verb}",
-        description=(cls.__doc__ or "").splitlines()[0],
-        epilog="--gin.NAME=VALUE binds any gin parameter or macro; "
-        f"every flag above is --gin.{_gin_name(verb)}.FLAG.",
-        allow_abbrev=False,
-    )
-    about = commands.settings_help(cls)
-    for field in dataclasses.fields(cls):
-        default = field.default
-        note = (
-            " (required)"
-            if default is dataclasses.MISSING
-            else f" (default: {default})"
-        )
-        text = (about.get(field.name, "") + note).replace("%", "%%")
-        if field.name in commands.PLACED.get(cls, ()):
-            # Optional to argparse: a gin file may bind it.
-            parser.add_argument(field.name, nargs="?", help=text)
-        else:
-            parser.add_argument(f"--{field.name}", metavar="V", help=text)
-    parser.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="F",
-        help="gin file, repeatable, later wins; also looked up in the "
-        "package's own gin folder",
-    )
-    parser.add_argument(
-        "--gin_search_paths",
-        default="",
-        metavar="D,D",
-        help="more folders to look gin files up in",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print the operative configuration and exit",
-    )
-    return parser
-
-
-def _gin_name(verb: str) -> str:
-    """A verb as gin can name it: `import` begins one of its statements."""
-    name = verb.replace("-", "_")
-    return f"{name}_prompt" if verb in ("import", "export") else name
 
 
 def _overview() -> str:
     lines = [
-        "usage: panda-jax VERB [--flag=value ...]",
+        "usage: panda-jax VERB [--FLAG=VALUE ...]",
+        "       panda-jax help VERB",
+        "       panda-jax --version",
         "",
         "Prompt transfer for frozen language models, in JAX.",
         "",
     ]
-    for verb, (cls, _) in VERBS.items():
+    for verb, cls in commands.VERBS.items():
         lines.append(f"  {verb:16s} {(cls.__doc__ or '').splitlines()[0]}")
-    lines += ["", "panda-jax VERB --help shows the flags of a verb."]
+    lines += ["", "panda-jax help VERB (or VERB --help) shows a verb's flags."]
     return "\n".join(lines)
 
 
-def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, bool]:
+def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, flags.Given]:
     """The verb's arguments from gin files, bindings and flags.
 
-    Later wins: gin files in order, `--gin.X=V`, then plain flags.
+    What libraries say is shown from here on, and the modules that the user
+    names are imported.
 
     Returns:
-      The arguments, the operative configuration as gin text, and whether this
-      is a dry run.
+      The arguments, the operative configuration as gin text, and what the
+      command line says.
     """
-    import gin
-    from gin import config as gin_config
+    given = flags.parse(verb, argv)
+    logs.show(given.log_level)
+    for name in given.imports:
+        _import_module(name)
+    args, config = bindings.resolve(verb, given)
+    return args, config, given
 
-    bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
-    flags = _verb_parser(verb).parse_args(
-        [a for a in argv if not a.startswith("--gin.")]
-    )
-    gin.clear_config()
-    configurables = {
-        name: gin.external_configurable(cls, name=name, module="panda_jax")
-        if f"panda_jax.{name}" not in _REGISTERED
-        else _REGISTERED[f"panda_jax.{name}"]
-        for name, cls in ((_gin_name(v), cls) for v, (cls, _) in VERBS.items())
-    }
-    _REGISTERED.update({f"panda_jax.{n}": c for n, c in configurables.items()})
-    for name, function in t5x_names.CONFIGURABLES.items():
-        if name not in _REGISTERED:
-            _REGISTERED[name] = gin.external_configurable(function, name=name)
-    bound = _gin_name(verb)
-    # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
-    # fails where a folder of that name lies: files are all that is meant here.
-    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
-    for folder in (
-        *filter(None, flags.gin_search_paths.split(",")),
-        _PACKAGE / "gin",
-        _PACKAGE.parent / "gin",
-        _PACKAGE.parent,
-    ):
-        gin.add_config_file_search_path(str(folder))
-    _parse(gin, flags.gin_file, bindings)
-    if verb in ("train", "plan"):
-        _parse(gin, [], t5x_names.adopted(gin.config_str(), bindings))
-    cls, _ = VERBS[verb]
-    if verb == "plan":
-        _adopt_train(gin, cls)
-    for field in dataclasses.fields(cls):
-        text = getattr(flags, field.name)
-        if text is not None:
-            value = commands.convert(cls, field.name, text)
-            gin.bind_parameter(f"{bound}.{field.name}", value)
-        elif field.default is dataclasses.MISSING:
-            if flags.dry_run and field.name == "out_dir":
-                _bind_unless_bound(gin, f"{bound}.out_dir", "OUT_DIR")
-            _require(gin, verb, field.name)
+
+def _import_module(name: str) -> None:
+    """Imports a module of the user's; from this folder too, if need be."""
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())  # Last, so that it hides no other module.
     try:
-        args = configurables[bound]()
-    except UserError as error:
-        # gin adds to the message which configurable it came from.
-        raise UserError(str(error).split("\n  In call to")[0]) from None
-    except (TypeError, RuntimeError) as error:
+        importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"The gin settings cannot be used: {' '.join(str(error).split())}. "
-            "Check the macros (%NAME) and references (@NAME) in gin files and "
-            "--gin flags."
-        ) from None
-    return args, gin.operative_config_str(), flags.dry_run
+            f"--import={name} failed: {type(error).__name__}: "
+            f"{first_line(error).rstrip('.')}. Give the name of a module that "
+            "Python can import: one in this folder, on PYTHONPATH, or "
+            "installed."
+        ) from error
 
 
-_REGISTERED: dict[str, Any] = {}
-
-
-# What gin, and Python's tokenizer below it, raise for one bad text or another.
-_GIN_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-)
-
-
-def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
+def _version() -> str:
     try:
-        for path in files:
-            gin.parse_config_file(path)
-        for binding in bindings:
-            gin.parse_config(binding)
-    except _GIN_ERRORS as error:
-        message = " ".join(str(error).split())
-        raise UserError(
-            f"The gin configuration is wrong: {message} (Strings need "
-            "quotes: --gin.train.task=\"'cb'\".)"
-        ) from None
-
-
-def _adopt_train(gin: Any, cls: type) -> None:
-    """A gin file of `train` is one of `plan`, where it says nothing else."""
-    for field in dataclasses.fields(cls):
-        for verb in ("plan", "train"):
-            try:
-                value = gin.query_parameter(f"{verb}.{field.name}")
-            except ValueError:
-                continue
-            if "gin.REQUIRED" not in str(value):
-                gin.bind_parameter(f"plan.{field.name}", value)
-            break
-
-
-def _bind_unless_bound(gin: Any, name: str, value: str) -> None:
-    """For what a dry run has no use for."""
-    try:
-        gin.query_parameter(name)
-    except ValueError:
-        gin.bind_parameter(name, value)
-
-
-def _require(gin: Any, verb: str, name: str) -> None:
-    try:
-        value = gin.query_parameter(f"{_gin_name(verb)}.{name}")
-    except ValueError:
-        value = None
-    if value is None or "gin.REQUIRED" in str(value):
-        cls, _ = VERBS[verb]
-        placed = name in commands.PLACED.get(cls, ())
-        flag = name.upper() if placed else f"--{name}=..."
-        raise UserError(f"The verb {verb} needs {flag} See --help.")
+        return f"panda-jax {importlib.metadata.version('panda-jax')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "panda-jax (not installed)"
 
 
 def _execute(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
+        for verb in argv[1:]:
+            _check_verb(verb)
+        pages = [flags.parser(verb).format_help() for verb in argv[1:]]
+        print("\n".join(pages).rstrip() or _overview())
+        return 0
+    if "--version" in argv:
+        print(_version())
         return 0
     verb, *rest = argv
-    if verb not in VERBS:
-        raise unknown_name("verb", verb, VERBS)
+    _check_verb(verb)
     for word in rest:
         try:
             word.encode()
@@ -623,26 +564,40 @@ def _execute(argv: Sequence[str]) -> int:
                 f"Got the argument {word!r}, expected UTF-8 text. Rename what "
                 "it names."
             ) from None
-    args, config, dry_run = resolve(verb, rest)
-    if dry_run:
-        print(config.strip())
-        if verb == "grid":
-            from panda_jax.experiments.grid_text import listing
+    args, config, given = resolve(verb, rest)
+    output = Output(given.json, given.quiet, sys.stdout)
+    with contextlib.ExitStack() as stack:
+        if given.json:
+            # Whatever else prints must not stand beside the document.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if given.log_level == "error":
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        if given.dry_run:
+            return _dry_run(verb, args, config, output)
+        return VERBS[verb](args, output)
 
-            print(listing(args))
-        return 0
-    return VERBS[verb][1](args)
+
+def _check_verb(verb: str) -> None:
+    if verb.startswith("-"):
+        raise UserError(
+            f"Got the flag {verb} first, expected a verb: panda-jax VERB "
+            f"{verb}. See panda-jax help."
+        )
+    if verb not in commands.VERBS:
+        raise unknown_name("verb", verb, commands.VERBS)
 
 
-def _quiet_libraries() -> None:
-    """Keeps TensorFlow's and orbax's chatter off the user's terminal."""
-    import logging
+def _dry_run(verb: str, args: Any, config: str, output: Output) -> int:
+    """What would be done: the settings, and a grid's runs."""
+    text = config.strip()
+    if verb == "grid":
+        from panda_jax.experiments.grid_text import listing
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # gin reports each search path that lacks a file as an error of the root
-    # logger; a file that none of them has is raised all the same.
-    logging.getLogger().setLevel(logging.CRITICAL)
+        text += f"\n{listing(args)}"
+    document = {"verb": verb, "settings": dataclasses.asdict(args)}
+    output.give({**document, "text": text}, text)
+    return 0
 
 
 def _keep_compiled() -> None:
@@ -701,7 +656,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    _quiet_libraries()
     _plain_warnings()
     _keep_compiled()
     try:

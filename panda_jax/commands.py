@@ -11,10 +11,22 @@ from typing import Any
 from panda_jax.cluster import Settings
 from panda_jax.errors import UserError
 from panda_jax.experiments import grid
-from panda_jax.runs import Run, check_types
+from panda_jax.runs import (
+    FUSIONS,
+    INITIALISERS,
+    KINDS,
+    METHODS,
+    METRICS,
+    OPTIMIZERS,
+    RECIPES,
+    SCHEDULES,
+    TRANSFORMS,
+    Run,
+    check_types,
+)
 
 # Read and written as files; TFDS alone knows buckets too.
-_PATHS = (
+PATHS = (
     "backbone",
     "backbones",
     "ceiling",
@@ -41,7 +53,7 @@ _PATHS = (
 
 def _check_paths(settings: Any) -> None:
     """A bucket's URL would silently become a folder named `gs:`."""
-    for name in _PATHS:
+    for name in PATHS:
         value = getattr(settings, name, None)
         parts = value if isinstance(value, tuple) else str(value).split(",")
         if any(re.match(r"\s*\w+://", str(part)) for part in parts):
@@ -53,7 +65,7 @@ def _check_paths(settings: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Devices:
+class Devices:
     """How the devices are shared out.
 
     Attributes:
@@ -73,7 +85,7 @@ class _Devices:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(_Devices, Settings, Run):
+class Train(Devices, Settings, Run):
     """Train one prompt; started again on the same model_dir it resumes.
 
     Attributes:
@@ -85,9 +97,9 @@ class Train(_Devices, Settings, Run):
       target_prompt: panda: folder of the target's own prompt, for the
         similarity; made first where absent.
       similarity: panda: sets the similarity instead of measuring it.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
-        it, TFDS.
-      tfds_data_dir: of TFDS.
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR, and
+        without that TFDS.
+      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
       model_dir: the run folder; by default one below runs/.
       overwrite: replace files in the way, whoever wrote them.
     """
@@ -108,7 +120,7 @@ class Train(_Devices, Settings, Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(_Devices, Run):
+class Plan(Devices, Run):
     """Compile a run's step for chips that are not here: fits or not.
 
     Without flags of its own a setting is that of `train` in the gin files.
@@ -119,8 +131,9 @@ class Plan(_Devices, Run):
         which the CPU's compiler stands in for.
       task: whose rows and answers the step is for.
       fleet: how many runs are trained together.
-      no_search: do not look for the largest fleet that fits.
-      json: file to write everything to.
+      no_search: whether to look for the largest fleet that fits.
+      json: print one JSON document on stdout; with a file's name, print the
+        text and write the document there.
       overwrite: replace files in the way, whoever wrote them.
     """
 
@@ -153,8 +166,8 @@ class Evaluate(_Arguments):
       task: task id; by default the prompt's own.
       split: train or validation.
       backbone: id or folder; by default the one the prompt names.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
-      tfds_data_dir: of TFDS.
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
+      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
       max_length: longest text in word pieces; None for the prompt's own.
       eval_examples: rows of a subsample in the labels' proportions; None
         for all.
@@ -200,8 +213,8 @@ class _Scoring(_Arguments):
     Attributes:
       sources: bank: a folder of prompt (or run) folders.
       backbone: id or folder; by default the one the prompts name.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
-      tfds_data_dir: of TFDS.
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
+      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
       examples: training rows a task; first_steps learns from as many and is
         judged by as many.
       max_length: longest text in word pieces; None for each prompt's own.
@@ -360,8 +373,8 @@ class Tasks(_Arguments):
       text_vocabulary: T5's spiece.model or its folder, for the text-to-text
         examples; None for bytes.
       markdown: file to write a page of the task (or of all) to.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
-      tfds_data_dir: of TFDS.
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
+      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
       max_length: longest text in word pieces.
       overwrite: replace files in the way, whoever wrote them.
     """
@@ -389,7 +402,7 @@ class Doctor(_Arguments):
     """Look for what would go wrong, and say how to mend it.
 
     Attributes:
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR).
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
     """
 
     data_dir: str | None = None
@@ -439,23 +452,27 @@ class Demo(_Arguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid(_Devices, Settings, grid.Grid):
+class Grid(Devices, Settings, grid.Grid):
     """Run what a grid asks for and has no result yet; safe to start again.
 
     Attributes:
       out_dir: where everything is written; several processes may share it.
       shard: i/n: with which part of the fleets this process begins.
       retry_failed: try again what has failed before.
-      stale_seconds: after which the work of a silent process is taken over.
-      data_dir: folder of the distribution files (or PANDA_DATA_DIR); without
-        it, TFDS.
-      tfds_data_dir: of TFDS.
+      keep_going: exit with status 0 although runs have failed; all others are
+        made either way.
+      stale_seconds: after so many seconds of silence another process's work
+        is taken over.
+      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR, and
+        without that TFDS.
+      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
       overwrite: replace files in the way, whoever wrote them.
     """
 
     out_dir: str
     shard: str | None = None
     retry_failed: bool = False
+    keep_going: bool = False
     stale_seconds: float = 120.0
     data_dir: str | None = None
     tfds_data_dir: str | None = None
@@ -493,6 +510,273 @@ class Report(_Arguments):
     overwrite: bool = False
 
 
+VERBS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "score": Score,
+    "rank": Rank,
+    "evaluate-ranking": EvaluateRanking,
+    "import": Import,
+    "export": Export,
+    "tasks": Tasks,
+    "plan": Plan,
+    "grid": Grid,
+    "report": Report,
+    "doctor": Doctor,
+}
+
+# Verbs that answer with one JSON document where they are asked for it.
+JSON = (
+    "train",
+    "evaluate",
+    "score",
+    "rank",
+    "tasks",
+    "plan",
+    "grid",
+    "doctor",
+)
+
+# What a field may be, for `--help`; the settings themselves check it.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "fusion": FUSIONS,
+    "kd_transform": TRANSFORMS,
+    "method": METHODS,
+    "on_input": ("empty", "examples"),
+    "optimizer": OPTIMIZERS,
+    "prompt_init": INITIALISERS,
+    "prompt_kind": KINDS,
+    "recipe": RECIPES,
+    "schedule": SCHEDULES,
+    "split": ("train", "validation"),
+    "transfer_metric": METRICS,
+    "value": ("best", "final", "first_epoch"),
+}
+
+# Titles and the fields below them, in the order of `--help`. The first family
+# that has a verb's class is the verb's; fields that none names come last.
+_DEVICE_FIELDS = (
+    "dtype",
+    "remat",
+    "num_partitions",
+    "mesh_shape",
+    "parameter_partitioning_dims",
+    "chunk",
+)
+_PROCESS_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
+_DATA_FIELDS = ("data_dir", "tfds_data_dir")
+_GROUPS: tuple[tuple[tuple[type, ...], dict[str, tuple[str, ...]]], ...] = (
+    (
+        (Train, Plan),
+        {
+            "what it is compiled for": (
+                "topology",
+                "fleet",
+                "no_search",
+            ),
+            "what it trains": ("task", "backbone", "method", "recipe", "seed"),
+            "the prompt": (
+                "prompt_kind",
+                "prompt_length",
+                "prompt_init",
+                "init_text",
+                "init_stddev",
+            ),
+            "sources": (
+                "source",
+                "sources",
+                "transfer_metric",
+                "top_k",
+                "fusion",
+                "resize_source",
+            ),
+            "distillation (method panda)": (
+                "teacher",
+                "target_prompt",
+                "similarity",
+                "kd_lambda",
+                "kd_beta",
+                "kd_weight",
+                "kd_transform",
+                "temperature",
+            ),
+            "data": (
+                *_DATA_FIELDS,
+                "train_examples",
+                "max_length",
+                "target_length",
+            ),
+            "optimisation": (
+                "epochs",
+                "steps",
+                "batch_size",
+                "accumulate",
+                "optimizer",
+                "learning_rate",
+                "schedule",
+                "weight_decay",
+                "clip",
+                "dropout",
+            ),
+            "evaluation": (
+                "eval_examples",
+                "eval_every",
+                "eval_period",
+                "patience",
+            ),
+            "devices and memory": _DEVICE_FIELDS,
+            "several processes": _PROCESS_FIELDS,
+            "output": ("model_dir", "overwrite", "json"),
+        },
+    ),
+    (
+        (Score, Rank),
+        {
+            "what is compared": (
+                "target",
+                "sources",
+                "targets",
+                "metric",
+                "metrics",
+                "k",
+                "backbone",
+            ),
+            "data, for metrics that read rows": (
+                *_DATA_FIELDS,
+                "examples",
+                "max_length",
+            ),
+            "settings of single metrics": (
+                "readout",
+                "contrast",
+                "on_layers",
+                "on_input",
+                "on_binarised",
+                "steps",
+                "seed",
+            ),
+            "devices": _DEVICE_FIELDS,
+            "output": ("out_dir", "overwrite"),
+        },
+    ),
+    (
+        (Grid,),
+        {
+            "which runs": (
+                "sources",
+                "targets",
+                "backbones",
+                "methods",
+                "recipes",
+                "seeds",
+            ),
+            "their settings": ("settings", "overrides", "sweep"),
+            "data": _DATA_FIELDS,
+            "how they are worked off": (
+                "shard",
+                "retry_failed",
+                "keep_going",
+                "stale_seconds",
+            ),
+            "devices and memory": _DEVICE_FIELDS,
+            "several processes that train one run": _PROCESS_FIELDS,
+            "output": ("out_dir", "overwrite"),
+        },
+    ),
+    (
+        (EvaluateRanking,),
+        {
+            "what is judged": (
+                "scores",
+                "truth",
+                "metrics",
+                "combine",
+                "ceiling",
+                "include_self",
+            ),
+            "statistics": (
+                "ks",
+                "resamples",
+                "permutations",
+                "confidence",
+                "seed",
+            ),
+            "output": ("out_dir", "scatters", "overwrite"),
+        },
+    ),
+    (
+        (Demo,),
+        {
+            "what is told": ("backbone", "sources", "target", "seeds"),
+            "its runs": (
+                "source_examples",
+                "source_epochs",
+                "target_examples",
+                "target_epochs",
+                "eval_examples",
+                "eval_every",
+                "prompt_length",
+                "max_length",
+                "batch_size",
+                "learning_rate",
+                "kd_lambda",
+            ),
+            "output": ("out_dir", "overwrite"),
+        },
+    ),
+)
+
+
+def groups(cls: type) -> dict[str, list[str]]:
+    """Title -> fields of a verb's arguments, as `--help` shows them."""
+    left = [field.name for field in dataclasses.fields(cls)]
+    found: dict[str, list[str]] = {}
+    for classes, family in _GROUPS:
+        for title, names in family.items() if cls in classes else ():
+            here = [name for name in names if name in left]
+            if here:
+                found[title] = here
+            left = [name for name in left if name not in here]
+    if left:
+        found["flags" if not found else "more flags"] = left
+    return found
+
+
+def gin_name(verb: str) -> str:
+    """A verb as gin can name it: `import` begins one of its statements."""
+    name = verb.replace("-", "_")
+    return f"{name}_prompt" if verb in ("import", "export") else name
+
+
+def kinds(field: dataclasses.Field[Any]) -> list[str]:
+    """The names of the types that a field's value may have."""
+    hint = str(getattr(field.type, "__name__", field.type))
+    return [part.strip() for part in hint.split("|")]
+
+
+def metavar(cls: type, field: dataclasses.Field[Any]) -> str:
+    """What `--help` writes for a flag's value: its choices, or its type."""
+    choices = CHOICES.get(field.name)
+    if choices and "str" in kinds(field):
+        return f"{{{','.join(choices)}}}"
+    for kind in kinds(field):
+        if kind in ("int", "float"):
+            return kind.upper()
+        if kind == "dict":
+            return "JSON"
+        if kind.startswith("tuple"):
+            return "A,B,..."
+    if field.name == "backbone":
+        return "ID"
+    names = ("target", *_DATA_FIELDS)
+    if field.name in names or field.name in PATHS:
+        return "FILE" if field.name in ("input", "json") else "PATH"
+    return "TEXT"
+
+
 def settings_help(cls: type) -> dict[str, str]:
     """Field name -> its line in the class's and its bases' `Attributes`."""
     found: dict[str, str] = {}
@@ -513,21 +797,30 @@ def convert(cls: type, name: str, text: str) -> Any:
       UserError: the text is no value of that type.
     """
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
-    hint = str(getattr(field.type, "__name__", field.type))
-    kinds = [part.strip() for part in hint.split("|")]
-    if text == "None" and "None" in kinds:
+    types = kinds(field)
+    if text == "None" and "None" in types:
         return None
     try:
-        if "int" in kinds:
+        if "int" in types:
             return int(text)
-        if "float" in kinds:
+        if "float" in types:
             return float(text)
-        if "bool" in kinds:
-            return {"true": True, "1": True, "false": False, "0": False}[
-                text.lower()
-            ]
-    except (ValueError, KeyError):
+    except ValueError:
         raise UserError(
-            f"--{name}={text}: expected a value of type {hint}."
+            f"--{name}={text}: expected a value of type {' | '.join(types)}."
         ) from None
-    return text
+    return truth(f"--{name}", text) if "bool" in types else text
+
+
+def truth(flag: str, text: str) -> bool:
+    """The value of a yes-or-no flag that is given one.
+
+    Raises:
+      UserError: it is neither true nor false.
+    """
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in known:
+        raise UserError(
+            f"{flag}={text}: expected true or false, or {flag} alone."
+        )
+    return known[text.lower()]

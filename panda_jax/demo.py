@@ -1,10 +1,12 @@
 """The whole story offline: train sources, score them, transfer, compare."""
 
 import csv
+import functools
 import io
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 
 from panda_jax import commands, ownership
 from panda_jax.backbone import Backbone, load_backbone
@@ -27,8 +29,12 @@ ROWS = {
 }
 
 
-def demo(args: commands.Demo) -> dict[str, list[float]]:
+def demo(args: commands.Demo, *, quiet: bool = False) -> dict[str, list[float]]:
     """Runs the demo and prints its table.
+
+    Args:
+      args: its settings.
+      quiet: print the tables alone, and nothing while runs are made.
 
     Returns:
       Row of the table -> best development score of each seed.
@@ -51,7 +57,8 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
         overwrite=args.overwrite,
     )
     backbone = load_backbone(args.backbone)
-    print(
+    say = _nothing if quiet else functools.partial(print, flush=True)
+    say(
         f"backbone {backbone.id}: frozen. Source prompts: "
         f"{', '.join(sources)}. Target: {args.target}, "
         f"{args.target_examples} labelled rows."
@@ -66,13 +73,16 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
             seed=0,
             epochs=args.source_epochs,
             train_examples=args.source_examples,
+            say=say,
         ).prompt
         for name in sources
     }
     scores = {row: [] for row in ROWS}
     prompts = []
     for seed in range(args.seeds):
-        done = _target(args, backbone, out, "prompt", seed, method="prompt")
+        done = _target(
+            args, backbone, out, "prompt", seed, method="prompt", say=say
+        )
         scores["prompt"].append(done.best)
         prompts.append(done.prompt)
     table = score(
@@ -94,6 +104,7 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
             seed,
             method="pot",
             source=bank[best],
+            say=say,
         )
         scores["pot"].append(teacher.best)
         for row, weight in (("panda", None), ("panda, weight 0", 0.0)):
@@ -109,6 +120,7 @@ def demo(args: commands.Demo) -> dict[str, list[float]]:
                 similarity=similarity,
                 kd_weight=weight,
                 kd_lambda=args.kd_lambda,
+                say=say,
             )
             scores[row].append(done.best)
     _report(args, out, table, scores, time.monotonic() - began)
@@ -119,6 +131,8 @@ def _run(
     args: commands.Demo,
     backbone: Backbone,
     folder: pathlib.Path,
+    *,
+    say: Callable[[str], None],
     **settings: object,
 ) -> TrainResult:
     began = time.monotonic()
@@ -135,12 +149,15 @@ def _run(
         quiet=True,
         **settings,  # pyright: ignore[reportArgumentType]
     )
-    print(
+    say(
         f"  {folder.parent.name}/{folder.name}: {done.result['metric']} "
-        f"{done.best:.3f} ({time.monotonic() - began:.1f}s)",
-        flush=True,
+        f"{done.best:.3f} ({time.monotonic() - began:.1f}s)"
     )
     return done
+
+
+def _nothing(words: str) -> None:
+    """Says nothing."""
 
 
 def _target(
@@ -149,6 +166,8 @@ def _target(
     out: pathlib.Path,
     name: str,
     seed: int,
+    *,
+    say: Callable[[str], None],
     **settings: object,
 ) -> TrainResult:
     return _run(
@@ -159,6 +178,7 @@ def _target(
         seed=seed,
         epochs=args.target_epochs,
         train_examples=args.target_examples,
+        say=say,
         **settings,
     )
 

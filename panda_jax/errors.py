@@ -41,7 +41,7 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
       known: every name that would have been right.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(str(got), known, n=3, cutoff=0.5)
+    near = nearest(got, known)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return UserError(
         f"Unknown {what} {got!r}.{hint} Known: {', '.join(known)}."
@@ -66,6 +66,11 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
             f"{what} needs {error.name!r}, which is not installed. Run: "
             f"pip install 'panda-jax[{extra}]'"
         ) from None
+
+
+def nearest(got: object, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that look like `got`, likest first."""
+    return difflib.get_close_matches(str(got), sorted(known), n=3, cutoff=0.5)
 
 
 def first_line(error: BaseException) -> str:

@@ -150,6 +150,14 @@ class Fleet:
             for lane in self.lanes:
                 lane.close()
 
+    def _devices(self) -> str:
+        """Such as `1 cpu device (float32)`: number, kind, data type."""
+        mesh = self.parts.mesh
+        count = 1 if mesh is None else mesh.size
+        word = "device" if count == 1 else "devices"
+        kind = jax.devices()[0].device_kind
+        return f"{count} {kind} {word} ({self.backbone.config.dtype})"
+
     def _train(
         self, states: TrainState, checkpoints: Any, begun: int
     ) -> TrainState:
@@ -167,6 +175,7 @@ class Fleet:
                 label, total=parts.total, done=begun, quiet=self.quiet
             ) as progress,
         ):
+            progress.say(f"training on {self._devices()}")
             if begun:
                 progress.say(f"resumed at step {begun}")
             self.started = time.monotonic()

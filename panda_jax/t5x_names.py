@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from panda_jax.errors import UserError, unknown_name
+from panda_jax.errors import UserError
 
 
 def input_length(lengths: Mapping[str, int]) -> int:
@@ -129,17 +129,8 @@ def adopted(config: str, given: Sequence[str]) -> list[str]:
     Args:
       config: what gin has been told so far, as its text.
       given: the command line's own bindings.
-
-    Raises:
-      UserError: a macro of the command line that would change nothing.
     """
     names = [binding.partition("=")[0].strip() for binding in given]
-    macros = [name for name in names if re.fullmatch(r"[A-Z][A-Z0-9_]*", name)]
-    for name in macros:
-        if name not in BINDINGS and not _refers(config, name):
-            raise unknown_name(
-                "macro, to which no gin file given refers:", name, BINDINGS
-            )
     found = []
     for name, settings in BINDINGS.items():
         if not settings or not _binds(config, name) or _refers(config, name):

@@ -1,16 +1,24 @@
 """The command line as a user meets it: what works, and each mistake."""
 
+import dataclasses
 import json
+import logging
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 from command_line import mistake
+from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli
+from panda_jax import cli, commands, doctor, plan, runs
+from panda_jax.default_folder import default_folder
+from panda_jax.experiments import runner
+from panda_jax.experiments.worker import Summary
 
 TRAIN = [
     "train",
@@ -55,6 +63,7 @@ def test_help_loads_nothing_heavy():
         "import sys\n"
         "from panda_jax import cli\n"
         "cli.main(['--help'])\n"
+        "for verb in cli.VERBS: cli.main(['help', verb])\n"
         "try: cli.main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         "for heavy in ('jax', 'tensorflow', 'seqio', 'numpy'):\n"
@@ -375,3 +384,398 @@ def test_full_disk_is_one_message(capsys, monkeypatch, tmp_path):
         capsys, *TRAIN, "--task=toy_tense", f"--model_dir={tmp_path / 'run'}"
     )
     assert "No space left on device" in message
+
+
+# What every verb has.
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["train", "--version"]])
+def test_the_version(capsys, argv):
+    assert cli.main(argv) == 0
+    assert re.fullmatch(r"panda-jax \S.*\n", capsys.readouterr().out)
+
+
+def test_help_of_a_verb_is_its_own(capsys):
+    assert cli.main(["help", "train"]) == 0
+    printed = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == printed
+    assert cli.main(["help"]) == 0
+    assert "evaluate-ranking" in capsys.readouterr().out
+    assert "'train'" in mistake(capsys, "help", "trian")
+
+
+def test_help_says_what_a_flag_may_be(capsys):
+    assert cli.main(["help", "train"]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "optimisation:\n",
+        "--method {prompt,pot,panda,model}",
+        "--epochs INT",
+        "--learning_rate FLOAT",
+        "--source PATH",
+        "--remat, --no-remat",
+        "(default: minilm-l6)",
+    ):
+        assert words in printed
+    assert "None)" not in printed
+
+
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_every_flag_stands_in_one_group(verb):
+    cls = commands.VERBS[verb]
+    found = commands.groups(cls)
+    names = [name for group in found.values() for name in group]
+    assert sorted(names) == sorted(f.name for f in dataclasses.fields(cls))
+    assert "more flags" not in found
+
+
+def test_choices_are_those_that_a_run_takes():
+    fields = {field.name for field in dataclasses.fields(runs.Run)}
+    shown = {n: x for n, x in commands.CHOICES.items() if n in fields}
+    assert {"method", "recipe", "schedule"} < set(shown)
+    for name, choices in shown.items():
+        for choice in choices:
+            text = "words" if choice == "text" else None
+            runs.make_run(task="cb", init_text=text, **{name: choice})
+    for name in set(shown) - {"dtype"}:  # which the backbone checks
+        with pytest.raises(pj.UserError) as error:
+            runs.make_run(task="cb", **{name: "another"})
+        known = str(error.value).partition("Known: ")[2].rstrip(".")
+        assert set(known.split(", ")) == set(shown[name])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train", "--task=cb", "--remat"], {"remat": True}),
+        (["train", "--task=cb", "--remat=true"], {"remat": True}),
+        (["train", "--task=cb", "--remat", "true"], {"remat": True}),
+        (["train", "--remat", "--task=cb"], {"remat": True, "task": "cb"}),
+        (["train", "--task=cb", "--remat=0"], {"remat": False}),
+        (
+            ["train", "--task=cb", "--gin.train.remat=True", "--no-remat"],
+            {"remat": False},
+        ),
+        (
+            ["train", "--task=cb", "--remat", "--no_remat"],
+            {"remat": False},
+        ),
+        (
+            ["score", "--sources=a", "--out_dir=b", "--no-on_binarised"],
+            {"on_binarised": False},
+        ),
+        (
+            ["export", "--overwrite", "npy", "a", "--out_dir=b"],
+            {"overwrite": True, "format": "npy", "prompt": "a"},
+        ),
+        # A flag whose own name says no.
+        (["plan", "--topology=cpu:8", "--no-search"], {"no_search": True}),
+        (["plan", "--topology=cpu:8", "--no_search"], {"no_search": True}),
+        (["plan", "--topology=cpu:8", "--no_search=true"], {"no_search": True}),
+        (
+            ["plan", "--topology=cpu:8", "--no_search=false"],
+            {"no_search": False},
+        ),
+        (["plan", "--topology=cpu:8", "--search"], {"no_search": False}),
+        (["plan", "--topology=cpu:8", "--json=F"], {"json": "F"}),
+        (["plan", "--topology=cpu:8", "--json"], {"json": None}),
+    ],
+)
+def test_flags_that_are_on_or_off(argv, expected):
+    args, _, _ = cli.resolve(argv[0], argv[1:])
+    assert {n: getattr(args, n) for n in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["train", "--task=cb", "--epoch=3"], "Did you mean --epochs?"),
+        (["train", "--task=cb", "-epochs=3"], "Did you mean --epochs?"),
+        (["train", "--task=cb", "--no-remt"], "Did you mean --no-remat?"),
+        (["train", "--task=cb", "--fleet=3"], "It is a flag of plan."),
+        (["predict", "--json"], "It is a flag of train, evaluate, score"),
+        (["train", "--task=cb", "--remat=maybe"], "expected true or false"),
+        (["train", "--task=cb", "--log_level=loud"], "'debug', 'info'"),
+        (["tasks", "--data_dir=x"], "--data_dir changes nothing of tasks wit"),
+        (
+            ["export", "npy", "x", "--out_dir=y", "--base_model=z"],
+            "--base_model changes nothing of an export as npy: leave it out.",
+        ),
+        (["--quiet", "train"], "expected a verb: panda-jax VERB --quiet"),
+        (["doctor", "--import=no_such_module"], "No module named 'no_such_mo"),
+    ],
+)
+def test_misspelt_flags(capsys, tmp_path, monkeypatch, argv, part):
+    monkeypatch.chdir(tmp_path)
+    assert part in mistake(capsys, *argv)
+
+
+def test_a_module_of_the_user_s_is_imported_first(
+    capsys, tmp_path, monkeypatch
+):
+    """From the folder that one is in, though a command's path lacks it."""
+    (tmp_path / "mine_of_the_cli.py").write_text(
+        "import dataclasses\n"
+        "from panda_jax.tasks import specs\n"
+        "spec = specs.get('toy_review')\n"
+        "specs.register(dataclasses.replace(spec, name='imported_task'))\n"
+    )
+    (tmp_path / "broken_of_the_cli.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    here = [p for p in sys.path if p and pathlib.Path(p) != tmp_path]
+    monkeypatch.setattr(sys, "path", here)
+    monkeypatch.setattr(specs, "_SPECS", dict(specs._SPECS))
+    assert cli.main(["tasks", "--import=mine_of_the_cli"]) == 0
+    assert "imported_task" in capsys.readouterr().out
+    message = mistake(capsys, "tasks", "--import=broken_of_the_cli")
+    assert "ZeroDivisionError: division by zero" in message
+
+
+# Documents, progress and what libraries say.
+
+
+def document(capsys, *argv, status=0):
+    """What a command prints with --json, which must be all of stdout."""
+    capsys.readouterr()
+    assert cli.main([*argv, "--json"]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_documents_of_a_bank(bank, capsys, tmp_path):
+    folder = bank / "toy_review"
+    result = json.loads((folder / "result.json").read_text())
+    found = document(
+        capsys,
+        "train",
+        f"--gin_file={folder / 'config.gin'}",
+        f"--model_dir={folder}",
+    )
+    assert found == {**result, "model_dir": str(folder)}
+    found = document(
+        capsys,
+        "evaluate",
+        f"--prompt={folder}",
+        "--eval_examples=32",
+        "--max_length=32",
+    )
+    assert found["scores"]["accuracy"] == result["best"]["value"]
+    scoring = [f"--sources={bank}", "--max_length=32"]
+    found = document(
+        capsys, "score", *scoring, "--metrics=e_avg", f"--out_dir={tmp_path}"
+    )
+    assert len(found["scores"]) == 4
+    same = [x["score"] for x in found["scores"] if x["source"] == x["target"]]
+    assert same == pytest.approx([1.0, 1.0])
+    assert str(tmp_path / "scores.csv") in found["files"]
+    ranked = document(
+        capsys, "rank", *scoring, "--target=toy_review", "--metric=e_avg"
+    )["ranked"]
+    (other,) = (
+        x
+        for x in found["scores"]
+        if (x["source"], x["target"]) == ("toy_sentiment", "toy_review")
+    )
+    assert ranked == [
+        {"source": "toy_sentiment", "score": pytest.approx(other["score"])}
+    ]
+
+
+def test_documents_of_what_there_is(capsys, tmp_path, monkeypatch):
+    names = [x["name"] for x in document(capsys, "tasks")["tasks"]]
+    assert names == sorted(specs.names(), key=names.index)
+    about = document(
+        capsys, "tasks", "toy_review", "--backbone=random:bert-tiny"
+    )
+    assert about["name"] == "toy_review"
+    assert len(about["examples"]) == 3
+    broken = [doctor.Check("disk", False, "full", "make room")]
+    monkeypatch.setattr(doctor, "diagnose", lambda **_: broken)
+    found = document(capsys, "doctor", status=2)
+    assert found["ok"] is False
+    assert found["checks"][0]["fix"] == "make room"
+    found = document(capsys, "train", "--task=cb", "--epochs=3", "--dry_run")
+    assert found["settings"]["epochs"] == 3
+
+
+def test_a_plan_s_document(capsys, tmp_path, monkeypatch):
+    argv = [
+        "plan",
+        "--topology=cpu:1",
+        "--backbone=random:bert-tiny",
+        "--no-search",
+        "--batch_size=2",
+        "--max_length=16",
+    ]
+    found = document(capsys, *argv)
+    assert found["topology"] == "cpu:1"
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: found)
+    path = tmp_path / "plan.json"
+    assert cli.main([*argv, f"--json={path}"]) == 0
+    assert "fits: " in capsys.readouterr().out
+    assert json.loads(path.read_text()) == found
+
+
+def test_a_document_stands_alone(capsys, monkeypatch):
+    """Whatever else is printed, and with nulls for what JSON has no word."""
+
+    def chatty(args, output):
+        print("by a library")
+        output.give({"a": (float("nan"), 1.5), 2: float("inf")}, "")
+        return 0
+
+    monkeypatch.setitem(cli.VERBS, "doctor", chatty)
+    assert document(capsys, "doctor") == {"a": [None, 1.5], "2": None}
+    assert cli.main(["doctor", "--json"]) == 0
+    assert "by a library" in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_no_document(capsys):
+    assert cli.main(["evaluate", "--prompt=no/where", "--json"]) == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.startswith("panda-jax: ")
+    assert "{" not in said
+
+
+def test_the_first_line_names_the_devices(capsys, tmp_path):
+    argv = [*TRAIN, "--task=toy_review", f"--model_dir={tmp_path / 'run'}"]
+    assert cli.main([*argv, "--quiet"]) == 0
+    printed, said = capsys.readouterr()
+    assert said == ""
+    assert "run folder" in printed
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert cli.main(argv) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.endswith("training on 1 cpu device (float32)")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("error", {"jax error", "absl error"}),
+        ("warning", {"jax warning", "jax error", "absl error", "a RuntimeW"}),
+        (
+            "info",
+            {
+                "jax info",
+                "jax warning",
+                "jax error",
+                "absl info",
+                "absl warning",
+                "absl error",
+                "a RuntimeW",
+            },
+        ),
+    ],
+)
+def test_what_libraries_say(capsys, monkeypatch, level, shown):
+    """JAX's warnings by default; absl's, of which there are many, do not."""
+
+    def loud(args, output):
+        for name in ("jax._src.xla_bridge", "absl"):
+            logger = logging.getLogger(name)
+            short = name.partition(".")[0]
+            logger.info("%s info", short)
+            logger.warning("%s warning", short)
+            logger.error("%s error", short)
+        warnings.warn("a RuntimeW", RuntimeWarning, stacklevel=2)
+        return 0
+
+    logging.getLogger("absl").setLevel(logging.NOTSET)
+    monkeypatch.setitem(cli.VERBS, "doctor", loud)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(
+            message, file=sys.stderr
+        )
+        warnings.simplefilter("always")
+        flags = [] if level == "warning" else [f"--log_level={level}"]
+        assert cli.main(["doctor", *flags]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert {line.rpartition(": ")[2] for line in said} == shown
+    if level == "warning":
+        assert "jax: warning: jax warning" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "failed", "status"),
+    [
+        ([], {"pot-cb": "it diverged"}, 1),
+        (["--keep_going"], {"pot-cb": "it diverged"}, 0),
+        ([], {}, 0),
+    ],
+)
+def test_a_grid_with_failures(capsys, monkeypatch, flags, failed, status):
+    monkeypatch.setattr(
+        runner, "run_grid", lambda *_, **__: Summary(3, 2, failed)
+    )
+    argv = ["grid", "--out_dir=g", "--targets=cb", "--methods=prompt", *flags]
+    assert cli.main(argv) == status
+    printed, said = capsys.readouterr()
+    assert ("it diverged" in said) == bool(failed)
+    assert document(capsys, *argv, status=status)["failed"] == failed
+
+
+# The folder of a run that is given none.
+
+
+def folder_of(*argv) -> str:
+    args, _, _ = cli.resolve("train", ["--task=cb", *argv])
+    return default_folder(args)
+
+
+def test_a_spelling_makes_no_other_folder(tmp_path, monkeypatch):
+    (tmp_path / "bank" / "sent").mkdir(parents=True)
+    (tmp_path / "my_bert").mkdir()
+    (tmp_path / "link").symlink_to("bank")
+    monkeypatch.chdir(tmp_path)
+    plain = folder_of("--method=pot", "--source=bank/sent")
+    for spelt in (
+        "bank/sent/",
+        "./bank/sent",
+        "bank/../bank//sent",
+        str(tmp_path / "bank" / "sent"),
+        "link/sent",
+    ):
+        assert folder_of("--method=pot", f"--source={spelt}") == plain
+    assert folder_of("--method=pot", "--source=bank/other") != plain
+    assert folder_of("--backbone=my_bert") == folder_of("--backbone=./my_bert")
+    assert folder_of("--sources=a,b") == folder_of("--sources=a/, ./b")
+    assert folder_of("--sources=a,b") != folder_of("--sources=b,a")
+    assert folder_of("--tfds_data_dir=gs://b/a") != folder_of(
+        "--tfds_data_dir=gs://b/b"
+    )
+    # Nor do the devices, nor the folder's place.
+    assert folder_of("--chunk=1", "--mesh_shape=8,1,1") == folder_of()
+    whole = shutil.copytree(tmp_path, tmp_path.parent / "moved", symlinks=True)
+    monkeypatch.chdir(whole)
+    assert folder_of("--method=pot", "--source=bank/sent") == plain
+
+
+def test_a_setting_at_its_default_makes_no_other_folder(monkeypatch):
+    plain = folder_of("--epochs=2")
+    assert folder_of("--epochs=2", "--batch_size=16") == plain
+    assert folder_of("--epochs=3") != plain
+    later = dataclasses.make_dataclass(
+        "Later",
+        [("brought", int, dataclasses.field(default=0, kw_only=True))],
+        bases=(commands.Train,),
+        frozen=True,
+        kw_only=True,
+    )
+    made = {"task": "cb", "epochs": 2}
+    assert default_folder(later(**made)) == plain
+    assert default_folder(later(**made, brought=1)) != plain
+
+
+def test_a_folder_that_0_1_named_goes_on(tmp_path, monkeypatch):
+    """The name is the one that 0.1 made of these flags."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--method=pot", "--source=./bank/sent", "--seed=3"]
+    old = tmp_path / "runs" / "cb-pot-s3-7aeb346d"
+    assert folder_of(*argv) != f"runs/{old.name}"
+    old.mkdir(parents=True)
+    assert folder_of(*argv) == f"runs/{old.name}"

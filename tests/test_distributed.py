@@ -47,7 +47,7 @@ def loop(args):
         if number > 2 and args.task == "fault" and here.index == 1:
             raise ZeroDivisionError("ours")
 
-cli.VERBS["train"] = (commands.Train, loop)
+cli.VERBS["train"] = lambda args, output: loop(args)
 sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 

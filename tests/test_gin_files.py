@@ -1,13 +1,15 @@
-"""Every gin file's training step, traced on shapes alone."""
+"""Every gin file's training step, traced on shapes alone; what nobody reads."""
 
 import dataclasses
 import functools
+import warnings
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from panda_jax.tasks import specs
+from test_cli import mistake
 from test_package import GIN, whole
 
 from panda_jax import assembly, cli, fleet, models, runs, starts, steps
@@ -136,3 +138,147 @@ def test_a_run_whose_step_cannot_be_is_seen():
     run = runs.make_run(task="cb", backbone="random:bert-tiny", max_length=600)
     with pytest.raises((TypeError, ValueError)):
         trace(run)
+
+
+# Bindings that nobody reads.
+
+GRID = ["grid", "--targets=cb", "--methods=prompt", "--out_dir=x"]
+TRAIN = ["train", "--task=cb"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_every_binding_of_a_gin_file_is_read(path):
+    run_of(path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            [*GRID, "--gin.train.learning_rate=9"],
+            [
+                "--gin.train.learning_rate is read by train, plan, not by grid",
+                "--settings='{\"learning_rate\": ...}'",
+            ],
+        ),
+        (
+            ["score", "--sources=a", "--out_dir=b", "--gin.train.seed=5"],
+            ["read by train, plan, not by score. Did you mean score.seed?"],
+        ),
+        ([*GRID, "--gin.TRAIN_STEP=9"], ["no verb. Did you mean TRAIN_STEPS"]),
+        ([*GRID, "--gin.TRAIN_STEPS=9"], ["is read by train, plan, not by"]),
+        (
+            [*GRID, "--gin.partitioning.PjitPartitioner.num_partitions=2"],
+            ["is read by train, plan, not by grid"],
+        ),
+        ([*TRAIN, "--gin.TRAIN_STEP=9"], ["Did you mean TRAIN_STEPS?"]),
+        ([*TRAIN, "--gin.train=1"], ["train is a verb, no setting: bind tra"]),
+        ([*TRAIN, "--gin.epochs=1"], ["Did you mean train.epochs?"]),
+        ([*TRAIN, "--gin.a/train.epochs=1"], ["Did you mean train.epochs?"]),
+        ([*TRAIN, "--gin.grid.seeds=(1,)"], ["by grid, not by train"]),
+        # A macro that only another verb's binding refers to.
+        (
+            [*TRAIN, "--gin_file=grid.gin", "--gin.SEEDS=(1, 2)"],
+            ["SEEDS is read by grid, not by train"],
+        ),
+        (
+            [*TRAIN, "--gin_file=scoped.gin", "--gin.LOST=1"],
+            ["LOST is read by no verb"],
+        ),
+        # A plan reads a run's settings, and not where the run is written.
+        (
+            ["plan", "--topology=cpu:8", "--gin.train.model_dir='x'"],
+            ["train.model_dir is read by train, not by plan"],
+        ),
+        # Several lines in one binding.
+        ([*TRAIN, "--gin.train.seed=1\nLOST=2"], ["LOST is read by no verb"]),
+    ],
+)
+def test_a_binding_that_nobody_reads(
+    capsys, tmp_path, monkeypatch, argv, words
+):
+    (tmp_path / "grid.gin").write_text("SEEDS = (0,)\ngrid.seeds = %SEEDS\n")
+    (tmp_path / "scoped.gin").write_text("other/train.seed = %LOST\n")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the files
+        found = mistake(capsys, *argv)
+    assert [part for part in words if part not in found] == []
+
+
+READ = {
+    "mine.gin": 'include "base.gin"\ntrain.seed = %SEED\n',
+    "base.gin": "SEED = 3\nRATE = 0.5\ntrain.learning_rate = %RATE\n",
+    "nested.gin": (
+        "SEED = 4\nPARTS = (%SEED, 1)\n"
+        "deep/readers_of_mine.first.values = %PARTS\n"
+        "train.seed = @deep/readers_of_mine.first()\n"
+    ),
+}
+MODULE = """
+import gin
+
+
+@gin.configurable(module="readers_of_mine")
+def first(values):
+    return values[0]
+
+
+@gin.configurable(module="readers_of_mine")
+def later(path):
+    return path
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--gin_file=mine.gin"], {"seed": 3, "learning_rate": 0.5}),
+        (["--gin_file=mine.gin", "--gin.SEED=5"], {"seed": 5}),
+        # To be replaced is to have been read.
+        (["--gin_file=mine.gin", "--seed=5"], {"seed": 5}),
+        (["--gin_file=mine.gin", "--gin.train.seed=6"], {"seed": 6}),
+        (["--gin.SEED=5", "--gin_file=mine.gin", "--seed=7"], {"seed": 7}),
+        (["--gin.BATCH_SIZE=8", "--batch_size=4"], {"batch_size": 4}),
+        (["--gin.train.seed=%X", "--gin.X=8"], {"seed": 8}),
+        (["--gin.EVAL_STEPS=9"], {}),
+        # Functions of one's own, in scopes, and those that are called later.
+        (
+            ["--gin_file=nested.gin", "--import=readers_of_mine"],
+            {"seed": 4},
+        ),
+        (
+            [
+                "--import=readers_of_mine",
+                "--gin.readers_of_mine.later.path=%WHERE",
+                "--gin.WHERE='x'",
+            ],
+            {},
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_bindings_that_are_read(tmp_path, monkeypatch, argv, expected):
+    for name, text in READ.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "readers_of_mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    args, _, _ = cli.resolve("train", ["--task=cb", *argv])
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_what_a_file_says_to_nobody_is_a_warning(tmp_path, capsys):
+    """It may serve several verbs."""
+    mine = tmp_path / "mine.gin"
+    mine.write_text("train.seed = 3\ngrid.seeds = (1,)\nTRAIN_STEP = 9\n")
+    with pytest.warns(RuntimeWarning) as said:
+        args, _, _ = cli.resolve("train", ["--task=cb", f"--gin_file={mine}"])
+    assert args.seed == 3
+    (words,) = (str(warning.message) for warning in said)
+    assert "grid.seeds is read by grid, not by train." in words
+    assert "TRAIN_STEP is read by no verb. Did you mean TRAIN_STEPS?" in words
+    # The same names typed are a mistake, whatever the file says.
+    found = mistake(capsys, *TRAIN, f"--gin_file={mine}", "--gin.TRAIN_STEP=10")
+    assert found.startswith("panda-jax: --gin.TRAIN_STEP is read by no verb")
