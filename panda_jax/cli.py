@@ -26,6 +26,8 @@ from panda_jax import (
     distributed,
     flags,
     logs,
+    runs,
+    settings,
     t5x_names,
 )
 from panda_jax.default_folder import default_folder
@@ -86,12 +88,12 @@ def _train(args: commands.Train, output: Output) -> int:
     for field in dataclasses.fields(cluster.Settings):
         del values[field.name]
     model_dir = args.model_dir or default_folder(args)
-    settings = {k: v for k, v in values.items() if k in fields}
+    given = {k: v for k, v in values.items() if k in fields}
     t5x_names.warn_of_pretraining(args.backbone, args.steps)
     paths = {k: v for k, v in values.items() if k not in fields}
     if "," in (args.sources or ""):
         paths["sources"] = list(_listed(paths["sources"]))
-    backbone = settings.pop("backbone")
+    backbone = given.pop("backbone")
     partitioner = Partitioner.of_flags(
         **{name: paths.pop(name) for name in Partitioner.FLAGS}
     )
@@ -99,7 +101,7 @@ def _train(args: commands.Train, output: Output) -> int:
         backbone,
         partitioner=partitioner,
         quiet=output.quiet,
-        **settings,
+        **given,
         **{**paths, "model_dir": model_dir},
     )
     result = done.result
@@ -516,7 +518,34 @@ def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, flags.Given]:
     for name in given.imports:
         _import_module(name)
     args, config = bindings.resolve(verb, given)
+    if verb in ("train", "plan"):
+        args = _of_use(args, given)
     return args, config, given
+
+
+def _of_use(args: Any, given: flags.Given) -> Any:
+    """The settings of a run without what its gin files give in vain.
+
+    A file may serve several methods. What the command line gives in vain is
+    refused.
+    """
+    values = {name: getattr(args, name) for name in runs.DEFAULTS}
+    several = getattr(args, "sources", None) is not None
+    idle = settings.unused(values, runs.DEFAULTS, several=several)
+    names = [text.partition("=")[0].strip() for text in given.bindings]
+    typed = {*given.values, *(name.rpartition(".")[2] for name in names)}
+    of_files = {name: why for name, why in idle.items() if name not in typed}
+    for name, why in of_files.items():
+        warnings.warn(
+            f"A gin file sets {name} to {values[name]!r}: {why}.",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+    args = dataclasses.replace(
+        args, **{name: runs.DEFAULTS[name] for name in of_files}
+    )
+    runs.refuse_unused(args, several=several)
+    return args
 
 
 def _import_module(name: str) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from panda_jax import commands, logs
+from panda_jax import commands, logs, runs, settings
 from panda_jax.errors import UserError, nearest
 
 # What `--json` alone stands for where it may also name a file.
@@ -118,6 +118,9 @@ def _add(
 ) -> None:
     """One flag, or argument by place, of a group."""
     default = field.default
+    use = settings.USES.get(field.name)
+    if use is not None and issubclass(cls, runs.Run):
+        about = f"{about} Serves {use.who}."
     if default is dataclasses.MISSING:
         about = f"{about} (required)"
     elif default is not None:

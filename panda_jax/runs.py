@@ -311,7 +311,8 @@ def refuse_unused(run: Run, *, several: bool) -> None:
     Raises:
       UserError: names the first of them, and who uses it.
     """
-    found = settings.unused(dataclasses.asdict(run), DEFAULTS, several=several)
+    given = {name: getattr(run, name) for name in DEFAULTS}
+    found = settings.unused(given, DEFAULTS, several=several)
     for name, why in found.items():
         raise UserError(
             f"{name} is {getattr(run, name)!r}, but {why}. Leave out --{name}."

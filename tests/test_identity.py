@@ -314,6 +314,39 @@ def test_flags_without_a_use_are_refused(done, tmp_path, capsys, flags, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_gin_file_may_say_more_than_a_method_uses(
+    tmp_path, monkeypatch, capsys
+):
+    """It may serve several methods; what is left out is said."""
+    path = tmp_path / "all.gin"
+    path.write_text("train.kd_lambda = 3.0\ntrain.resize_source = True\n")
+    asked = [
+        "train",
+        "--task=toy_sentiment",
+        "--backbone=random:bert-tiny",
+        "--steps=2",
+        "--train_examples=16",
+        "--eval_examples=16",
+        "--max_length=32",
+        f"--gin_file={path}",
+    ]
+    with pytest.warns(RuntimeWarning) as said:
+        assert cli.main([*asked, f"--model_dir={tmp_path / 'run'}"]) == 0
+    text = "\n".join(str(one.message) for one in said)
+    assert "A gin file sets kd_lambda to 3.0: method 'prompt' makes no" in text
+    assert "A gin file sets resize_source to True" in text
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["settings"]["kd_lambda"] == runs.DEFAULTS["kd_lambda"]
+    for bound in ("--kd_lambda=3.0", "--gin.train.kd_lambda=3.0"):
+        assert "kd_lambda is 3.0, but" in mistake(capsys, *asked, bound)
+
+
+def test_help_says_who_listens(capsys):
+    assert cli.main(["help", "train"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Serves panda, recipe released." in said
+
+
 # A setting that a later release adds.
 
 
