@@ -33,5 +33,5 @@ def content_hash(tree: PyTree) -> str:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         # As bytes, since bfloat16 has no buffer of its own.
-        digest.update(np.ravel(array, order="C").view(np.uint8))
+        digest.update(np.ravel(array, order="C").view(np.uint8).data)
     return digest.hexdigest()[:16]
