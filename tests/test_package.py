@@ -286,14 +286,21 @@ def test_a_filled_token_cache_needs_nothing_of_the_extra_data(
         [
             *("score", f"--sources={bank}", f"--targets={bank}"),
             *("--metrics=panda,on,logme", f"--out_dir={scores}"),
-            *("--eval_examples=16", "--train_examples=16"),
+            "--examples=16",
         ],
-        ["rank", f"--target={bank / 'review'}", f"--sources={bank}"],
+        [
+            *("rank", f"--target={bank / 'review'}", f"--sources={bank}"),
+            "--examples=16",
+        ],
         [
             *("evaluate-ranking", f"--scores={scores / 'scores.csv'}"),
-            f"--truth={truth}",
+            *(f"--truth={truth}", "--resamples=20", "--permutations=20"),
+            "--scatters=false",
         ],
-        ["report", f"--runs={bank}", f"--out_dir={out / 'report'}"],
+        [
+            *("report", f"--runs={bank}", f"--out_dir={out / 'report'}"),
+            "--resamples=20",
+        ],
         ["export", "peft", str(bank / "review"), f"--out_dir={peft}"],
         [
             *("import", "peft", str(peft), f"--out_dir={out / 'import'}"),
