@@ -24,6 +24,12 @@ ROWS = {
     "panda, weight 0": "control: PANDA without its distillation",
 }
 
+# What the standard deviations do not hold.
+SHARED = (
+    "sd: over seeds of the target's runs. All of these share each source's one "
+    "prompt, whose own chance is in no figure, and one target."
+)
+
 
 def demo(args: commands.Demo) -> dict[str, list[float]]:
     """Runs the demo and prints its table.
@@ -199,6 +205,8 @@ def _report(
             [row, metric, mean, sd, len(values), " ".join(map(str, values))]
         )
     console.print(shown)
+    console.print(SHARED, soft_wrap=True)
+    lines += ["", SHARED]
     write_text(out / "results.csv", buffer.getvalue())
     write_text(out / "results.md", "\n".join(lines) + "\n")
     console.print(
