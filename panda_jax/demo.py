@@ -28,6 +28,12 @@ ROWS = {
     "panda, weight 0": "control: PANDA without its distillation",
 }
 
+# What the standard deviations do not hold.
+SHARED = (
+    "sd: over seeds of the target's runs. All of these share each source's one "
+    "prompt, whose own chance is in no figure, and one target."
+)
+
 
 def demo(args: commands.Demo, *, quiet: bool = False) -> dict[str, list[float]]:
     """Runs the demo and prints its table.
@@ -228,6 +234,8 @@ def _report(
             [row, metric, mean, sd, len(values), " ".join(map(str, values))]
         )
     console.print(shown)
+    console.print(SHARED, soft_wrap=True)
+    lines += ["", SHARED]
     with ownership.writing(out, _VERB, overwrite=args.overwrite) as new:
         texts = buffer.getvalue(), "\n".join(lines) + "\n"
         for name, text in zip(_TABLES, texts, strict=True):

@@ -40,7 +40,7 @@ def _heading(report: Findings) -> str:
         f"{backbones}{len(report.targets)} targets, {about['sources']} "
         f"sources: {about['pairs']} pairs, {counted}.\n"
         f"[low, high]: {100 * about['confidence']:g}%, over other sources and "
-        "targets: spearman and tau by crossed variances, the others by\n"
+        "targets: spearman and tau by\ncrossed variances, the others by "
         f"{about['resamples']} resamples.\n"
         "p: one-sided, Spearman against sources shuffled alike for all targets "
         f"({about['permutations']} times)."
