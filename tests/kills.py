@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -83,20 +84,27 @@ class Command:
 
     def __init__(self, pid: int, output: pathlib.Path) -> None:
         self.pid, self.output = pid, output
+        # A number may be another process's a moment later, a handle never is.
+        self._handle: int | None = None
+        with contextlib.suppress(ProcessLookupError):
+            self._handle = os.pidfd_open(pid)
 
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        if (
+            self._handle is not None
+            and select.select([self._handle], [], [], 0)[0]
+        ):
+            os.close(self._handle)
+            self._handle = None
+        return self._handle is not None
 
     def kill(self) -> None:
         """Ends it without a chance to say anything."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self._handle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     def wait(self, seconds: float = 300.0) -> int | None:
         """Its status, or None where it was killed."""
@@ -436,7 +444,9 @@ def kill(
                 touches["at"] = chance.randint(1, events)
             command = commands.start(case.argv(out), output, **touches)
             if not by_file:
-                time.sleep(chance.uniform(0.0, seconds))
+                end = time.monotonic() + chance.uniform(0.0, seconds)
+                while command.alive and time.monotonic() < end:
+                    time.sleep(0.005)
                 command.kill()
             status = command.wait()
             assert status in (None, 0), output.read_text()
