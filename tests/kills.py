@@ -45,6 +45,8 @@ FLAGS = [f"--{name}={value}" for name, value in SMALL.items()]
 # In a row, before a command may come to its end.
 MOST_IN_A_ROW = 3
 NOTES = "mine.md"
+# Times, places, and which lanes were trained last.
+UNLIKE = ("progress.json", ".panda_jax.json", "config.gin", "fleet.json")
 
 
 class Commands:
@@ -213,8 +215,8 @@ def left(out: pathlib.Path) -> dict[str, Any]:
         top = name.split("/")[0]
         if top in ("claims", "log") or "checkpoints/" in name:
             continue
-        if path.name in ("progress.json", ".panda_jax.json", "config.gin"):
-            continue  # times, and places
+        if path.name in UNLIKE:
+            continue
         if path.name == "result.json":
             value = json.loads(path.read_text())
             value.pop("seconds")
