@@ -467,8 +467,9 @@ def test_a_checkpoint_that_cannot_be_written(tiny, tmp_path):
     """Something is in its place: a link to a disk that is no longer there."""
     folder = tmp_path / "checkpoints"
     with ownership.writing(tmp_path, "train", grows=("checkpoints",)):
-        folder.mkdir()
-    (folder / "1").symlink_to(tmp_path / "gone" / "1")
+        pass
+    folder.mkdir()
+    (folder / "2").symlink_to(tmp_path / "gone" / "2")
     words = "A checkpoint could not be written to .*checkpoints': .* are kept"
     with pytest.raises(StorageError, match=words):
         pj.train(tiny, model_dir=tmp_path, **SMALL)
