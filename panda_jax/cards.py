@@ -248,12 +248,13 @@ def _tried(
             "prompt's own: those of the text are "
             f"`{peft_code.PER_TOKEN[layout.task_type]}[:, {layout.length}:]`."
         )
-    if all(outcome.result == "same" for _, _, outcome in groups):
+    # Where PEFT cannot even be loaded, another one is the answer.
+    if all(o.result == "same" or o.at == "loading" for _, _, o in groups):
         return
     if text_to_text:
         yield (
-            "With all of them that load it, these lines decode greedily by "
-            "PEFT's model:"
+            "Where PEFT's forward pass gives logits, these lines decode "
+            "greedily by it:"
         )
         yield _python(peft_code.decoding())
         return
