@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from panda_jax import files
@@ -342,8 +342,25 @@ def replacing(
         if not folder.exists() or not any(folder.iterdir()):
             os.replace(new, folder)
             return
+        _carry(folder, new, {*fresh, *gone, LISTING})
         files.exchange(new, folder)
         _dispose(new, folder)
+
+
+def _carry(
+    folder: pathlib.Path, new: pathlib.Path, but: Collection[str]
+) -> None:
+    """Links what the user has added, so that no kill leaves a moment without.
+
+    What cannot be linked moves after the exchange.
+    """
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        plain = path.is_file() and not path.is_symlink()
+        if plain and inside.as_posix() not in but:
+            (new / inside).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                os.link(path, new / inside)
 
 
 def _is_whole(folder: pathlib.Path) -> bool:

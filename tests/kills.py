@@ -108,7 +108,7 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
-    def wait(self, seconds: float = 300.0) -> int | None:
+    def wait(self, seconds: float = 1800.0) -> int | None:
         """Its status, or None where it was killed."""
         end = time.monotonic() + seconds
         while self.alive:
@@ -553,6 +553,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="verbs, with commas")
     parser.add_argument("--serve", action="store_true", help="for itself")
     args = parser.parse_args()
     if args.serve:
@@ -565,7 +566,11 @@ def main() -> None:
         root = pathlib.Path(folder)
         os.environ.setdefault("PANDA_CACHE_DIR", str(root / "cache"))
         found = run(
-            root, moments=args.moments, number=args.pairs, seed=args.seed
+            root,
+            moments=args.moments,
+            number=args.pairs,
+            seed=args.seed,
+            only=tuple(filter(None, args.only.split(","))),
         )
     found["seconds"] = round(time.monotonic() - began)
     found["command"] = (

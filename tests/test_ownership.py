@@ -296,6 +296,7 @@ def test_killed_at_any_step_it_is_old_or_new_and_goes_on(tmp_path, what, swaps):
             assert found in both
         else:
             assert all(found[n] in [x[n] for x in both] for n in "ab")
+        assert (there / "mine").read_text() == "mine"
         # Whatever is left is ours: the next one takes it for that.
         put(out, {"a": "3", "b": "4"}, verb="import")
         assert texts(out.parent) == {
