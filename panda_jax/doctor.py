@@ -136,9 +136,11 @@ def _packages() -> list[Check]:
     for text in importlib.metadata.requires("panda-jax") or []:
         requirement = Requirement(text)
         marker = requirement.marker
-        extra = marker is not None and not marker.evaluate({"extra": ""})
-        if extra and not marker.evaluate({"extra": "data"}):
-            continue
+        extra = False
+        if marker is not None and not marker.evaluate({"extra": ""}):
+            if not marker.evaluate({"extra": "data"}):
+                continue
+            extra = True
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
         try:
             version = importlib.metadata.version(requirement.name)

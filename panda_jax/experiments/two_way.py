@@ -162,7 +162,7 @@ def _table(shape: tuple[int, int], weights: bytes) -> _Table:
 
 def _units(weights: np.ndarray) -> float:
     """How many of equal weight say as much."""
-    return 1 / (weights @ weights)
+    return float(1 / (weights @ weights))
 
 
 def _rank(projection: np.ndarray) -> int:

@@ -61,7 +61,11 @@ def form(kind: str, task_type: str, *, generate: bool = False) -> str:
 @functools.cache
 def pairs() -> tuple[Pair, ...]:
     """All that were tried, oldest first."""
-    text = importlib.resources.files(__package__).joinpath(FILE).read_text()
+    text = (
+        importlib.resources.files("panda_jax.interop")
+        .joinpath(FILE)
+        .read_text()
+    )
     return tuple(
         Pair(
             pair["transformers"],
