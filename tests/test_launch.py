@@ -425,8 +425,8 @@ def start(monkeypatch, tmp_path):
 
     made: list[tuple[list[str], dict[str, str]]] = []
 
-    def run(*command, folder=None, **environment):
-        made.append(([str(part) for part in command], environment))
+    def run(*command, folder=None, environment=None):
+        made.append(([str(part) for part in command], environment or {}))
         if "wheel" in command:
             into = pathlib.Path(command[command.index("-w") + 1])
             (into / "panda_jax-0-py3-none-any.whl").write_text("")
