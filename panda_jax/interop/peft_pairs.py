@@ -61,11 +61,7 @@ def form(kind: str, task_type: str, *, generate: bool = False) -> str:
 @functools.cache
 def pairs() -> tuple[Pair, ...]:
     """All that were tried, oldest first."""
-    text = (
-        importlib.resources.files("panda_jax.interop")
-        .joinpath(FILE)
-        .read_text()
-    )
+    file = importlib.resources.files("panda_jax.interop") / FILE
     return tuple(
         Pair(
             pair["transformers"],
@@ -73,7 +69,7 @@ def pairs() -> tuple[Pair, ...]:
             _outcomes(pair["with_peft"]),
             _outcomes(pair["without_peft"]),
         )
-        for pair in json.loads(text)["pairs"]
+        for pair in json.loads(file.read_text())["pairs"]
     )
 
 
