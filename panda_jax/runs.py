@@ -58,21 +58,21 @@ class Run:
       prompt_kind: `deep` (keys and values in every layer; T5: every decoder
         layer) or `shallow`; None for the source's, and without one deep on
         encoders, shallow on T5.
-      prompt_length: P; None for the source's, and without one 20 on encoders,
+      prompt_length: how many vectors, P; None for the source's, and without one 20 on encoders,
         100 on T5.
       prompt_init: of a fresh prompt: `normal`, or (shallow) the embeddings of
         sampled `vocabulary`, of the class `labels` or of a `text`; None for
         normal on encoders, and on T5 for labels where a shallow prompt's task
         has some, vocabulary where not.
-      init_text: of `text`.
-      init_stddev: of `normal`.
+      init_text: whose words' embeddings prompt_init `text` begins with.
+      init_stddev: standard deviation of prompt_init `normal`.
       resize_source: of `pot`: crop a source of another length, or pad it with
         fresh vectors; without it, another length is refused.
       max_length: longest text in word pieces, special ones included.
       target_length: longest target text to learn from, in pieces, the end
         included; None for 256 where it names every tag, else 62. Encoders
         write none.
-      batch_size: B.
+      batch_size: rows a step.
       epochs: None for max(3, as many as make 300 updates).
       steps: ends the run after exactly so many updates, counted from 0, in
         place of epochs.
@@ -96,7 +96,8 @@ class Run:
         end of the first epoch and of the run are always evaluated.
       train_examples: rows of a subsample in the labels' proportions; None
         for all.
-      eval_examples: likewise of the development split.
+      eval_examples: rows of a subsample of the development split, in the
+        labels' proportions; None for all.
       kd_lambda: strength of recipes `paper` and `ours`.
       kd_beta: strength of recipe `released`.
       kd_weight: sets the distillation weight itself; 0 is the control.
@@ -108,7 +109,7 @@ class Run:
       top_k: of several sources, how many; None for all.
       fusion: of several sources: `early`, one prompt from their weighted mean,
         or `late` (panda), a teacher each, their logits mixed.
-      temperature: of recipe `ours`.
+      temperature: that softens both sides of recipe `ours`'s KL; above 0.
       remat: compute activations again in the backward pass rather than keep
         them: less memory, the same numbers.
       dtype: of the backbone; None for float32 on CPU, else bfloat16.
