@@ -58,8 +58,8 @@ class Run:
       prompt_kind: `deep` (keys and values in every layer; T5: every decoder
         layer) or `shallow`; None for the source's, and without one deep on
         encoders, shallow on T5.
-      prompt_length: how many vectors, P; None for the source's, and without one 20 on encoders,
-        100 on T5.
+      prompt_length: how many vectors, P; None for the source's, and without
+        one 20 on encoders, 100 on T5.
       prompt_init: of a fresh prompt: `normal`, or (shallow) the embeddings of
         sampled `vocabulary`, of the class `labels` or of a `text`; None for
         normal on encoders, and on T5 for labels where a shallow prompt's task
