@@ -37,6 +37,7 @@ _FACTS = {
     "seed": "seed",
     "backbone": "backbone",
     "fingerprint": "fingerprint of the backbone's weights",
+    "tokenizer_fingerprint": "fingerprint of its tokenizer",
     "kind": "kind of prompt",
     "prompt_shape": "shape",
     "labels": "labels, as the head's outputs",
@@ -59,7 +60,7 @@ def card(stored: StoredPrompt, *, base_model: str | None = None) -> str:
     facts = [
         (words, _value(about[key]))
         for key, words in _FACTS.items()
-        if about[key] not in (None, [], {})
+        if about.get(key) not in (None, [], {})
     ]
     parts = f"A {info.kind} prompt of length {stored.prompt.length}"
     if stored.prompt.head:

@@ -16,7 +16,7 @@ import pathlib
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 from panda_jax import (
@@ -33,6 +33,7 @@ from panda_jax import (
 from panda_jax.default_folder import default_folder
 from panda_jax.errors import (
     InterruptedRun,
+    UnusedSetting,
     UserError,
     first_line,
     unknown_name,
@@ -97,13 +98,14 @@ def _train(args: commands.Train, output: Output) -> int:
     partitioner = Partitioner.of_flags(
         **{name: paths.pop(name) for name in Partitioner.FLAGS}
     )
-    done = train(
-        backbone,
-        partitioner=partitioner,
-        quiet=output.quiet,
-        **given,
-        **{**paths, "model_dir": model_dir},
-    )
+    with _nothing_in_vain():
+        done = train(
+            backbone,
+            partitioner=partitioner,
+            quiet=output.quiet,
+            **given,
+            **{**paths, "model_dir": model_dir},
+        )
     result = done.result
     if not distributed.is_main():
         return 0
@@ -544,8 +546,24 @@ def _of_use(args: Any, given: flags.Given) -> Any:
     args = dataclasses.replace(
         args, **{name: runs.DEFAULTS[name] for name in of_files}
     )
-    runs.refuse_unused(args, several=several)
+    with contextlib.nullcontext() if given.dry_run else _nothing_in_vain():
+        runs.left_out(args, several=several)
     return args
+
+
+@contextlib.contextmanager
+def _nothing_in_vain() -> Iterator[None]:
+    """Makes what the command line gives to nobody an error.
+
+    Raises:
+      UserError: says who would use it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnusedSetting)
+        try:
+            yield
+        except UnusedSetting as found:
+            raise UserError(str(found)) from None
 
 
 def _import_module(name: str) -> None:

@@ -32,6 +32,10 @@ class InterruptedRun(Exception):  # noqa: N818
     """A run was asked to end, and has saved where it was."""
 
 
+class UnusedSetting(RuntimeWarning):
+    """Something was given that the method makes no use of."""
+
+
 def unknown_name(what: str, got: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with the nearest ones.
 

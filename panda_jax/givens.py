@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import warnings
 from typing import Any
 
 from panda_jax import identity, runs, scoring, several
 from panda_jax.backbone import Backbone
-from panda_jax.errors import UserError
+from panda_jax.errors import UnusedSetting, UserError
 from panda_jax.evaluation import load_view
 from panda_jax.examples import AnyExamples
 from panda_jax.files import PathLike
@@ -152,8 +153,6 @@ def check_needs(
     run: Run,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
-    *,
-    several: bool,
 ) -> None:
     """Refuses what a method has no use for, lacks, or what does not fit."""
     source, teacher = given["source"], given["teacher"]
@@ -178,10 +177,6 @@ def check_needs(
             )
     if similarity is not None and run.method != "panda":
         raise UserError("--similarity is for --method=panda alone.")
-    if run.method == "panda" and run.kd_weight != 0:
-        # Of several sources the metric chooses, whatever they weigh.
-        own = None if several else given["target_prompt"]
-        _check_weighing(run, own, similarity)
     if run.method == "pot" and source is not None:
         kind, length = source.prompt.kind, source.prompt.length
         same_length = run.resize_source or length == run.prompt_length
@@ -213,25 +208,43 @@ def check_needs(
         )
 
 
-def _check_weighing(
+def weighed(
     run: Run, own: StoredPrompt | None, similarity: float | None
-) -> None:
-    """Refuses what would measure a weight that is set otherwise."""
-    measured = {"similarity": similarity, "target_prompt": own}
+) -> tuple[StoredPrompt | None, float | None]:
+    """What the distillation's weight is measured by, of what was given.
+
+    The rest is an `UnusedSetting` (`runs.left_out`).
+
+    Args:
+      run: with its family's defaults filled in.
+      own: the target's own prompt.
+      similarity: that was given.
+
+    Returns:
+      The target's prompt and the similarity, None where they serve nothing.
+    """
+    if run.method != "panda" or run.kd_weight == 0:
+        return own, similarity
     why = None
-    if not run.weighs_by_similarity:
+    if run.kd_weight is not None:
+        why = f"kd_weight={run.kd_weight} sets the weight itself"
+    elif run.recipe == "released":
         why = "recipe 'released' takes its weight from kd_beta"
-        if run.kd_weight is not None:
-            why = f"kd_weight={run.kd_weight} sets the weight itself"
-    elif similarity is not None:
-        del measured["similarity"]
+    unused = {"similarity": similarity, "target_prompt": own}
+    if why is None:
+        if similarity is None:
+            return own, None
         why = f"similarity={similarity} is given"
-    for name, value in measured.items():
-        if why is not None and value is not None:
-            raise UserError(
-                f"A {name} serves to weigh the distillation, but {why}: leave "
-                f"out --{name}."
+        del unused["similarity"]
+    for name, value in unused.items():
+        if value is not None:
+            warnings.warn(
+                f"A {name} serves to weigh the distillation, but {why}. Leave "
+                f"out --{name}.",
+                UnusedSetting,
+                stacklevel=4,
             )
+    return None, None if "similarity" in unused else similarity
 
 
 def check_readable(

@@ -262,14 +262,17 @@ def check_planned(
     asked = settings.trimmed(dataclasses.asdict(run), DEFAULTS)
     # What nobody asked for is filled in by the family.
     always = ("task", "method", "seed")
-    names = [
-        name
-        for name, value in asked.items()
-        if name in always
-        or (description and value != DEFAULTS[name] and name != "backbone")
-    ]
-    there = description["settings"] if description else result
-    said = {**DEFAULTS, **there}
+    if description is None:  # a result says only so much of itself
+        said = {name: x for name, x in result.items() if name in always}
+        names = list(said)
+    else:
+        said = {**DEFAULTS, **description["settings"]}
+        names = [
+            name
+            for name, value in asked.items()
+            if name in always
+            or (value != DEFAULTS[name] and name != "backbone")
+        ]
     unlike = [
         f"{name}: {said[name]!r} there, {asked[name]!r} asked for"
         for name in names
@@ -317,7 +320,8 @@ def check_prompt(
 
 
 def _parts(description: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [dict(description.get(part) or {}) for part in _PARTS]
+    parts = (description.get(part) for part in _PARTS)
+    return [dict(part) if isinstance(part, dict) else {} for part in parts]
 
 
 def _uses(description: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -328,13 +328,18 @@ def replacing(
         fresh = _versions(new)
         former = Listing.read(folder) or Listing()
         wrong = _in_the_way(folder, former, verb, fresh)
-        # What was there and is not now would be lost with the old folder.
+        # What was there and is not now goes with the old folder, which may cost
+        # nothing but what this verb wrote.
         gone = {
             name: entry
             for name, entry in former.files.items()
             if name not in fresh and os.path.lexists(folder / name)
         }
-        wrong += [n for n, entry in gone.items() if entry.by == former.whole]
+        wrong += [
+            name
+            for name, entry in gone.items()
+            if entry.by == former.whole and not former.owns(folder, name, verb)
+        ]
         _refuse(folder, former, verb, wrong, overwrite=overwrite)
         listed = {n: e for n, e in gone.items() if e.by != former.whole}
         listed |= {name: Entry(verb, (this,)) for name, this in fresh.items()}

@@ -5,10 +5,11 @@ import importlib.metadata
 import math
 import os
 import platform
+import warnings
 from typing import Any
 
 from panda_jax import settings
-from panda_jax.errors import UserError, unknown_name
+from panda_jax.errors import UnusedSetting, UserError, unknown_name
 from panda_jax.settings import METHODS, RECIPES
 from panda_jax.tasks import specs
 
@@ -302,22 +303,26 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def refuse_unused(run: Run, *, several: bool) -> None:
-    """Refuses settings that were given and that the run makes no use of.
+def left_out(run: Run, *, several: bool) -> Run:
+    """The run without settings that were given and that it makes no use of.
+
+    Each of them is an `UnusedSetting`: a warning in Python, where settings are
+    shared between methods, and an error on the command line.
 
     Args:
       run: as it was asked for, before any default is filled in.
       several: whether it is given several sources.
-
-    Raises:
-      UserError: names the first of them, and who uses it.
     """
     given = {name: getattr(run, name) for name in DEFAULTS}
     found = settings.unused(given, DEFAULTS, several=several)
     for name, why in found.items():
-        raise UserError(
-            f"{name} is {getattr(run, name)!r}, but {why}. Leave out --{name}."
+        warnings.warn(
+            f"{name} is {given[name]!r}, but {why}. Leave out --{name}.",
+            UnusedSetting,
+            stacklevel=3,
         )
+    changes: dict[str, Any] = {name: DEFAULTS[name] for name in found}
+    return dataclasses.replace(run, **changes) if changes else run
 
 
 def trimmed(run: Run, *, several: bool = False) -> Run:

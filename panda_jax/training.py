@@ -104,7 +104,7 @@ def train(
     """
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
-    runs.refuse_unused(run, several=sources is not None)
+    run = runs.left_out(run, several=sources is not None)
     backbone = _loaded(backbone, run)
     where = givens.Where(data_dir, tfds_data_dir, quiet, partitioner)
     folder = None if model_dir is None else pathlib.Path(model_dir)
@@ -208,7 +208,7 @@ def _train_fleet(
         similarity = settings.pop("similarity", None)
         named = backbone if isinstance(backbone, str) else backbone.id
         run = runs.make_run(backbone=named, **settings)
-        runs.refuse_unused(run, several=False)
+        run = runs.left_out(run, several=False)
         backbone = _loaded(backbone, run)
         place = root and Place(root / name, held)
         begun = _begin(run, backbone, prompts, similarity, where, place)
@@ -281,9 +281,11 @@ def _begin(
         shape = first.prompt
         run = run.shaped_as(shape.kind, shape.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
-    givens.check_needs(
-        run, {**given, "source": first}, similarity, several=bool(candidates)
-    )
+    givens.check_needs(run, {**given, "source": first}, similarity)
+    if not candidates:  # of which the metric chooses, whatever they weigh
+        given["target_prompt"], similarity = givens.weighed(
+            run, given["target_prompt"], similarity
+        )
     givens.check_readable(run, first, similarity, backbone)
     data = givens.load(run, backbone, where)
     description = givens.describe(

@@ -553,7 +553,13 @@ _ABOUT = {
 
 def _write_begun(root: pathlib.Path) -> None:
     made_up_runs.write_run(
-        root, "run", value=0.5, steps=3, seconds=1.5, source=None
+        root,
+        "run",
+        value=0.5,
+        steps=3,
+        seconds=1.5,
+        source=None,
+        run_id=_ABOUT["run_id"],
     )
     write_json(root / "run" / "run.json", _ABOUT)
     lines = [{"step": i, "loss": 0.5 / i, "note": "é"} for i in (1, 2, 3)]
@@ -585,7 +591,14 @@ def _write_grid(root: pathlib.Path) -> None:
         (path,) = (folder / "claims" / group.name).rglob("claim.json")
         write_json(path, {**read_json(path), "released": False})
     first, second, *_ = _plan().runs
-    made_up_runs.write_run(folder, first.folder, value=0.5, seconds=3.0)
+    made_up_runs.write_run(
+        folder,
+        first.folder,
+        value=0.5,
+        seconds=3.0,
+        task=first.run.task,
+        backbone=first.run.backbone,
+    )
     ledger.fail(second, UserError("diverged"))
     ledger.own_checkpoints(first.fleet, [first.lane])
     Endings(folder / "ended").tell(

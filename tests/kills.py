@@ -325,7 +325,8 @@ def cases(root: pathlib.Path, commands: Commands) -> list[Case]:
             f"--method={method}",
             f"--seed={seed}",
             f"--epochs={epochs}",
-            *FLAGS,
+            # What tunes the model has no prompt.
+            *(f for f in FLAGS if method != "model" or "prompt" not in f),
             f"--model_dir={out}",
         ]
 

@@ -14,8 +14,8 @@ from collections import Counter
 
 import pytest
 
-from panda_jax import UserError
-from panda_jax.experiments import attempts, claims, worker
+from panda_jax import UserError, claims
+from panda_jax.experiments import attempts, worker
 from panda_jax.experiments.endings import Ending, Endings
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid

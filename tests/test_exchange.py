@@ -88,6 +88,7 @@ def test_npy_both_ways(tmp_path, small_t5, fortran):
         fingerprint="f" * 16,
         kind="shallow",
         method="import-npy",
+        tokenizer_fingerprint=small_t5.tokenizer.identity,
     )
     store.save_prompt(tmp_path / "p", stored.prompt, stored.info)
     loaded = store.load_prompt(tmp_path / "p")

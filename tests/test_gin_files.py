@@ -35,6 +35,8 @@ def run_of(path) -> Run:
             if name == "models/t5_folder.gin":
                 backbone = "t5-small"
             argv.append(f"--gin.{macro}='random:{backbone}'")
+    if "top_k" in text:
+        argv.append("--sources=bank")
     if "TRAIN_STEPS" in text:
         argv.append("--gin.TRAIN_STEPS=300")
     if "grid." in text:

@@ -24,7 +24,6 @@ from panda_jax.ownership import LISTING, Listing, replacing, writing
 
 SMALL = {
     "task": "toy_review",
-    "prompt_length": 4,
     "max_length": 16,
     "batch_size": 8,
     "train_examples": 16,

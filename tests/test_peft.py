@@ -16,7 +16,7 @@ import torch_bert
 import transformers
 from torch_bert import HEADS, LAYERS, WIDTH
 
-from panda_jax import errors, exchange, prompts, store
+from panda_jax import errors, exchange, ownership, prompts, store
 from panda_jax.backbone import Backbone
 from panda_jax.interop import hf, peft_layout, peft_pairs
 from panda_jax.models import bert, t5
@@ -265,6 +265,7 @@ def test_peft_computes_what_we_compute(
         written = exchange.export_prompt("peft", stored, tmp_path / "p")
         assert written == tmp_path / "p"
         names = {path.name for path in written.iterdir()}
+        names.remove(ownership.LISTING)
         assert names == {CONFIG, TENSORS, store.INFO, "README.md"}
         # What PEFT itself writes: without our own description.
         (written / store.INFO).unlink()

@@ -100,9 +100,11 @@ def _as_spelled(grid: Grid, out: pathlib.Path) -> Grid:
     """
     known = set()
     if (out / GRID).exists():
-        runs = read_json(out / GRID).get("runs")
-        for run in runs if isinstance(runs, list) else ():
-            known.add(str(run.get("backbone") if type(run) is dict else None))
+        with contextlib.suppress(UserError):  # which `_claim_files` tells of
+            runs = read_json(out / GRID).get("runs")
+            for run in runs if isinstance(runs, list) else ():
+                name = run.get("backbone") if type(run) is dict else None
+                known.add(str(name))
     said = {}
     for name in set(grid.backbones) - known:
         if os.path.isdir(name):
