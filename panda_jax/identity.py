@@ -263,16 +263,16 @@ def check_planned(
     # What nobody asked for is filled in by the family.
     always = ("task", "method", "seed")
     if description is None:  # a result says only so much of itself
-        said = {name: x for name, x in result.items() if name in always}
-        names = list(said)
+        said = {name: result[name] for name in always if name in result}
     else:
-        said = {**DEFAULTS, **description["settings"]}
-        names = [
-            name
-            for name, value in asked.items()
-            if name in always
-            or (value != DEFAULTS[name] and name != "backbone")
-        ]
+        said = _parts(description)[0]
+    names = [
+        name
+        for name, value in asked.items()
+        if name in said
+        and name != "backbone"
+        and (name in always or value != DEFAULTS[name])
+    ]
     unlike = [
         f"{name}: {said[name]!r} there, {asked[name]!r} asked for"
         for name in names

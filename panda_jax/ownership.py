@@ -299,7 +299,11 @@ def _former(listing: Listing, name: str) -> dict[Version, None]:
 
 @contextlib.contextmanager
 def replacing(
-    folder: PathLike, verb: str, *, overwrite: bool = False
+    folder: PathLike,
+    verb: str,
+    *,
+    overwrite: bool = False,
+    removes: bool = False,
 ) -> Iterator[pathlib.Path]:
     """Yields a folder that takes `folder`'s place as a whole.
 
@@ -312,6 +316,7 @@ def replacing(
       folder: that is replaced, or made.
       verb: that writes.
       overwrite: what is in the way is replaced, whoever wrote it.
+      removes: what this verb wrote there before and does not write now may go.
 
     Raises:
       UserError: files in the way, by name, or such as would be gone.
@@ -328,8 +333,7 @@ def replacing(
         fresh = _versions(new)
         former = Listing.read(folder) or Listing()
         wrong = _in_the_way(folder, former, verb, fresh)
-        # What was there and is not now goes with the old folder, which may cost
-        # nothing but what this verb wrote.
+        # What was there and is not now would be lost with the old folder.
         gone = {
             name: entry
             for name, entry in former.files.items()
@@ -338,7 +342,8 @@ def replacing(
         wrong += [
             name
             for name, entry in gone.items()
-            if entry.by == former.whole and not former.owns(folder, name, verb)
+            if entry.by == former.whole
+            and not (removes and former.owns(folder, name, verb))
         ]
         _refuse(folder, former, verb, wrong, overwrite=overwrite)
         listed = {n: e for n, e in gone.items() if e.by != former.whole}

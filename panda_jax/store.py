@@ -186,7 +186,9 @@ def save_prompt(
       UserError: a NaN or an infinity in the prompt or among its scores; or
         files in the way, by name.
     """
-    with ownership.replacing(folder, by, overwrite=overwrite) as new:
+    with ownership.replacing(
+        folder, by, overwrite=overwrite, removes=True
+    ) as new:
         stored = write_prompt(new, prompt, info, named=folder)
         if more is not None:
             more(new)

@@ -15,7 +15,7 @@ import torch_bert
 import transformers
 from torch_bert import HEADS, LAYERS, WIDTH
 
-from panda_jax import errors, prompts, store
+from panda_jax import errors, ownership, prompts, store
 from panda_jax.interop import peft_pairs
 
 CLASSES = 3
@@ -454,7 +454,7 @@ def test_saving_replaces_the_whole_folder(tmp_path):
     _save(tmp_path / "p", "deep")
     _save(tmp_path / "p", "empty")
     names = {path.name for path in (tmp_path / "p").iterdir()}
-    assert names == {"panda.json", TENSORS}
+    assert names == {"panda.json", TENSORS, ownership.LISTING}
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
