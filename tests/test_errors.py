@@ -11,6 +11,7 @@ from panda_jax.errors import (
     InterruptedRun,
     StorageError,
     UserError,
+    needs_extra,
     unknown_name,
 )
 
@@ -83,3 +84,13 @@ def test_what_is_noted(tmp_path, monkeypatch):
     assert [(x[1], x[2].removeprefix("tests/")) for x in found] == [
         (text, test.removeprefix("tests/")) for text in ("one", "two", "three")
     ]
+
+
+def test_a_library_of_an_extra_is_named_with_it():
+    needed = r"Filling a cache needs 'seqio'.*pip install 'panda-jax\[data\]'"
+    absent = ModuleNotFoundError("No module named 'seqio'", name="seqio")
+    with (
+        pytest.raises(UserError, match=needed),
+        needs_extra("data", "Filling a cache"),
+    ):
+        raise absent

@@ -110,6 +110,14 @@ def test_refuses_what_is_no_scalar(tmp_path, value):
     assert not (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_a_file_that_no_run_wrote_is_not_begun_anew(tmp_path):
+    path = tmp_path / writers.FILE_NAME
+    path.write_text("my notes\n")
+    with pytest.raises(errors.UserError, match="Move that file away"):
+        writers.MetricWriter(tmp_path)
+    assert path.read_text() == "my notes\n"
+
+
 def test_missing_file_is_a_user_error(tmp_path):
     with pytest.raises(errors.UserError, match="cannot be read"):
         writers.read_metrics(tmp_path / "none.jsonl")
