@@ -241,7 +241,9 @@ def _import(args: commands.Import, output: Output) -> int:
 
     if args.format not in IMPORTS:
         raise unknown_name("import format", args.format, IMPORTS)
-    ownership.check(args.out_dir, "import", FILES, overwrite=args.overwrite)
+    ownership.check(
+        args.out_dir, "import", FILES, overwrite=args.overwrite, alone=True
+    )
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
         args.format, args.path, backbone=backbone or None, task=args.task

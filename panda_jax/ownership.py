@@ -168,6 +168,7 @@ def check(
     names: Iterable[str],
     *,
     overwrite: bool = False,
+    alone: bool = False,
 ) -> None:
     """Refuses, before any work is done, names that are taken in a folder.
 
@@ -176,14 +177,21 @@ def check(
       verb: that will write.
       names: of the files, with `/`.
       overwrite: whatever is there may be replaced.
+      alone: a folder that others have filled is in the way as a whole.
 
     Raises:
       UserError: the folder is a file, or names those in the way.
     """
     folder = _resolved(folder)
-    listing = Listing.read(folder) or Listing()
-    wrong = [name for name in names if not listing.frees(folder, name, verb)]
-    _refuse(folder, listing, verb, wrong, overwrite=overwrite)
+    listing = Listing.read(folder)
+    wrong = []
+    if alone and listing is None and folder.exists():
+        wrong = sorted(path.name for path in folder.iterdir())
+    listing = listing or Listing()
+    wrong += [name for name in names if not listing.frees(folder, name, verb)]
+    _refuse(
+        folder, listing, verb, list(dict.fromkeys(wrong)), overwrite=overwrite
+    )
 
 
 def is_free(folder: PathLike, verb: str, name: str) -> bool:

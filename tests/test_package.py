@@ -273,7 +273,12 @@ def test_a_filled_token_cache_needs_nothing_of_the_extra_data(
     row = tmp_path / "new.jsonl"
     row.write_text('{"sentence": "The film was not bad."}\n')
     truth = tmp_path / "truth.csv"
-    truth.write_text("source,target,score\ntopic,review,1\nreview,topic,2\n")
+    pairs = ((s, t, i) for t in "xy" for i, s in enumerate("abcd"))
+    lines = [f"{s},{t},{i}" for s, t, i in pairs]
+    truth.write_text("\n".join(["source,target,score", *lines, ""]))
+    made = tmp_path / "made.csv"
+    lines = [",".join([*line.split(",")[:2], "m", line[-1]]) for line in lines]
+    made.write_text("\n".join(["source,target,metric,score", *lines, ""]))
     peft, out = tmp_path / "peft", tmp_path / "out"
     scores = tmp_path / "scores"
     commands = [
@@ -293,7 +298,7 @@ def test_a_filled_token_cache_needs_nothing_of_the_extra_data(
             "--examples=16",
         ],
         [
-            *("evaluate-ranking", f"--scores={scores / 'scores.csv'}"),
+            *("evaluate-ranking", f"--scores={made}"),
             *(f"--truth={truth}", "--resamples=20", "--permutations=20"),
             "--scatters=false",
         ],
