@@ -191,9 +191,8 @@ def test_write(tmp_path):
     values = {name: np.eye(2) for name in names}
     one = scores.Scores(("a", "b"), ("a", "b"), values)
     paths = one.write(tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        p.name for p in paths
-    )
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {".panda_jax.json", *(path.name for path in paths)}
     assert [path.name for path in paths] == [
         "scores.csv",
         "matrix_e_avg.csv",
