@@ -334,6 +334,12 @@ def test_targets_that_differ_widen_the_averages_interval(rng):
     alone = report.get("m", target="a")
     assert alone.value == pytest.approx(1.0)
     assert math.isnan(alone.low)
+    noisy = evaluate_ranking(
+        Scores(names, tuple("abcd"), {"m": x}),
+        truth.Truth(names, tuple("abcd"), (x + rng.normal(size=x.shape))[None]),
+        **FAST,
+    )
+    assert noisy.get("m", target="a").low > 0.9
     lines = report.table().splitlines()
     assert any("(!)" in line for line in lines if line.startswith("m "))
     assert "(!): only 4 targets." in lines
