@@ -181,11 +181,14 @@ def abandoned(
         match = name.fullmatch(found.name)
         if match is None or found.is_symlink() or not found.is_dir():
             continue
-        with locked(found, wait=False) as free:
-            known = free is not None and match[1] == _machine()
-            old = found.stat().st_mtime < time.time() - 86400
-            if alone or (free and known) or (free is not False and old):
-                yield found
+        try:
+            with locked(found, wait=False) as free:
+                known = free is not None and match[1] == _machine()
+                old = found.stat().st_mtime < time.time() - 86400
+                if alone or (free and known) or (free is not False and old):
+                    yield found
+        except FileNotFoundError:  # another process took it away just now
+            continue
 
 
 def sync(folder: pathlib.Path) -> None:
@@ -246,7 +249,8 @@ def displaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old.*")):
         inner = old / path.name
         if inner.exists() and not os.path.lexists(path):
-            os.replace(inner, path)
+            with contextlib.suppress(FileNotFoundError):  # another was faster
+                os.replace(inner, path)
         elif os.path.lexists(inner):
             yield inner
         with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """Files that are whole or absent, whoever else writes at the time."""
 
+import contextlib
 import os
 import threading
 
@@ -44,3 +45,40 @@ def test_a_file_and_a_folder_are_on_the_disk_before_they_are_there(
         (folder / "deep" / "one").write_text("1")
         (folder / "two").write_text("2")
     assert len(synced) == 4  # and the listing
+
+
+def test_two_that_sweep_at_once_do_not_trip_over_each_other(
+    tmp_path, monkeypatch
+):
+    """One takes a leftover away between the other's look and its lock."""
+    path = tmp_path / "out"
+    name = f".out.{files._machine()}"
+    for end in ("00000000", "11111111", "22222222"):
+        (tmp_path / f"{name}{end}").mkdir()
+    locked = files.locked
+
+    @contextlib.contextmanager
+    def raced(folder, **options):
+        if folder.name.endswith("00000000"):  # gone before the lock
+            folder.rmdir()
+        with locked(folder, **options) as had:
+            if folder.name.endswith("11111111"):  # and after it
+                folder.rmdir()
+            yield had
+
+    monkeypatch.setattr(files, "locked", raced)
+    assert [left.name for left in files.abandoned(path)] == [f"{name}22222222"]
+
+
+def test_two_that_put_a_folder_back_at_once_do_so_once(tmp_path, monkeypatch):
+    inner = tmp_path / ".out.old.x" / "out"
+    inner.mkdir(parents=True)
+    replace = os.replace
+
+    def raced(old, new):
+        replace(old, new)  # the other process
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", raced)
+    assert list(files.displaced(tmp_path / "out")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
