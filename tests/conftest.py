@@ -29,6 +29,11 @@ os.environ.setdefault(
 # Most programs here are small; all are kept.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# CUDA builds of torch bring Triton, and a process that loads its library
+# (3.7.1) after TensorFlow's (2.21.0) ends by a segmentation fault.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
+
 import jax
 import numpy as np
 import pytest
