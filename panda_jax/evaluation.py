@@ -1,5 +1,6 @@
 """A split of examples -> logits -> the task's metrics."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -433,4 +434,4 @@ def _prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:
         )
     order = np.array([labels.index(name) for name in spec.output_names])
     head = {name: part[..., order] for name, part in prompt.head.items()}
-    return Prompt(prompt.vectors, head)
+    return dataclasses.replace(prompt, head=head)

@@ -258,7 +258,7 @@ def _bound(
         )
     if text_to_text and prompt.kind == "deep":
         layers = models.prompt_layers(backbone.config)
-        prompt = Prompt(prompt.vectors[:layers], prompt.head)
+        prompt = dataclasses.replace(prompt, vectors=prompt.vectors[:layers])
     _check_fits(prompt, path, backbone)
     if task_type is None and not prompt.head and not backbone.text_to_text:
         # Without a task type it would be a text-to-text prompt.

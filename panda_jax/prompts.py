@@ -14,6 +14,11 @@ import numpy as np
 from panda_jax.errors import UserError
 from panda_jax.types import Array, ArrayLike, Params
 
+# Axes of `Prompt.vectors`, and which of them is P, from the end: the axes that
+# stacked prompts (lanes, members of a bank) have before leave that as it is.
+_AXES = {"deep": 5, "shallow": 2}
+_POSITIONS = {"deep": -3, "shallow": -2}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +28,49 @@ class Prompt:
     Attributes:
       vectors: a deep prompt [L, 2, P, H, K] (key and value vectors put before
         each layer's own), or a shallow prompt [P, D] (input embeddings put
-        before the encoder's input).
+        before the encoder's input). Stacked prompts have axes before these.
       head: `{"kernel": [D, C], "bias": [C]}`, or empty where the output needs
         none (text-to-text backbones).
+      kind: `"deep"` or `"shallow"`, static under JAX's transformations. A
+        single prompt need not say; stacked ones must.
+
+    Raises:
+      UserError: no `kind` for vectors that are no single prompt's.
     """
 
     vectors: ArrayLike
     head: Params
+    kind: str = dataclasses.field(default="", metadata={"static": True})
 
-    @property
-    def kind(self) -> str:
-        """`"deep"` or `"shallow"`."""
-        return "deep" if self.vectors.ndim == 5 else "shallow"
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", kind_of(self.vectors.shape))
 
     @property
     def length(self) -> int:
         """P, the number of prompt positions."""
-        return length_of(self.vectors.shape)
+        return self.vectors.shape[_POSITIONS[self.kind]]
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """`"deep"` or `"shallow"`: the kind of a single prompt of this shape.
+
+    Raises:
+      UserError: it is neither [P, D] nor [L, 2, P, H, K].
+    """
+    for kind, axes in _AXES.items():
+        if len(shape) == axes:
+            return kind
+    raise UserError(
+        f"Prompt vectors of shape {list(shape)}, expected [P, D] (shallow) or "
+        "[L, 2, P, H, K] (deep). Say kind='deep' or kind='shallow' of prompts "
+        "that are stacked along further axes."
+    )
 
 
 def length_of(shape: Sequence[int]) -> int:
-    """P of vectors of this shape."""
-    return shape[2 if len(shape) == 5 else 0]
+    """P of a single prompt of this shape."""
+    return shape[_POSITIONS[kind_of(shape)]]
 
 
 def prompt_shape(
@@ -228,7 +254,7 @@ def resized_vectors(
     Raises:
       UserError: `fill` is of another shape than the result.
     """
-    axis = 0 if vectors.ndim == 2 else 2
+    axis = vectors.ndim + _POSITIONS[kind_of(vectors.shape)]
     shape = (*vectors.shape[:axis], length, *vectors.shape[axis + 1 :])
     if fill.shape != shape:
         raise UserError(

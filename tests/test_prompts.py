@@ -191,3 +191,32 @@ def test_shapes():
         prompts.prompt_shape("deep", -1, **sizes)
     with pytest.raises(errors.UserError, match="kind 'wide'"):
         prompts.prompt_shape("wide", 1, **sizes)
+
+
+# --- What kind it is ---
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+def test_kind_and_length_stay_when_prompts_are_stacked(kind):
+    """The kind is said, not read off the number of axes."""
+    shape = prompts.prompt_shape(kind, 4, layers=3, width=6, heads=2)
+    one = prompts.Prompt(np.zeros(shape, np.float32), {})
+    assert (one.kind, one.length) == (kind, 4)
+    for count in (1, 3):
+        many = jax.tree.map(lambda *x: np.stack(x), *[one] * count)
+        assert (many.kind, many.length) == (kind, 4)
+        lengths = jax.vmap(lambda p: jnp.full((), p.length))(
+            jax.tree.map(jnp.asarray, many)
+        )
+        assert lengths.tolist() == [4] * count
+        given = prompts.Prompt(many.vectors, {}, kind)
+        assert given.length == 4
+        with pytest.raises(errors.UserError, match="kind='deep' or"):
+            prompts.Prompt(many.vectors, {})
+
+
+def test_two_kinds_are_two_structures():
+    """So that no transformation takes one for the other."""
+    deep = prompts.Prompt(np.zeros((1, 2, 3, 2, 4)), {})
+    shallow = prompts.Prompt(np.zeros((3, 8)), {})
+    assert jax.tree.structure(deep) != jax.tree.structure(shallow)

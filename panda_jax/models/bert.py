@@ -133,13 +133,13 @@ class Encoder(nn.Module):
         self,
         tokens: Array,
         segments: Array,
-        vectors: Array,
+        prompt: Prompt,
         probe: Array,
     ) -> dict[str, Array]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        deep = vectors.ndim == 5
-        length = vectors.shape[2 if deep else 0]
+        deep, length = prompt.kind == "deep", prompt.length
+        vectors = jnp.asarray(prompt.vectors)
         batch = tokens.shape[0]
         # The text's position ids follow the prompt's, deep or shallow.
         positions = jnp.arange(tokens.shape[1]) + length
@@ -243,7 +243,7 @@ def apply(
         {"params": params},
         jnp.asarray(tokens),
         jnp.asarray(segments),
-        jnp.asarray(prompt.vectors),
+        Prompt(prompt.vectors, {}, prompt.kind),
         jnp.asarray(probe),
         rngs={"dropout": jax.random.fold_in(key, 0)} if train else None,
     )
@@ -263,6 +263,7 @@ def init(key: Array, config: BertConfig) -> PyTree:
     """Random parameters, boxed with their logical axes (`nn.meta.unbox`)."""
     tokens = jnp.ones((1, 2), jnp.int32)
     vectors = jnp.zeros((config.layers, 2, 0, config.heads, config.head_dim))
+    plain = Prompt(vectors, {})
     return Encoder(config).init(
-        {"params": key}, tokens, 0 * tokens, vectors, jnp.asarray(0)
+        {"params": key}, tokens, 0 * tokens, plain, jnp.asarray(0)
     )["params"]
