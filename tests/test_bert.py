@@ -420,3 +420,26 @@ def test_too_many_positions_is_an_error(tiny):
 def test_unknown_backbone_names_the_nearest():
     with pytest.raises(UserError, match="bert-tiny"):
         models.config("bert-tinny")
+
+
+def test_a_backbone_is_a_pytree_of_its_parameters(tiny):
+    """Through jit, vmap and tree.map, with all that is not an array beside."""
+    leaves, structure = jax.tree.flatten(tiny)
+    assert len(leaves) == len(jax.tree.leaves(tiny.params)) > 9
+    again = jax.tree.unflatten(structure, leaves)
+    assert again.fingerprint == tiny.fingerprint
+    assert again.tokenizer is tiny.tokenizer
+    half = jax.tree.map(lambda x: x / 2, tiny)
+    tokens = jnp.ones((1, 3), jnp.int32)
+
+    @jax.jit
+    def hidden(backbone):
+        prompt = Prompt(backbone.empty_vectors, {})
+        _, aux = bert.apply(
+            backbone.params, backbone.config, tokens, 0 * tokens, prompt
+        )
+        return aux["hidden"]
+
+    found = hidden(tiny)
+    np.testing.assert_array_equal(found, hidden(again))
+    assert not np.allclose(found, hidden(half))
