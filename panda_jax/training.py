@@ -15,6 +15,7 @@ from panda_jax import (
     givens,
     identity,
     losses,
+    ownership,
     run_folder,
     runs,
     scoring,
@@ -354,7 +355,10 @@ def _done(
     done = identity.done_result(folder)
     if done is None:
         return None
-    stored = load_prompt(folder / "prompt")
+    prompt = folder / "prompt"
+    if not prompt.exists():  # some process was killed as it replaced it
+        ownership.tidy(prompt)
+    stored = load_prompt(prompt)
     info = store.description(stored.prompt, stored.info)
     identity.check_prompt(done, info, where=str(folder))
     return TrainResult(stored, done, folder)

@@ -684,12 +684,15 @@ def test_on_a_disk_without_links_the_backbone_is_a_copy(
     assert not (run / "model").is_symlink()
 
 
+@pytest.mark.parametrize("done", [False, True])
 def test_what_release_0_1_left_of_an_exchange_is_put_back(
-    trained, tiny, tmp_path
+    trained, tiny, tmp_path, done
 ):
+    """By a training run, or by an import over a finished run's prompt."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    (run / "result.json").unlink()
+    if not done:
+        (run / "result.json").unlink()
     for name in (LISTING, f"prompt/{LISTING}"):
         (run / name).unlink()
     old = run / ".prompt.old.x8_y"
