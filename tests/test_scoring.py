@@ -15,7 +15,6 @@ import panda_jax as pj
 from panda_jax import (
     cli,
     combine,
-    commands,
     evaluation,
     first_steps,
     labelled,
@@ -29,6 +28,7 @@ from panda_jax import (
     steps,
     transferability,
 )
+from panda_jax.cli import arguments
 from panda_jax.errors import UserError
 from panda_jax.prompts import Prompt
 from panda_jax.sharding import Partitioner
@@ -664,7 +664,7 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 def test_the_settings_name_every_metric():
     assert tuple(measures.METRICS) == runs.METRICS
-    assert commands.Rank.metric == measures.RANKING
+    assert arguments.Rank.metric == measures.RANKING
     assert runs.Run.transfer_metric == measures.DEFAULT
 
 

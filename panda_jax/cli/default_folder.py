@@ -7,7 +7,8 @@ import os
 import pathlib
 from typing import Any
 
-from panda_jax import cluster, commands
+from panda_jax import cluster
+from panda_jax.cli import arguments
 
 # What release 0.1 made a name of, as it was written, defaults included.
 _OF_0_1 = (
@@ -27,11 +28,11 @@ _BESIDE_THE_RUN = {
     "model_dir",
     "overwrite",
     *(field.name for field in dataclasses.fields(cluster.Settings)),
-    *(field.name for field in dataclasses.fields(commands.Devices)),
+    *(field.name for field in dataclasses.fields(arguments.Devices)),
 }
 
 
-def default_folder(args: commands.Train) -> str:
+def default_folder(args: arguments.Train) -> str:
     """A folder below `runs/` that only the same run leads to.
 
     Paths count by where they lead, and settings at their default do not count,
@@ -46,14 +47,14 @@ def default_folder(args: commands.Train) -> str:
     return str(old if old.is_dir() else folder)
 
 
-def _named(args: commands.Train, values: dict[str, Any]) -> pathlib.Path:
+def _named(args: arguments.Train, values: dict[str, Any]) -> pathlib.Path:
     text = json.dumps(values, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{args.task}-{args.method}-s{args.seed}-{digest}"
     return pathlib.Path("runs") / name
 
 
-def _changed(args: commands.Train) -> dict[str, Any]:
+def _changed(args: arguments.Train) -> dict[str, Any]:
     """The settings that are not at their default."""
     return {
         field.name: getattr(args, field.name)
@@ -65,7 +66,7 @@ def _changed(args: commands.Train) -> dict[str, Any]:
 
 def _real(name: str, value: Any) -> Any:
     """A setting without what is only its spelling."""
-    if name not in (*commands.PATHS, "tfds_data_dir"):
+    if name not in (*arguments.PATHS, "tfds_data_dir"):
         return value
     if name == "backbone" and not os.path.exists(value):
         return value  # An id, which leads nowhere.

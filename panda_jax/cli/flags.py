@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from panda_jax import commands, logs, runs, settings
+from panda_jax import runs, settings
+from panda_jax.cli import arguments, logs
 from panda_jax.errors import UserError, nearest
 
 # What `--json` alone stands for where it may also name a file.
@@ -50,7 +51,7 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
       UserError: a flag that the verb does not have, or a value of another
         type.
     """
-    cls = commands.VERBS[verb]
+    cls = arguments.VERBS[verb]
     words = [word for word in argv if not word.startswith("--gin.")]
     words = list(_truths(cls, words))
     made = parser(verb)
@@ -63,7 +64,7 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
             inverted = field.name.startswith("no_")
             values[field.name] = text is not inverted
         elif text is not None:
-            values[field.name] = commands.convert(cls, field.name, text)
+            values[field.name] = arguments.convert(cls, field.name, text)
     if values.get("json") == _STDOUT:
         found["json"] = bool(values.pop("json"))
     del found["version"]
@@ -89,8 +90,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(verb: str) -> argparse.ArgumentParser:
     """The verb's flags for argparse, in groups, with types and choices."""
-    cls = commands.VERBS[verb]
-    placed = commands.PLACED.get(cls, ())
+    cls = arguments.VERBS[verb]
+    placed = arguments.PLACED.get(cls, ())
     made = _Parser(
         prog=f"panda-jax {verb}",
         usage=" ".join(
@@ -98,14 +99,14 @@ def parser(verb: str) -> argparse.ArgumentParser:
         ),
         description=(cls.__doc__ or "").splitlines()[0],
         epilog="--gin.NAME=VALUE binds any gin parameter or macro; the flags "
-        f"of this verb are --gin.{commands.gin_name(verb)}.FLAG there, whose "
+        f"of this verb are --gin.{arguments.gin_name(verb)}.FLAG there, whose "
         "texts need quotes.",
         allow_abbrev=False,
         add_help=False,
     )
-    about = commands.settings_help(cls)
+    about = arguments.settings_help(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    for title, names in commands.groups(cls).items():
+    for title, names in arguments.groups(cls).items():
         group = made.add_argument_group(title)
         for name in names:
             _add(group, cls, fields[name], about.get(name, ""))
@@ -126,12 +127,12 @@ def _add(
     elif default is not None:
         about = f"{about} (default: {default})"
     text = about.strip().replace("%", "%%")
-    if field.name in commands.PLACED.get(cls, ()):
+    if field.name in arguments.PLACED.get(cls, ()):
         # Optional to argparse: a gin file may bind it.
         group.add_argument(
             field.name, nargs="?", metavar=field.name.upper(), help=text
         )
-    elif "bool" in commands.kinds(field):
+    elif "bool" in arguments.kinds(field):
         group.add_argument(
             f"--{field.name.removeprefix('no_')}",
             dest=field.name,
@@ -142,7 +143,7 @@ def _add(
         alone = {"nargs": "?", "const": _STDOUT} if field.name == "json" else {}
         group.add_argument(
             f"--{field.name}",
-            metavar=commands.metavar(cls, field),
+            metavar=arguments.metavar(cls, field),
             help=text,
             **alone,
         )
@@ -150,7 +151,7 @@ def _add(
 
 def _add_common(made: argparse.ArgumentParser, verb: str) -> None:
     """The flags that every verb has, and `--json` where it has one."""
-    cls = commands.VERBS[verb]
+    cls = arguments.VERBS[verb]
     files = made.add_argument_group("gin files and your own code")
     files.add_argument(
         "--gin_file",
@@ -177,7 +178,7 @@ def _add_common(made: argparse.ArgumentParser, verb: str) -> None:
         "given several times",
     )
     shown = made.add_argument_group("what is shown")
-    if verb in commands.JSON and not hasattr(cls, "json"):
+    if verb in arguments.JSON and not hasattr(cls, "json"):
         shown.add_argument(
             "--json",
             action="store_true",
@@ -210,7 +211,7 @@ def _switches(cls: type) -> dict[str, tuple[str, str]]:
     """Each spelling of a yes-or-no flag -> that for true, that for false."""
     found = {}
     for field in dataclasses.fields(cls):
-        if "bool" in commands.kinds(field):
+        if "bool" in arguments.kinds(field):
             name = field.name.removeprefix("no_")
             yes, no = f"--{name}", f"--no-{name}"
             found[yes] = yes, no
@@ -233,7 +234,7 @@ def _truths(cls: type, words: Sequence[str]) -> Iterator[str]:
             continue
         if not equals and left and left[0].lower() in _TRUTHS:
             equals, value = "=", left.pop(0)
-        truth = not equals or commands.truth(name, value)
+        truth = not equals or arguments.truth(name, value)
         if name in switches:
             yes, no = switches[name]
             yield yes if truth else no
@@ -255,7 +256,7 @@ def _check_known(verb: str, words: Sequence[str], known: set[str]) -> None:
             continue
         if name in known or " " in name:
             continue
-        others = [v for v in commands.VERBS if name in _spellings(parser(v))]
+        others = [v for v in arguments.VERBS if name in _spellings(parser(v))]
         near = nearest(f"--{name.lstrip('-')}", known)[:1]
         hint = f" Did you mean {near[0]}?" if near else ""
         if others:

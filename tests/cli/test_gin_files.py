@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from command_line import mistake
 from panda_jax.tasks import specs
-from test_cli import mistake
 from test_package import GIN, whole
 
 from panda_jax import assembly, cli, fleet, models, runs, starts, steps

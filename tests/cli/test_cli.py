@@ -15,8 +15,9 @@ from command_line import mistake
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli, commands, doctor, plan, runs
-from panda_jax.default_folder import default_folder
+from panda_jax import cli, plan, runs
+from panda_jax.cli import arguments, doctor
+from panda_jax.cli.default_folder import default_folder
 from panda_jax.experiments import runner
 from panda_jax.experiments.worker import Summary
 
@@ -423,10 +424,10 @@ def test_help_says_what_a_flag_may_be(capsys):
     assert "None)" not in printed
 
 
-@pytest.mark.parametrize("verb", commands.VERBS)
+@pytest.mark.parametrize("verb", arguments.VERBS)
 def test_every_flag_stands_in_one_group(verb):
-    cls = commands.VERBS[verb]
-    found = commands.groups(cls)
+    cls = arguments.VERBS[verb]
+    found = arguments.groups(cls)
     names = [name for group in found.values() for name in group]
     assert sorted(names) == sorted(f.name for f in dataclasses.fields(cls))
     assert "more flags" not in found
@@ -434,7 +435,7 @@ def test_every_flag_stands_in_one_group(verb):
 
 def test_choices_are_those_that_a_run_takes():
     fields = {field.name for field in dataclasses.fields(runs.Run)}
-    shown = {n: x for n, x in commands.CHOICES.items() if n in fields}
+    shown = {n: x for n, x in arguments.CHOICES.items() if n in fields}
     assert {"method", "recipe", "schedule"} < set(shown)
     for name, choices in shown.items():
         for choice in choices:
@@ -762,7 +763,7 @@ def test_a_setting_at_its_default_makes_no_other_folder(monkeypatch):
     later = dataclasses.make_dataclass(
         "Later",
         [("brought", int, dataclasses.field(default=0, kw_only=True))],
-        bases=(commands.Train,),
+        bases=(arguments.Train,),
         frozen=True,
         kw_only=True,
     )
