@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-METHODS = ("prompt", "pot", "panda", "model")
-RECIPES = ("paper", "released", "ours")
+from panda_jax.registry import METHODS, RECIPES
+
 _PROMPTED = ("prompt", "pot", "panda")
 
 
@@ -40,6 +40,22 @@ class Use:
             return said
         several = "several sources"
         return f"{said}; {several}" if self.recipes else f"{said}, {several}"
+
+    @property
+    def where(self) -> str:
+        """The same for who reads a flag's line alone."""
+        said = f"method {_or(self.methods)}"
+        if self.several and self.recipes:
+            recipes = _or(self.recipes)
+            return f"method panda and recipe {recipes}, or several sources"
+        if 0 < len(self.recipes) < len(RECIPES):
+            said += f" and recipe {_or(self.recipes)}"
+        return f"{said} and several sources" if self.several else said
+
+
+def _or(names: tuple[str, ...]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 # Settings that are not here serve every run.

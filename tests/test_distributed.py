@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from panda_jax import cli, cluster, distributed
+from panda_jax import cli, cluster, distributed, fields
 from panda_jax.cli import arguments, doctor
 from panda_jax.errors import UserError
 
@@ -345,5 +345,5 @@ def test_doctor_says_what_slurm_needs():
 
 
 def test_help_says_who_the_others_are():
-    text = arguments.settings_help(arguments.Train)
+    text = {n: s.help for n, s in fields.of(arguments.Train).items()}
     assert "process 0" in text["coordinator_address"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import chunks, evaluation, fleet, loop, models, runs
+from panda_jax import chunks, evaluation, fleet, loop, models, registry, runs
 from panda_jax.assembly import Assembly, bucket, step_spec
 from panda_jax.checkpoints import Checkpoints
 from panda_jax.errors import UserError
@@ -61,7 +61,7 @@ def lane(number, source, **changes):
         "batch_size": 8,
         "epochs": 2,
         "learning_rate": 0.01 * (1 + number),
-        "schedule": runs.SCHEDULES[number % 2],
+        "schedule": registry.SCHEDULES[number % 2],
         "seed": number,
         **changes,
     }

@@ -20,6 +20,7 @@ from panda_jax import (
     labelled,
     measures,
     probing,
+    registry,
     runs,
     scorer,
     scoring,
@@ -663,7 +664,7 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 
 def test_the_settings_name_every_metric():
-    assert tuple(measures.METRICS) == runs.METRICS
+    assert tuple(measures.METRICS) == registry.METRICS.names.own
     assert arguments.Rank.metric == measures.RANKING
     assert runs.Run.transfer_metric == measures.DEFAULT
 

@@ -1,122 +1,155 @@
-"""The arguments of every verb: gin configurables, and flags of the same name.
+"""Every verb as a dataclass: its flags, and gin's configurables of that name.
+
+A field's annotation is its flag: type, choices, path or not, what `--help`
+says of it and under which title (`panda_jax.fields`). The first line of a
+class's docstring is what `panda-jax help` says of the verb.
 
 This module must stay light (no JAX): `panda-jax --help` reads it.
 """
 
 import dataclasses
-import inspect
-import re
-from typing import Any
+from typing import Annotated, Literal
 
+from panda_jax import fields, registry
 from panda_jax.cluster import Settings
-from panda_jax.errors import UserError
 from panda_jax.experiments import grid
-from panda_jax.runs import (
-    FUSIONS,
-    INITIALISERS,
-    KINDS,
-    METHODS,
-    METRICS,
-    OPTIMIZERS,
-    RECIPES,
-    SCHEDULES,
-    TRANSFORMS,
-    Run,
-    check_types,
+from panda_jax.fields import (
+    BackboneName,
+    File,
+    Group,
+    IsPath,
+    OneOf,
+    Path,
+    PathOrUrl,
 )
-
-# Read and written as files; TFDS alone knows buckets too.
-PATHS = (
-    "backbone",
-    "backbones",
-    "ceiling",
-    "data_dir",
-    "input",
-    "json",
-    "markdown",
-    "model_dir",
-    "out_dir",
-    "path",
-    "prompt",
-    "runs",
-    "scores",
-    "source",
-    "sources",
-    "target",
-    "target_prompt",
-    "targets",
-    "teacher",
-    "text_vocabulary",
-    "truth",
-)
+from panda_jax.runs import Run
 
 
-def _check_paths(settings: Any) -> None:
-    """A bucket's URL would silently become a folder named `gs:`."""
-    for name in PATHS:
-        value = getattr(settings, name, None)
-        parts = value if isinstance(value, tuple) else str(value).split(",")
-        if any(re.match(r"\s*\w+://", str(part)) for part in parts):
-            raise UserError(
-                f"{name} is {value!r}, expected a path: files are read and "
-                "written here, not URLs. Mount the bucket, e.g. with gcsfuse "
-                "(launch/mount.sh), and give the path below its folder."
-            )
+@dataclasses.dataclass(frozen=True)
+class ByPlace:
+    """Marks an argument that is given by place: `panda-jax VERB A B`."""
+
+
+# What several verbs have.
+DataDir = Annotated[
+    Path | None,
+    Group.DATA,
+    "Folder of the tasks' own files; `panda-jax tasks NAME` says where in it "
+    "they lie. By default what PANDA_DATA_DIR says, without that TFDS.",
+]
+TfdsDataDir = Annotated[
+    PathOrUrl | None,
+    Group.DATA,
+    "Folder or bucket in which TensorFlow Datasets (TFDS) keeps its data sets, "
+    "for tasks whose own files are not given.",
+]
+Overwrite = Annotated[
+    bool,
+    Group.OUTPUT,
+    "Replace files that are in the way, whoever wrote them. Otherwise files "
+    "of yours, and of other verbs, are an error.",
+]
+PromptFolder = Annotated[
+    Path, Group.INPUT, "Folder of a stored prompt, or of the run that made it."
+]
+ItsBackbone = Annotated[
+    BackboneName | None,
+    Group.INPUT,
+    "The pretrained model that the prompts belong to: an id or a folder. By "
+    "default the one that they name.",
+]
+ItsTask = Annotated[
+    str | None, Group.INPUT, "The task. By default the prompt's own."
+]
+ItsLength = Annotated[
+    int | None,
+    Group.DATA,
+    "Longest input in word pieces; what is longer is cut. By default each "
+    "prompt's own.",
+]
+NumPartitions = Annotated[
+    int | None,
+    Group.DEVICES,
+    "How many devices hold each layer together, as in T5X. By default 1.",
+]
+MeshShape = Annotated[
+    str | None,
+    Group.DEVICES,
+    "Numbers of devices along the axes data,fsdp,model, such as 4,1,2, in "
+    "place of --num_partitions; -1 stands for what is left.",
+]
+
+
+class _Arguments:
+    """What the verbs' arguments share: they are checked."""
+
+    def __post_init__(self) -> None:
+        fields.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
-    """How the devices are shared out.
+    """How the devices are shared out."""
 
-    Attributes:
-      num_partitions: devices that hold a layer together, as in T5X.
-      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2); -1
-        stands for what is left.
-      parameter_partitioning_dims: 1 or 2: with 2 the frozen weights are also
-        split over fsdp.
-      chunk: lanes that a device computes at a time, 0 for all; None for one on
-        CPU, and on accelerators as many as should fit.
-    """
-
-    num_partitions: int | None = None
-    mesh_shape: str | None = None
-    parameter_partitioning_dims: int = 1
-    chunk: int | None = None
+    num_partitions: NumPartitions = None
+    mesh_shape: MeshShape = None
+    parameter_partitioning_dims: Annotated[
+        int,
+        Group.DEVICES,
+        "In how many dimensions frozen weights are split: 1, over the axis "
+        "model, or 2, over fsdp too.",
+    ] = 1
+    chunk: Annotated[
+        int | None,
+        Group.DEVICES,
+        "Of the runs that are trained together, how many a device computes at "
+        "a time; 0 for all. By default 1 on CPU, and on accelerators as many "
+        "as should fit.",
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Devices, Settings, Run):
-    """Train one prompt; started again on the same model_dir it resumes.
+    """Train one prompt; started again on the same model_dir it resumes."""
 
-    Attributes:
-      source: pot and panda: folder of the source task's prompt (or run).
-      sources: several in place of one: a bank, or comma-separated folders; see
-        transfer_metric, top_k and fusion.
-      teacher: panda: folder of the source's prompt tuned on the target; made
-        first where absent.
-      target_prompt: panda: folder of the target's own prompt, for the
-        similarity; made first where absent.
-      similarity: panda: sets the similarity instead of measuring it.
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR, and
-        without that TFDS.
-      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
-      model_dir: the run folder; by default one below runs/.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    source: str | None = None
-    sources: str | None = None
-    teacher: str | None = None
-    target_prompt: str | None = None
-    similarity: float | None = None
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    model_dir: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_paths(self)
+    source: Annotated[
+        Path | None,
+        Group.SOURCES,
+        "Folder of the prompt of another task, or of the run that made it, "
+        "which methods pot and panda need.",
+    ] = None
+    sources: Annotated[
+        Path | None,
+        Group.SOURCES,
+        "Several source prompts in place of --source: a bank (a folder of "
+        "prompt or run folders), or folders with commas between.",
+    ] = None
+    teacher: Annotated[
+        Path | None,
+        Group.DISTILLATION,
+        "Folder of the teacher: the source's prompt, tuned on this task by "
+        "method pot. By default it is made first.",
+    ] = None
+    target_prompt: Annotated[
+        Path | None,
+        Group.DISTILLATION,
+        "Folder of this task's own prompt, made by method prompt, which the "
+        "source is compared with. By default it is made first.",
+    ] = None
+    similarity: Annotated[
+        float | None,
+        Group.DISTILLATION,
+        "The similarity of source and target, in place of measuring it.",
+    ] = None
+    data_dir: DataDir = None
+    tfds_data_dir: TfdsDataDir = None
+    model_dir: Annotated[
+        Path | None,
+        Group.OUTPUT,
+        "Folder of the run. By default one below runs/ that follows from the "
+        "settings.",
+    ] = None
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,390 +157,555 @@ class Plan(Devices, Run):
     """Compile a run's step for chips that are not here: fits or not.
 
     Without flags of its own a setting is that of `train` in the gin files.
-
-    Attributes:
-      topology: a TPU slice (v5e:4x4, v6e:4x4, v5p:2x2x2), which libtpu
-        compiles for (extra `plan`), or GPUs (a100:8, h100:8, h200:8) or cpu:8,
-        which the CPU's compiler stands in for.
-      task: whose rows and answers the step is for.
-      fleet: how many runs are trained together.
-      no_search: whether to look for the largest fleet that fits.
-      json: print one JSON document on stdout; with a file's name, print the
-        text and write the document there.
-      overwrite: replace files in the way, whoever wrote them.
     """
 
-    topology: str
-    task: str = "rte"
-    fleet: int = 1
-    no_search: bool = False
-    json: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_paths(self)
-
-
-class _Arguments:
-    """What the verbs' arguments share: checked types and paths."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        _check_paths(self)
+    topology: Annotated[
+        str,
+        Group.MACHINE,
+        "The devices: a TPU slice (v5e:4x4, v6e:4x4, v5p:2x2x2), which libtpu "
+        "compiles for (extra `plan`), or GPUs (a100:8, h100:8, h200:8) or "
+        "cpu:8, which the CPU's compiler stands in for.",
+    ]
+    fleet: Annotated[
+        int, Group.MACHINE, "How many runs are trained together."
+    ] = 1
+    no_search: Annotated[
+        bool,
+        Group.MACHINE,
+        "Whether to look for the largest number of runs that fit together.",
+    ] = False
+    task: Annotated[
+        str, Group.RUN, "The task whose rows and answers the step is for."
+    ] = "rte"
+    json: Annotated[
+        File | None,
+        Group.OUTPUT,
+        "Print one JSON document on stdout; with a file's name, write it "
+        "there and print the text.",
+    ] = None
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(_Arguments):
-    """Score a stored prompt on a split of its task.
+    """Score a stored prompt on a split of its task."""
 
-    Attributes:
-      prompt: folder of the prompt (or of its run).
-      task: task id; by default the prompt's own.
-      split: train or validation.
-      backbone: id or folder; by default the one the prompt names.
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
-      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
-      max_length: longest text in word pieces; None for the prompt's own.
-      eval_examples: rows of a subsample in the labels' proportions; None
-        for all.
-    """
-
-    prompt: str
-    task: str | None = None
-    split: str = "validation"
-    backbone: str | None = None
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    max_length: int | None = None
-    eval_examples: int | None = None
+    prompt: PromptFolder
+    task: ItsTask = None
+    split: Annotated[
+        Literal["train", "validation"], Group.DATA, "The rows to score it on."
+    ] = "validation"
+    backbone: ItsBackbone = None
+    data_dir: DataDir = None
+    tfds_data_dir: TfdsDataDir = None
+    max_length: ItsLength = None
+    eval_examples: Annotated[
+        int | None,
+        Group.DATA,
+        "Score a sample of so many rows, labels in their proportions. By "
+        "default all rows.",
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict(_Arguments):
-    """Answer new rows with a stored prompt: predictions.jsonl.
+    """Answer new rows with a stored prompt: predictions.jsonl."""
 
-    Attributes:
-      prompt: folder of the prompt (or of its run).
-      input: file of one JSON object a line, with the task's text fields.
-      out_dir: where predictions.jsonl goes; line n answers line n.
-      task: task id; by default the prompt's own.
-      backbone: id or folder; by default the one the prompt names.
-      max_length: longest text in word pieces; None for the prompt's own.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    prompt: str
-    input: str
-    out_dir: str = "."
-    task: str | None = None
-    backbone: str | None = None
-    max_length: int | None = None
-    overwrite: bool = False
+    prompt: PromptFolder
+    input: Annotated[
+        File,
+        Group.INPUT,
+        "File of the rows: one JSON object a line, with the task's text "
+        "fields.",
+    ]
+    task: ItsTask = None
+    backbone: ItsBackbone = None
+    max_length: ItsLength = None
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "Folder that predictions.jsonl is written to; its line n answers line "
+        "n of the input.",
+    ] = "."
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Scoring(_Arguments):
-    """What scoring and ranking share.
+    """What scoring and ranking share."""
 
-    Attributes:
-      sources: bank: a folder of prompt (or run) folders.
-      backbone: id or folder; by default the one the prompts name.
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
-      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
-      examples: training rows a task; first_steps learns from as many and is
-        judged by as many.
-      max_length: longest text in word pieces; None for each prompt's own.
-      readout: pooled, first, mean, or layer_3 (the third layer's mean).
-      contrast: for panda: subtract the output without the prompt.
-      on_layers: for on: 3:6 for the fourth to the sixth layer; None for all.
-      on_input: for on: empty (special tokens only) or examples.
-      on_binarised: for on: whether a neuron is active, or how much.
-      steps: of first_steps.
-      seed: of the start that gradient and first_steps begin at.
-      num_partitions: devices that hold a layer together, as in T5X.
-      mesh_shape: data,fsdp,model in place of num_partitions (as 4,1,2).
-    """
-
-    sources: str
-    backbone: str | None = None
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    examples: int = 100
-    max_length: int | None = None
-    readout: str = "mean"
-    contrast: bool = False
-    on_layers: str | None = None
-    on_input: str = "empty"
-    on_binarised: bool = True
-    steps: int = 30
-    seed: int = 0
-    num_partitions: int | None = None
-    mesh_shape: str | None = None
+    sources: Annotated[
+        Path,
+        Group.INPUT,
+        "A bank, which is a folder of prompt or run folders: the prompts of "
+        "the source tasks.",
+    ]
+    backbone: ItsBackbone = None
+    data_dir: DataDir = None
+    tfds_data_dir: TfdsDataDir = None
+    examples: Annotated[
+        int,
+        Group.DATA,
+        "How many training rows of a task the metrics read; first_steps "
+        "learns from as many and is judged by as many others.",
+    ] = 100
+    max_length: ItsLength = None
+    readout: Annotated[
+        str,
+        Group.METRICS,
+        "Which output of an encoder the metrics panda, logme, h_score and "
+        "probe read: pooled, first, mean, or the mean of one layer, such as "
+        "layer_3 for the third.",
+    ] = "mean"
+    contrast: Annotated[
+        bool,
+        Group.METRICS,
+        "Metric panda: compare what the prompts change, by subtracting the "
+        "output without a prompt.",
+    ] = False
+    on_layers: Annotated[
+        str | None,
+        Group.METRICS,
+        "Metric on: the layers that it reads; 3:6 for the fourth to the "
+        "sixth. By default all.",
+    ] = None
+    on_input: Annotated[
+        Literal["empty", "examples"],
+        Group.METRICS,
+        "Metric on: whether the prompts are given special tokens alone, or "
+        "each task's rows.",
+    ] = "empty"
+    on_binarised: Annotated[
+        bool,
+        Group.METRICS,
+        "Metric on: compare which neurons are active, rather than how much.",
+    ] = True
+    steps: Annotated[
+        int, Group.METRICS, "Metric first_steps: how many updates it makes."
+    ] = 30
+    seed: Annotated[
+        int,
+        Group.METRICS,
+        "Metrics gradient and first_steps: seed of what they begin with.",
+    ] = 0
+    num_partitions: NumPartitions = None
+    mesh_shape: MeshShape = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score(_Scoring):
-    """Score every source for every target; higher = more transferable.
+    """Score every source for every target; higher = more transferable."""
 
-    Attributes:
-      targets: bank; by default the sources. For metrics of the targets' labels
-        comma-separated task ids will do.
-      metrics: comma-separated. Of two prompts: panda, on (run the backbone),
-        e_avg, e_pairs, e_concat, d_concat, d_avg (compare vectors). Of the
-        target's labelled training rows: logme, h_score, probe, gradient,
-        first_steps. Sums of ranks too, as e_avg+on+panda.
-      out_dir: where scores.csv, matrices and heat maps go.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    out_dir: str
-    targets: str | None = None
-    metrics: str = "panda,e_avg,on"
-    overwrite: bool = False
+    targets: Annotated[
+        Path | None,
+        Group.INPUT,
+        "A bank of the target tasks' own prompts, or, for metrics that read "
+        "labels alone, names of tasks with commas. By default the sources.",
+    ] = None
+    metrics: Annotated[
+        str,
+        Group.INPUT,
+        "Names with commas. Of the prompts' vectors: e_avg, e_pairs, "
+        "e_concat, d_concat, d_avg; of what two prompts do in the model: "
+        "panda, on; of the target's labelled training rows: logme, h_score, "
+        "probe, gradient, first_steps. With + sums of ranks: e_avg+on+panda.",
+    ] = "panda,e_avg,on"
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "Folder that scores.csv, a matrix and a heat map of each metric are "
+        "written to.",
+    ]
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rank(_Scoring):
-    """Rank a bank's sources for one target, best first.
+    """Rank a bank's sources for one target, best first."""
 
-    Attributes:
-      target: folder of the target's own tuned prompt, or the name of a prompt
-        or task in the bank; for a metric of labels any task id.
-      metric: one of score's, or a sum of their ranks as e_avg+on+panda.
-      k: how many; None for all.
-    """
-
-    target: str
-    metric: str = "e_avg+on+panda"
-    k: int | None = None
+    target: Annotated[
+        Path,
+        Group.INPUT,
+        "Folder of the target's own tuned prompt, or the name of a prompt or "
+        "task in the bank; for a metric that reads labels alone, any task.",
+    ]
+    metric: Annotated[
+        str,
+        Group.INPUT,
+        "One of score's metrics, or with + the sum of their ranks.",
+    ] = "e_avg+on+panda"
+    k: Annotated[
+        int | None,
+        Group.INPUT,
+        "How many sources to show, best first. By default all.",
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateRanking(_Arguments):
-    """Judge metrics by what the transfers did: which ranks sources best.
+    """Judge metrics by what the transfers did: which ranks sources best."""
 
-    Attributes:
-      scores: score file, several with commas, or "published".
-      truth: file source,target,score (backbone and seed if it has); several
-        go with the score files in order; or "published".
-      metrics: comma-separated; None for all in the scores.
-      combine: combinations, comma-separated, such as e_avg+on+1.5*prior.
-      ceiling: other results of the same transfers, judged beside the metrics.
-      include_self: whether a source of the target's own name counts.
-      ks: comma-separated: how many NDCG and regret look at.
-      resamples: of the bootstrap; 0 for no intervals.
-      permutations: of the sources; 0 for no p.
-      confidence: of the intervals.
-      seed: of everything drawn.
-      out_dir: where tables go; None prints only.
-      scatters: with out_dir: also a scatter a metric and backbone.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    scores: str
-    truth: str
-    metrics: str | None = None
-    combine: str = ""
-    ceiling: str | None = None
-    include_self: bool = True
-    ks: str = "3,5"
-    resamples: int = 2000
-    permutations: int = 10_000
-    confidence: float = 0.95
-    seed: int = 0
-    out_dir: str | None = None
-    scatters: bool = True
-    overwrite: bool = False
+    scores: Annotated[
+        Path,
+        Group.INPUT,
+        "File that `panda-jax score` wrote; several with commas, a backbone "
+        "each; or the word published, for the paper's own figures.",
+    ]
+    truth: Annotated[
+        Path,
+        Group.INPUT,
+        "File of what the transfers did: columns source, target, score, and "
+        "backbone and seed if there are several. Several files go with the "
+        "score files in order; or the word published.",
+    ]
+    metrics: Annotated[
+        str | None,
+        Group.INPUT,
+        "Which metrics of the score files to judge, with commas. By default "
+        "all.",
+    ] = None
+    combine: Annotated[
+        str,
+        Group.INPUT,
+        "Sums of metrics to judge beside them, with commas, such as "
+        "e_avg+on+1.5*prior; prior is how good a source is on other targets.",
+    ] = ""
+    ceiling: Annotated[
+        Path | None,
+        Group.INPUT,
+        "File of other results of the same transfers, such as those of longer "
+        "training, judged as if they were a metric: how well any could do.",
+    ] = None
+    include_self: Annotated[
+        bool,
+        Group.INPUT,
+        "Whether a source of the target's own name counts.",
+    ] = True
+    ks: Annotated[
+        str,
+        Group.STATISTICS,
+        "How many sources, best first, the statistics NDCG@k and regret@k "
+        "look at, with commas.",
+    ] = "3,5"
+    resamples: Annotated[
+        int,
+        Group.STATISTICS,
+        "Draws of the bootstrap that intervals are made of; 0 for none.",
+    ] = 2000
+    permutations: Annotated[
+        int,
+        Group.STATISTICS,
+        "How often sources are shuffled for the p-values; 0 for none.",
+    ] = 10_000
+    confidence: Annotated[
+        float, Group.STATISTICS, "Coverage of the intervals, 0 to 1."
+    ] = 0.95
+    seed: Annotated[int, Group.STATISTICS, "Seed of everything drawn."] = 0
+    out_dir: Annotated[
+        Path | None,
+        Group.OUTPUT,
+        "Folder that tables are written to. By default they are only printed.",
+    ] = None
+    scatters: Annotated[
+        bool,
+        Group.OUTPUT,
+        "Also write a scatter plot of each metric and backbone to --out_dir.",
+    ] = True
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import(_Arguments):
-    """Store a prompt that another project wrote as a prompt folder.
+    """Store a prompt that another project wrote as a prompt folder."""
 
-    Attributes:
-      format: npy, peft, prompthub or panda.
-      path: the file or folder.
-      out_dir: the prompt folder; an earlier import there is replaced.
-      backbone: id or folder of the model that it was trained on; None for a
-        prompt that is only compared with others, or exported again (format
-        panda needs one).
-      task: that it was trained on; None for what the file or its name says.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    format: str
-    path: str
-    out_dir: str
-    backbone: str | None = None
-    task: str | None = None
-    overwrite: bool = False
+    format: Annotated[
+        registry.ImportFormat,
+        ByPlace(),
+        Group.INPUT,
+        "Who wrote it: npy (NumPy), peft (Hugging Face PEFT), prompthub "
+        "(thunlp's PromptHub) or panda (the paper's released code).",
+    ]
+    path: Annotated[
+        Path, ByPlace(), Group.INPUT, "The file or folder that holds it."
+    ]
+    backbone: Annotated[
+        BackboneName | None,
+        Group.INPUT,
+        "The model that it was trained on: an id or a folder; format panda "
+        "needs one. Without one it can be compared and exported, not used.",
+    ] = None
+    task: Annotated[
+        str | None,
+        Group.INPUT,
+        "The task that it was trained on. By default what the file, or its "
+        "name, says.",
+    ] = None
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "The prompt folder to write; an earlier import there is replaced.",
+    ]
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(_Arguments):
-    """Write a prompt, or a bank, for other projects and people.
+    """Write a prompt, or a bank, for other projects and people."""
 
-    Attributes:
-      format: peft (with a model card) or npy.
-      prompt: folder of the prompt (or of its run), or a bank.
-      out_dir: the folder; an earlier export there is replaced.
-      base_model: for the card: the backbone's name on the Hugging Face Hub.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    format: str
-    prompt: str
-    out_dir: str
-    base_model: str | None = None
-    overwrite: bool = False
+    format: Annotated[
+        registry.ExportFormat,
+        ByPlace(),
+        Group.INPUT,
+        "Who is to read it: peft (Hugging Face PEFT; with a model card) or "
+        "npy (NumPy).",
+    ]
+    prompt: Annotated[
+        Path,
+        ByPlace(),
+        Group.INPUT,
+        "Folder of a stored prompt, of the run that made it, or a bank.",
+    ]
+    base_model: Annotated[
+        str | None,
+        Group.OUTPUT,
+        "Name of the backbone on the Hugging Face Hub, for the model card.",
+    ] = None
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "The folder to write; an earlier export there is replaced.",
+    ]
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks(_Arguments):
-    """List the tasks, or show one: source, features, counts, examples.
+    """List the tasks, or show one: source, features, counts, examples."""
 
-    Attributes:
-      task: task id; None lists all.
-      backbone: whose vocabulary the encoder's examples are shown in.
-      text_vocabulary: T5's spiece.model or its folder, for the text-to-text
-        examples; None for bytes.
-      markdown: file to write a page of the task (or of all) to.
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
-      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
-      max_length: longest text in word pieces.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    task: str | None = None
-    backbone: str = "minilm-l6"
-    text_vocabulary: str | None = None
-    markdown: str | None = None
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    max_length: int = 128
-    overwrite: bool = False
-
-
-# Arguments that are given by place: `panda-jax VERB A B --flag=...`.
-PLACED = {
-    Tasks: ("task",),
-    Import: ("format", "path"),
-    Export: ("format", "prompt"),
-}
+    task: Annotated[
+        str | None,
+        ByPlace(),
+        Group.INPUT,
+        "The task to show. By default all are listed.",
+    ] = None
+    backbone: Annotated[
+        BackboneName,
+        Group.INPUT,
+        "The encoder in whose vocabulary examples are shown: an id or a "
+        "folder.",
+    ] = "minilm-l6"
+    text_vocabulary: Annotated[
+        Path | None,
+        Group.INPUT,
+        "T5's file spiece.model, or its folder, for examples from text to "
+        "text. By default these are shown as bytes.",
+    ] = None
+    data_dir: DataDir = None
+    tfds_data_dir: TfdsDataDir = None
+    max_length: Annotated[
+        int, Group.DATA, "Longest input in word pieces; the rest is cut."
+    ] = 128
+    markdown: Annotated[
+        File | None,
+        Group.OUTPUT,
+        "File to write a page of the task, or of all tasks, to.",
+    ] = None
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Doctor(_Arguments):
-    """Look for what would go wrong, and say how to mend it.
+    """Look for what would go wrong, and say how to mend it."""
 
-    Attributes:
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR.
-    """
-
-    data_dir: str | None = None
+    data_dir: DataDir = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(_Arguments):
-    """The whole story offline: sources, scores, transfer, a table.
+    """The whole story offline: sources, scores, transfer, a table."""
 
-    Attributes:
-      out_dir: where everything is written; started again it resumes.
-      backbone: id or folder.
-      sources: comma-separated tasks to train source prompts on.
-      target: task to transfer to.
-      seeds: how many seeds each method gets on the target.
-      source_examples: training rows a source.
-      source_epochs: passes over them.
-      target_examples: training rows of the target.
-      target_epochs: passes over them.
-      eval_examples: development rows, sources and target.
-      eval_every: epochs between evaluations of the target.
-      prompt_length: P.
-      max_length: longest text in word pieces.
-      batch_size: B.
-      learning_rate: peak, the same for every method.
-      kd_lambda: strength of the distillation, recipe paper.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    out_dir: str
-    backbone: str = "minilm-l6"
-    sources: str = "toy_sentiment,toy_topic,toy_acceptability"
-    target: str = "toy_review"
-    seeds: int = 3
-    source_examples: int = 320
-    source_epochs: int = 2
-    target_examples: int = 64
-    target_epochs: int = 6
-    eval_examples: int = 256
-    eval_every: int = 3
-    prompt_length: int = 8
-    max_length: int = 32
-    batch_size: int = 8
-    learning_rate: float = 3e-2
-    kd_lambda: float = 10.0
-    overwrite: bool = False
+    backbone: Annotated[
+        BackboneName, Group.RUN, "The pretrained model: an id or a folder."
+    ] = "minilm-l6"
+    sources: Annotated[
+        str, Group.RUN, "Tasks to train a source prompt on each, with commas."
+    ] = "toy_sentiment,toy_topic,toy_acceptability"
+    target: Annotated[str, Group.RUN, "The task to transfer to."] = "toy_review"
+    seeds: Annotated[
+        int, Group.RUN, "How often each method is run on the target."
+    ] = 3
+    prompt_length: Annotated[
+        int, Group.PROMPT, "How many vectors each prompt has."
+    ] = 8
+    kd_lambda: Annotated[
+        float,
+        Group.DISTILLATION,
+        "Strength of the distillation, which the similarity is multiplied by.",
+    ] = 10.0
+    source_examples: Annotated[
+        int, Group.DATA, "Training rows of each source."
+    ] = 320
+    target_examples: Annotated[
+        int, Group.DATA, "Training rows of the target."
+    ] = 64
+    eval_examples: Annotated[
+        int, Group.DATA, "Development rows of each task that are scored."
+    ] = 256
+    max_length: Annotated[
+        int, Group.DATA, "Longest input in word pieces; the rest is cut."
+    ] = 32
+    source_epochs: Annotated[
+        int, Group.TRAINING, "Passes over the training rows of a source."
+    ] = 2
+    target_epochs: Annotated[
+        int, Group.TRAINING, "Passes over the training rows of the target."
+    ] = 6
+    batch_size: Annotated[
+        int, Group.TRAINING, "How many rows an update learns from."
+    ] = 8
+    learning_rate: Annotated[
+        float,
+        Group.TRAINING,
+        "The highest learning rate of the schedule, the same for all methods.",
+    ] = 3e-2
+    eval_every: Annotated[
+        int, Group.EVALUATION, "Epochs between evaluations of a run."
+    ] = 3
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "Folder that everything is written to; started again on it, the demo "
+        "resumes.",
+    ]
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid(Devices, Settings, grid.Grid):
-    """Run what a grid asks for and has no result yet; safe to start again.
+    """Run what a grid asks for and has no result yet; safe to start again."""
 
-    Attributes:
-      out_dir: where everything is written; several processes may share it.
-      shard: i/n: with which part of the fleets this process begins.
-      retry_failed: try again what has failed before.
-      keep_going: exit with status 0 although runs have failed; all others are
-        made either way.
-      stale_seconds: after so many seconds of silence another process's work
-        is taken over.
-      data_dir: folder of the tasks' own files; default PANDA_DATA_DIR, and
-        without that TFDS.
-      tfds_data_dir: folder (or bucket) where TFDS keeps its data sets.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    out_dir: str
-    shard: str | None = None
-    retry_failed: bool = False
-    keep_going: bool = False
-    stale_seconds: float = 120.0
-    data_dir: str | None = None
-    tfds_data_dir: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_paths(self)
+    sources: Annotated[
+        tuple[str, ...],
+        Group.RUNS,
+        "Tasks that a source prompt is trained on each.",
+    ] = grid.Grid.sources
+    targets: Annotated[
+        tuple[str, ...],
+        Group.RUNS,
+        "Tasks that every source is transferred to.",
+    ] = grid.Grid.targets
+    backbones: Annotated[
+        tuple[str, ...],
+        IsPath(),
+        Group.RUNS,
+        "Pretrained models: ids or folders.",
+    ] = grid.Grid.backbones
+    methods: Annotated[
+        tuple[str, ...],
+        OneOf((*registry.METHODS, "control")),
+        Group.RUNS,
+        "How the targets are adapted; control is panda with weight 0. What "
+        "these need is made too.",
+    ] = grid.Grid.methods
+    recipes: Annotated[
+        tuple[str, ...],
+        OneOf(registry.RECIPES),
+        Group.RUNS,
+        "How panda's teacher is listened to.",
+    ] = grid.Grid.recipes
+    seeds: Annotated[
+        tuple[int, ...],
+        Group.RUNS,
+        "Seeds; each makes everything anew, its source prompts included.",
+    ] = grid.Grid.seeds
+    settings: Annotated[
+        dict | None,
+        Group.RUNS,
+        'Settings of every run, as train has them: {"epochs": 3}.',
+    ] = grid.Grid.settings
+    overrides: Annotated[
+        dict | None,
+        Group.RUNS,
+        "Settings of the runs that all words of a key describe; more words "
+        'win: {"panda": {...}, "source mnli": {...}}. Words are methods '
+        "(control listens to panda's too), source, the tasks that are "
+        "trained on, backbones, recipes.",
+    ] = grid.Grid.overrides
+    sweep: Annotated[
+        dict | None,
+        Group.RUNS,
+        "Settings of panda, each with a list of values to try, in all "
+        'combinations: {"kd_lambda": [0.3, 1.0]}.',
+    ] = grid.Grid.sweep
+    shard: Annotated[
+        str | None,
+        Group.WORK,
+        "i/n, such as 0/4: the part of the work that this process of n begins "
+        "with.",
+    ] = None
+    retry_failed: Annotated[
+        bool, Group.WORK, "Try again what has failed before."
+    ] = False
+    keep_going: Annotated[
+        bool,
+        Group.WORK,
+        "Exit with status 0 although runs have failed; the others are made "
+        "either way.",
+    ] = False
+    stale_seconds: Annotated[
+        float,
+        Group.WORK,
+        "Seconds of silence after which another process's work is taken over.",
+    ] = 120.0
+    data_dir: DataDir = None
+    tfds_data_dir: TfdsDataDir = None
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "Folder that everything is written to; several processes may share it.",
+    ]
+    overwrite: Overwrite = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(_Arguments):
-    """Tables, statistics and pictures of all runs below a folder.
+    """Tables, statistics and pictures of all runs below a folder."""
 
-    Attributes:
-      runs: folder with run folders at any depth, such as a grid's.
-      out_dir: where report.html, report.md, report.tex, a csv a table and the
-        heat maps go.
-      scores: score files of the same sources and targets, comma-separated, for
-        the source that each metric would have chosen.
-      value: the score of a run that counts: best, final or first_epoch.
-      confidence: of the intervals.
-      resamples: of release 0.1, as is seed: nothing is drawn any more.
-      seed: see resamples.
-      overwrite: replace files in the way, whoever wrote them.
-    """
-
-    runs: str
-    out_dir: str
-    scores: str | None = None
-    value: str = "best"
-    confidence: float = 0.95
-    resamples: int | None = None
-    seed: int | None = None
-    overwrite: bool = False
+    runs: Annotated[
+        Path,
+        Group.INPUT,
+        "Folder with run folders at any depth, such as a grid's.",
+    ]
+    scores: Annotated[
+        Path | None,
+        Group.INPUT,
+        "Files that `panda-jax score` wrote of the same sources and targets, "
+        "with commas, for the source that each metric would have chosen.",
+    ] = None
+    value: Annotated[
+        Literal["best", "final", "first_epoch"],
+        Group.INPUT,
+        "Which score of a run counts: its best, that at its end, or that "
+        "after its first epoch.",
+    ] = "best"
+    confidence: Annotated[
+        float, Group.STATISTICS, "Coverage of the intervals, 0 to 1."
+    ] = 0.95
+    resamples: Annotated[
+        int | None,
+        Group.STATISTICS,
+        "Has no effect: release 0.1 drew intervals, which are computed now.",
+    ] = None
+    seed: Annotated[
+        int | None, Group.STATISTICS, "Has no effect, as --resamples."
+    ] = None
+    out_dir: Annotated[
+        Path,
+        Group.OUTPUT,
+        "Folder that report.html, report.md, report.tex, a csv of each table "
+        "and the heat maps are written to.",
+    ]
+    overwrite: Overwrite = False
 
 
 VERBS: dict[str, type] = {
@@ -526,7 +724,6 @@ VERBS: dict[str, type] = {
     "report": Report,
     "doctor": Doctor,
 }
-
 # Verbs that answer with one JSON document where they are asked for it.
 JSON = (
     "train",
@@ -539,288 +736,14 @@ JSON = (
     "doctor",
 )
 
-# What a field may be, for `--help`; the settings themselves check it.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16"),
-    "fusion": FUSIONS,
-    "kd_transform": TRANSFORMS,
-    "method": METHODS,
-    "on_input": ("empty", "examples"),
-    "optimizer": OPTIMIZERS,
-    "prompt_init": INITIALISERS,
-    "prompt_kind": KINDS,
-    "recipe": RECIPES,
-    "schedule": SCHEDULES,
-    "split": ("train", "validation"),
-    "transfer_metric": METRICS,
-    "value": ("best", "final", "first_epoch"),
-}
 
-# Titles and the fields below them, in the order of `--help`. The first family
-# that has a verb's class is the verb's; fields that none names come last.
-_DEVICE_FIELDS = (
-    "dtype",
-    "remat",
-    "num_partitions",
-    "mesh_shape",
-    "parameter_partitioning_dims",
-    "chunk",
-)
-_PROCESS_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
-_DATA_FIELDS = ("data_dir", "tfds_data_dir")
-_GROUPS: tuple[tuple[tuple[type, ...], dict[str, tuple[str, ...]]], ...] = (
-    (
-        (Train, Plan),
-        {
-            "what it is compiled for": (
-                "topology",
-                "fleet",
-                "no_search",
-            ),
-            "what it trains": ("task", "backbone", "method", "recipe", "seed"),
-            "the prompt": (
-                "prompt_kind",
-                "prompt_length",
-                "prompt_init",
-                "init_text",
-                "init_stddev",
-            ),
-            "sources": (
-                "source",
-                "sources",
-                "transfer_metric",
-                "top_k",
-                "fusion",
-                "resize_source",
-            ),
-            "distillation (method panda)": (
-                "teacher",
-                "target_prompt",
-                "similarity",
-                "kd_lambda",
-                "kd_beta",
-                "kd_weight",
-                "kd_transform",
-                "temperature",
-            ),
-            "data": (
-                *_DATA_FIELDS,
-                "train_examples",
-                "max_length",
-                "target_length",
-            ),
-            "optimisation": (
-                "epochs",
-                "steps",
-                "batch_size",
-                "accumulate",
-                "optimizer",
-                "learning_rate",
-                "schedule",
-                "weight_decay",
-                "clip",
-                "dropout",
-            ),
-            "evaluation": (
-                "eval_examples",
-                "eval_every",
-                "eval_period",
-                "patience",
-            ),
-            "devices and memory": _DEVICE_FIELDS,
-            "several processes": _PROCESS_FIELDS,
-            "output": ("model_dir", "overwrite", "json"),
-        },
-    ),
-    (
-        (Score, Rank),
-        {
-            "what is compared": (
-                "target",
-                "sources",
-                "targets",
-                "metric",
-                "metrics",
-                "k",
-                "backbone",
-            ),
-            "data, for metrics that read rows": (
-                *_DATA_FIELDS,
-                "examples",
-                "max_length",
-            ),
-            "settings of single metrics": (
-                "readout",
-                "contrast",
-                "on_layers",
-                "on_input",
-                "on_binarised",
-                "steps",
-                "seed",
-            ),
-            "devices": _DEVICE_FIELDS,
-            "output": ("out_dir", "overwrite"),
-        },
-    ),
-    (
-        (Grid,),
-        {
-            "which runs": (
-                "sources",
-                "targets",
-                "backbones",
-                "methods",
-                "recipes",
-                "seeds",
-            ),
-            "their settings": ("settings", "overrides", "sweep"),
-            "data": _DATA_FIELDS,
-            "how they are worked off": (
-                "shard",
-                "retry_failed",
-                "keep_going",
-                "stale_seconds",
-            ),
-            "devices and memory": _DEVICE_FIELDS,
-            "several processes that train one run": _PROCESS_FIELDS,
-            "output": ("out_dir", "overwrite"),
-        },
-    ),
-    (
-        (EvaluateRanking,),
-        {
-            "what is judged": (
-                "scores",
-                "truth",
-                "metrics",
-                "combine",
-                "ceiling",
-                "include_self",
-            ),
-            "statistics": (
-                "ks",
-                "resamples",
-                "permutations",
-                "confidence",
-                "seed",
-            ),
-            "output": ("out_dir", "scatters", "overwrite"),
-        },
-    ),
-    (
-        (Demo,),
-        {
-            "what is told": ("backbone", "sources", "target", "seeds"),
-            "its runs": (
-                "source_examples",
-                "source_epochs",
-                "target_examples",
-                "target_epochs",
-                "eval_examples",
-                "eval_every",
-                "prompt_length",
-                "max_length",
-                "batch_size",
-                "learning_rate",
-                "kd_lambda",
-            ),
-            "output": ("out_dir", "overwrite"),
-        },
-    ),
-)
-
-
-def groups(cls: type) -> dict[str, list[str]]:
-    """Title -> fields of a verb's arguments, as `--help` shows them."""
-    left = [field.name for field in dataclasses.fields(cls)]
-    found: dict[str, list[str]] = {}
-    for classes, family in _GROUPS:
-        for title, names in family.items() if cls in classes else ():
-            here = [name for name in names if name in left]
-            if here:
-                found[title] = here
-            left = [name for name in left if name not in here]
-    if left:
-        found["flags" if not found else "more flags"] = left
-    return found
+def placed(cls: type) -> tuple[str, ...]:
+    """The arguments of a verb that are given by place, in order."""
+    settings = fields.of(cls).values()
+    return tuple(s.name for s in settings if ByPlace() in s.marks)
 
 
 def gin_name(verb: str) -> str:
     """A verb as gin can name it: `import` begins one of its statements."""
     name = verb.replace("-", "_")
     return f"{name}_prompt" if verb in ("import", "export") else name
-
-
-def kinds(field: dataclasses.Field[Any]) -> list[str]:
-    """The names of the types that a field's value may have."""
-    hint = str(getattr(field.type, "__name__", field.type))
-    return [part.strip() for part in hint.split("|")]
-
-
-def metavar(cls: type, field: dataclasses.Field[Any]) -> str:
-    """What `--help` writes for a flag's value: its choices, or its type."""
-    choices = CHOICES.get(field.name)
-    if choices and "str" in kinds(field):
-        return f"{{{','.join(choices)}}}"
-    for kind in kinds(field):
-        if kind in ("int", "float"):
-            return kind.upper()
-        if kind == "dict":
-            return "JSON"
-        if kind.startswith("tuple"):
-            return "A,B,..."
-    if field.name == "backbone":
-        return "ID"
-    names = ("target", *_DATA_FIELDS)
-    if field.name in names or field.name in PATHS:
-        return "FILE" if field.name in ("input", "json") else "PATH"
-    return "TEXT"
-
-
-def settings_help(cls: type) -> dict[str, str]:
-    """Field name -> its line in the class's and its bases' `Attributes`."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        text = inspect.cleandoc(base.__doc__ or "")
-        _, _, attributes = text.partition("Attributes:\n")
-        for name, entry in re.findall(
-            r"^  (\w+): (.*(?:\n    .*)*)", attributes, re.MULTILINE
-        ):
-            found[name] = " ".join(entry.split())
-    return found
-
-
-def convert(cls: type, name: str, text: str) -> Any:
-    """A flag's text as the type of the field, or an error that names it.
-
-    Raises:
-      UserError: the text is no value of that type.
-    """
-    field = next(f for f in dataclasses.fields(cls) if f.name == name)
-    types = kinds(field)
-    if text == "None" and "None" in types:
-        return None
-    try:
-        if "int" in types:
-            return int(text)
-        if "float" in types:
-            return float(text)
-    except ValueError:
-        raise UserError(
-            f"--{name}={text}: expected a value of type {' | '.join(types)}."
-        ) from None
-    return truth(f"--{name}", text) if "bool" in types else text
-
-
-def truth(flag: str, text: str) -> bool:
-    """The value of a yes-or-no flag that is given one.
-
-    Raises:
-      UserError: it is neither true nor false.
-    """
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in known:
-        raise UserError(
-            f"{flag}={text}: expected true or false, or {flag} alone."
-        )
-    return known[text.lower()]

@@ -330,6 +330,6 @@ def _require(gin: Any, verb: str, name: str) -> None:
     except ValueError:
         value = None
     if value is None or "gin.REQUIRED" in str(value):
-        placed = name in arguments.PLACED.get(arguments.VERBS[verb], ())
+        placed = name in arguments.placed(arguments.VERBS[verb])
         flag = name.upper() if placed else f"--{name}=..."
         raise UserError(f"The verb {verb} needs {flag} See --help.")

@@ -7,8 +7,9 @@ import os
 import pathlib
 from typing import Any
 
-from panda_jax import cluster
+from panda_jax import cluster, fields
 from panda_jax.cli import arguments
+from panda_jax.fields import Setting
 
 # What release 0.1 made a name of, as it was written, defaults included.
 _OF_0_1 = (
@@ -40,7 +41,9 @@ def default_folder(args: arguments.Train) -> str:
     makes another folder. One that release 0.1 named goes on.
     """
     changed = _changed(args)
-    folder = _named(args, {x: _real(x, changed[x]) for x in sorted(changed)})
+    settings = fields.of(type(args))
+    real = {x: _real(settings[x], changed[x]) for x in sorted(changed)}
+    folder = _named(args, real)
     if folder.is_dir() or changed.keys() - {*_OF_0_1}:
         return str(folder)
     old = _named(args, {name: getattr(args, name) for name in _OF_0_1})
@@ -64,9 +67,10 @@ def _changed(args: arguments.Train) -> dict[str, Any]:
     }
 
 
-def _real(name: str, value: Any) -> Any:
+def _real(setting: Setting, value: Any) -> Any:
     """A setting without what is only its spelling."""
-    if name not in (*arguments.PATHS, "tfds_data_dir"):
+    name = setting.name
+    if setting.path is None:
         return value
     if name == "backbone" and not os.path.exists(value):
         return value  # An id, which leads nowhere.

@@ -4,17 +4,24 @@ This module must stay light (no JAX, no gin): `panda-jax --help` reads it.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from panda_jax import runs, settings
+from panda_jax import fields
 from panda_jax.cli import arguments, logs
 from panda_jax.errors import UserError, nearest
+from panda_jax.fields import Group, Setting
+from panda_jax.runs import Run
+from panda_jax.settings import USES
 
 # What `--json` alone stands for where it may also name a file.
 _STDOUT = "-"
-_TRUTHS = ("true", "false", "1", "0")
+# More of them stand in the text.
+_MOST_CHOICES = 6
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +65,13 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
     _check_known(verb, words, _spellings(made))
     found = vars(made.parse_args(words))
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        text = found.pop(field.name)
+    for setting in fields.of(cls).values():
+        text = found.pop(setting.name)
         if isinstance(text, bool):
-            inverted = field.name.startswith("no_")
-            values[field.name] = text is not inverted
+            inverted = setting.name.startswith("no_")
+            values[setting.name] = text is not inverted
         elif text is not None:
-            values[field.name] = arguments.convert(cls, field.name, text)
+            values[setting.name] = convert(setting, text)
     if values.get("json") == _STDOUT:
         found["json"] = bool(values.pop("json"))
     del found["version"]
@@ -81,6 +88,40 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
     )
 
 
+def convert(setting: Setting, text: str) -> Any:
+    """A flag's text as a value of its type.
+
+    Raises:
+      UserError: the text is no value of that type.
+    """
+    for value in _readings(text):
+        if fields.fits(value, *setting.options):
+            return value
+    if {tuple, dict} & setting.kinds:
+        return text  # Lists with commas, and JSON, are read by who has them.
+    raise UserError(
+        f"--{setting.name}={text}: expected a value of type {setting.words}."
+    )
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a text may stand for, itself last."""
+    if text == "None":
+        yield None
+    for kind in (float, int):
+        with contextlib.suppress(ValueError):
+            yield kind(text)
+    yield text
+
+
+class _Whole(argparse.HelpFormatter):
+    """argparse's, without breaks in names such as `minilm-l6`."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        words = " ".join(text.split())
+        return textwrap.wrap(words, width, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with this program's way of reporting a mistake."""
 
@@ -91,7 +132,7 @@ class _Parser(argparse.ArgumentParser):
 def parser(verb: str) -> argparse.ArgumentParser:
     """The verb's flags for argparse, in groups, with types and choices."""
     cls = arguments.VERBS[verb]
-    placed = arguments.PLACED.get(cls, ())
+    placed = arguments.placed(cls)
     made = _Parser(
         prog=f"panda-jax {verb}",
         usage=" ".join(
@@ -103,49 +144,66 @@ def parser(verb: str) -> argparse.ArgumentParser:
         "texts need quotes.",
         allow_abbrev=False,
         add_help=False,
+        formatter_class=_Whole,
     )
-    about = arguments.settings_help(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for title, names in arguments.groups(cls).items():
+    for title, settings in groups(cls).items():
         group = made.add_argument_group(title)
-        for name in names:
-            _add(group, cls, fields[name], about.get(name, ""))
+        for setting in settings:
+            _add(group, cls, setting)
     _add_common(made, verb)
     return made
 
 
-def _add(
-    group: Any, cls: type, field: dataclasses.Field[Any], about: str
-) -> None:
+def groups(cls: type) -> dict[str, list[Setting]]:
+    """Title -> settings of a verb, as `--help` shows them."""
+    every = fields.of(cls).values()
+    found = {g: [s for s in every if s.group is g] for g in (*Group, None)}
+    return {g or "more flags": some for g, some in found.items() if some}
+
+
+def metavar(setting: Setting) -> str:
+    """What `--help` writes for a flag's value: its choices, or its type."""
+    if len(setting.choices) > _MOST_CHOICES:
+        return "NAME"
+    if setting.choices:
+        more = ",..." if tuple in setting.kinds else ""
+        return f"{{{','.join(setting.choices)}}}{more}"
+    for kind, word in ((int, "INT"), (float, "FLOAT"), (dict, "JSON")):
+        if kind in setting.kinds:
+            return word
+    if tuple in setting.kinds:
+        return "A,B,..."
+    return setting.path.shown if setting.path else "TEXT"
+
+
+def _add(group: Any, cls: type, setting: Setting) -> None:
     """One flag, or argument by place, of a group."""
-    default = field.default
-    use = settings.USES.get(field.name)
-    if use is not None and issubclass(cls, runs.Run):
-        about = f"{about} Serves {use.who}."
+    name, default, about = setting.name, setting.default, [setting.help]
+    use = USES.get(name) if issubclass(cls, Run) else None
+    if len(setting.choices) > _MOST_CHOICES:
+        about.append(f"One of {', '.join(setting.choices)}.")
+    if use is not None:
+        about.append(f"Only with {use.where}.")
     if default is dataclasses.MISSING:
-        about = f"{about} (required)"
-    elif default is not None:
-        about = f"{about} (default: {default})"
-    text = about.strip().replace("%", "%%")
-    if field.name in arguments.PLACED.get(cls, ()):
+        about.append("(required)")
+    elif default not in (None, "", ()):
+        shown = default if isinstance(default, tuple) else (default,)
+        about.append(f"(default: {','.join(map(str, shown))})")
+    text = " ".join(about).strip().replace("%", "%%")
+    if arguments.ByPlace() in setting.marks:
         # Optional to argparse: a gin file may bind it.
+        group.add_argument(name, nargs="?", metavar=name.upper(), help=text)
+    elif bool in setting.kinds:
         group.add_argument(
-            field.name, nargs="?", metavar=field.name.upper(), help=text
-        )
-    elif "bool" in arguments.kinds(field):
-        group.add_argument(
-            f"--{field.name.removeprefix('no_')}",
-            dest=field.name,
+            f"--{name.removeprefix('no_')}",
+            dest=name,
             action=argparse.BooleanOptionalAction,
             help=text,
         )
     else:
-        alone = {"nargs": "?", "const": _STDOUT} if field.name == "json" else {}
+        alone = {"nargs": "?", "const": _STDOUT} if name == "json" else {}
         group.add_argument(
-            f"--{field.name}",
-            metavar=arguments.metavar(cls, field),
-            help=text,
-            **alone,
+            f"--{name}", metavar=metavar(setting), help=text, **alone
         )
 
 
@@ -158,14 +216,15 @@ def _add_common(made: argparse.ArgumentParser, verb: str) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="gin file; may be given several times, later ones win; also "
-        "looked up in the package's own gin folder",
+        help="A file of settings in gin's language; also looked for in the "
+        "package's own gin folder (runs/smoke.gin). May be given several "
+        "times: later files win, and flags over all.",
     )
     files.add_argument(
         "--gin_search_paths",
         default="",
         metavar="PATH,...",
-        help="more folders to look gin files up in",
+        help="More folders to look for gin files in, with commas.",
     )
     files.add_argument(
         "--import",
@@ -173,46 +232,48 @@ def _add_common(made: argparse.ArgumentParser, verb: str) -> None:
         default=[],
         dest="imports",
         metavar="MODULE",
-        help="a Python module of yours to import first, such as one that "
-        "registers tasks or metrics; looked for in this folder too; may be "
-        "given several times",
+        help="A Python module of yours to import first, such as one that "
+        "registers tasks or metrics; looked for in this folder too. May be "
+        "given several times.",
     )
     shown = made.add_argument_group("what is shown")
     if verb in arguments.JSON and not hasattr(cls, "json"):
         shown.add_argument(
             "--json",
             action="store_true",
-            help="print one JSON document on stdout, and all else on stderr",
+            help="Print one JSON document on stdout, and all else on stderr.",
         )
     shown.add_argument(
         "--quiet",
         action="store_true",
-        help="show no progress; results, warnings and errors remain",
+        help="Show no progress; results, warnings and errors remain.",
     )
     shown.add_argument(
         "--log_level",
         choices=tuple(logs.LEVELS),
         default=logs.DEFAULT,
-        help="from what severity on messages of libraries and warnings are "
-        "shown, on stderr (default: %(default)s)",
+        help="From what severity on warnings and messages of libraries are "
+        "shown, on stderr. (default: %(default)s)",
     )
     shown.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the operative configuration and do nothing else",
+        help="Print the settings that hold, as a gin file, and do no more.",
     )
     shown.add_argument(
-        "--version", action="store_true", help="print the version"
+        "--version", action="store_true", help="Print the version and end."
     )
-    shown.add_argument("--help", "-h", action="help", help="print this")
+    shown.add_argument(
+        "--help", "-h", action="help", help="Print this and end."
+    )
 
 
 def _switches(cls: type) -> dict[str, tuple[str, str]]:
     """Each spelling of a yes-or-no flag -> that for true, that for false."""
     found = {}
-    for field in dataclasses.fields(cls):
-        if "bool" in arguments.kinds(field):
-            name = field.name.removeprefix("no_")
+    for setting in fields.of(cls).values():
+        if bool in setting.kinds:
+            name = setting.name.removeprefix("no_")
             yes, no = f"--{name}", f"--no-{name}"
             found[yes] = yes, no
             found[no] = found[f"--no_{name}"] = no, yes
@@ -234,12 +295,25 @@ def _truths(cls: type, words: Sequence[str]) -> Iterator[str]:
             continue
         if not equals and left and left[0].lower() in _TRUTHS:
             equals, value = "=", left.pop(0)
-        truth = not equals or arguments.truth(name, value)
+        said = not equals or truth(name, value)
         if name in switches:
             yes, no = switches[name]
-            yield yes if truth else no
-        elif truth:
+            yield yes if said else no
+        elif said:
             yield name
+
+
+def truth(flag: str, text: str) -> bool:
+    """The value of a yes-or-no flag that is given one.
+
+    Raises:
+      UserError: it is neither true nor false.
+    """
+    if text.lower() not in _TRUTHS:
+        raise UserError(
+            f"{flag}={text}: expected true or false, or {flag} alone."
+        )
+    return _TRUTHS[text.lower()]
 
 
 def _spellings(made: argparse.ArgumentParser) -> set[str]:

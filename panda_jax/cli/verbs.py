@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from panda_jax import cluster, distributed
 from panda_jax.cli import arguments, t5x_names
 from panda_jax.cli.default_folder import default_folder
-from panda_jax.errors import UnusedSetting, UserError, unknown_name
+from panda_jax.errors import UnusedSetting, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +217,9 @@ def _demo(args: Any, output: Output) -> int:
 def _import(args: arguments.Import, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.backbone import load_backbone
-    from panda_jax.exchange import IMPORTS, import_prompt
+    from panda_jax.exchange import import_prompt
     from panda_jax.store import FILES, save_prompt
 
-    if args.format not in IMPORTS:
-        raise unknown_name("import format", args.format, IMPORTS)
     ownership.check(
         args.out_dir, "import", FILES, overwrite=args.overwrite, alone=True
     )
@@ -242,11 +240,9 @@ def _import(args: arguments.Import, output: Output) -> int:
 
 
 def _export(args: arguments.Export, output: Output) -> int:
-    from panda_jax.exchange import EXPORTS, export_bank, export_prompt
+    from panda_jax.exchange import export_bank, export_prompt
     from panda_jax.store import PromptBank, is_bank, load_prompt
 
-    if args.format not in EXPORTS:
-        raise unknown_name("export format", args.format, EXPORTS)
     values = dataclasses.asdict(args)
     format, path = values.pop("format"), values.pop("prompt")
     if format != "peft":

@@ -9,8 +9,10 @@ from typing import Any
 
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.planned import ROLES
+from panda_jax.fields import check
 from panda_jax.files import parse_json
-from panda_jax.runs import METHODS, RECIPES, Run, backbone_name, check_types
+from panda_jax.registry import METHODS, RECIPES
+from panda_jax.runs import Run, backbone_name
 from panda_jax.tasks import specs
 
 # What a grid is made of, so that no setting may say it.
@@ -59,7 +61,7 @@ class Grid:
         self._set("seeds", _numbers(_listed(self.seeds)))
         for name in ("settings", "overrides", "sweep"):
             self._set(name, _mapping(name, getattr(self, name)))
-        check_types(self)
+        check(self)
         self._set(
             "backbones",
             tuple(
