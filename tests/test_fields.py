@@ -1,11 +1,11 @@
-"""Settings by their annotations: the one check of types, and the registries."""
+"""Settings by their annotations: the one check of types."""
 
 import dataclasses
 from typing import Annotated, Literal
 
 import pytest
 
-from panda_jax import UserError, fields, measures, optim, registry, several
+from panda_jax import UserError, fields
 from panda_jax.fields import File, Group, OneOf, Path, PathOrUrl
 
 NAMES = ["one"]
@@ -107,28 +107,3 @@ def test_settings_that_are_taken():
     assert (type(found.rate), found.rate) == (float, 1.0)
     NAMES.append("two")
     assert Small(open="two").open == "two"
-
-
-# The names, and what stands behind them.
-
-
-def test_every_name_has_a_meaning():
-    assert tuple(several.TRANSFORMS) == registry.TRANSFORMS
-    assert tuple(measures.METRICS) == tuple(registry.METRICS.names)
-    for optimizer in registry.OPTIMIZERS:
-        assert optim.transform(optimizer).init
-    for schedule in registry.SCHEDULES:
-        assert optim.schedule_numbers(schedule, total=2, epoch_steps=1)
-
-
-def test_a_registry_is_filled_with_its_own_names():
-    table = registry.Registry("thing", "a", "b")
-    assert "a" in table.names
-    assert len(table.names) == 2
-    with pytest.raises(AssertionError, match=r"names other things: \{'b'\}"):
-        table.fill({"a": 1})
-    table.fill({"a": 1, "b": 2})
-    table["c"] = 3
-    assert list(table.names) == ["a", "b", "c"]
-    assert "c" in table.names
-    assert "d" not in table.names
