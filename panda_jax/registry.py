@@ -8,8 +8,8 @@ incomplete, or take the names from here.
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
-Method = Literal["prompt", "pot", "panda", "model"]
-Recipe = Literal["paper", "released", "ours"]
+Method = Literal["prompt", "pot", "panda", "finetune"]
+Recipe = Literal["paper", "released", "kl"]
 PromptKind = Literal["deep", "shallow"]
 Initialiser = Literal["normal", "vocabulary", "labels", "text"]
 Optimizer = Literal["adamw", "adafactor"]
@@ -30,6 +30,36 @@ TRANSFORMS: tuple[str, ...] = get_args(Transform)
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 IMPORTS: tuple[str, ...] = get_args(ImportFormat)
 EXPORTS: tuple[str, ...] = get_args(ExportFormat)
+
+# Setting -> what 0.1 called its values. They are accepted wherever one is given
+# and in every file; ids and folders are made of them for good.
+FORMER = {"method": {"finetune": "model"}, "recipe": {"kl": "ours"}}
+_PRESENT = {
+    setting: {old: new for new, old in names.items()}
+    for setting, names in FORMER.items()
+}
+
+
+def present(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, or what a file says of a run, with this release's names."""
+    return _renamed(settings, _PRESENT)
+
+
+def former(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the names of 0.1, for ids and folders."""
+    return _renamed(settings, FORMER)
+
+
+def _renamed(
+    settings: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    return {
+        name: names[name].get(value, value)
+        if name in names and isinstance(value, str)
+        else value
+        for name, value in settings.items()
+    }
+
 
 Value = TypeVar("Value")
 

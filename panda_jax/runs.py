@@ -43,7 +43,7 @@ class Run:
         Group.RUN,
         "How it is adapted: prompt trains a fresh prompt, pot one that starts "
         "as the source's, panda a fresh one that also learns from a teacher "
-        "(the source's prompt tuned on the target), model all weights.",
+        "(the source's prompt tuned on the target), finetune all weights.",
     ] = "prompt"
     recipe: Annotated[
         registry.Recipe,
@@ -51,7 +51,7 @@ class Run:
         "How the teacher is listened to. paper: mean squared error of the "
         "logits, weight kd_lambda * similarity of source and target; released "
         "(the authors' code): weight 0.1 * kd_beta / batch_size, teacher with "
-        "dropout; ours: as paper, with the KL divergence at a temperature.",
+        "dropout; kl: as paper, with the KL divergence at a temperature.",
     ] = "paper"
     seed: Annotated[
         int,
@@ -133,8 +133,8 @@ class Run:
         float | None,
         Group.TRAINING,
         "The highest learning rate of the schedule. By default 1e-2 for "
-        "prompt and pot, 7e-3 for panda, 5e-5 for model; with adafactor 0.3, "
-        "and 1e-3 for model.",
+        "prompt and pot, 7e-3 for panda, 5e-5 for finetune; with adafactor "
+        "0.3, and 1e-3 for finetune.",
     ] = None
     weight_decay: Annotated[
         float | None,
@@ -257,6 +257,9 @@ class Run:
     ] = None
 
     def __post_init__(self) -> None:
+        now = registry.present({n: getattr(self, n) for n in registry.FORMER})
+        for name, value in now.items():
+            object.__setattr__(self, name, value)
         fields.check(self)
         for name in (
             "batch_size",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from panda_jax import fields, ownership, trees
+from panda_jax import fields, ownership, registry, trees
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike, write_json
 from panda_jax.interop import peft, peft_layout
@@ -47,9 +47,9 @@ class PromptInfo:
       tokenizer_fingerprint: of the backbone's tokenizer, checked likewise;
         None where the file does not say, as those of 0.1.
       kind: `"deep"` or `"shallow"`.
-      method: prompt, pot, panda or model; `import-FORMAT` of a prompt from
+      method: prompt, pot, panda or finetune; `import-FORMAT` of a prompt from
         elsewhere.
-      recipe: of method panda: paper, released or ours.
+      recipe: of method panda: paper, released or kl.
       source: the source prompt of pot and panda.
       seed: of the run.
       data_fingerprint: hash of the training data.
@@ -95,6 +95,7 @@ class PromptInfo:
                 f"format_version is {version!r}, expected {FORMAT_VERSION}: "
                 "use the version of panda_jax that wrote it, or a newer one"
             )
+        value = registry.present(value)
         said: dict[str, Any] = {}
         for name, field in fields.of(cls).items():
             said[name] = value.get(name)

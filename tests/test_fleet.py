@@ -286,7 +286,7 @@ def test_patience_ends_a_lane_and_not_the_others(tiny, rows, source):
         ({"batch_size": 4}, "share batch_size"),
         ({"prompt_length": 5}, "share prompt_length"),
         ({"recipe": "ours", "method": "panda"}, "the distillation's recipe"),
-        ({"method": "model"}, "fleet of one"),
+        ({"method": "finetune"}, "fleet of one"),
     ],
 )
 def test_lanes_that_share_no_step_are_refused(
@@ -294,7 +294,7 @@ def test_lanes_that_share_no_step_are_refused(
 ):
     first, other = lane(0, source), lane(0, source)
     run = runs.make_run(**({**_fields(other.run)} | changes))
-    if changes.get("method") == "model":
+    if changes.get("method") == "finetune":
         first = Lane(run, "first", Needs())
     with pytest.raises(UserError, match=words):
         Fleet(tiny, [first, Lane(run, "other", Needs())], *rows)

@@ -194,8 +194,8 @@ def test_an_id_is_of_what_is_used():
     panda = id_of(method="panda")
     assert panda == id_of(method="panda", temperature=5.0)
     assert panda != id_of(method="panda", kd_lambda=5.0)
-    assert id_of(method="panda", recipe="ours") != id_of(
-        method="panda", recipe="ours", temperature=5.0
+    assert id_of(method="panda", recipe="kl") != id_of(
+        method="panda", recipe="kl", temperature=5.0
     )
     control = id_of(method="panda", kd_weight=0.0)
     assert control == id_of(
@@ -213,9 +213,9 @@ COMBINATIONS = [
     ("pot", "paper", {}),
     ("panda", "paper", {}),
     ("panda", "released", {}),
-    ("panda", "ours", {}),
+    ("panda", "kl", {}),
     ("panda", "paper", {"kd_weight": 0.5}),
-    ("model", "paper", {}),
+    ("finetune", "paper", {}),
 ]
 CHANGED = {
     "prompt_kind": "deep", "prompt_length": 3, "prompt_init": "vocabulary",
@@ -262,7 +262,7 @@ def test_the_table_of_settings_is_true(
     monkeypatch.setattr(runs, "left_out", lambda run, several: run)
     source = done if method in ("pot", "panda") else None
     common = {**SMALL, "task": "toy_review", "source": source}
-    common["prompt_length"] = None if method == "model" else 4
+    common["prompt_length"] = None if method == "finetune" else 4
     one, two = (
         pj.train(tiny, **{**common, **plain, **changes})
         for changes in ({}, idle)

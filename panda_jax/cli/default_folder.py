@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from panda_jax import cluster, fields
+from panda_jax import cluster, fields, registry
 from panda_jax.cli import arguments
 from panda_jax.fields import Setting
 
@@ -51,9 +51,10 @@ def default_folder(args: arguments.Train) -> str:
 
 
 def _named(args: arguments.Train, values: dict[str, Any]) -> pathlib.Path:
-    text = json.dumps(values, sort_keys=True)
+    text = json.dumps(registry.former(values), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{args.task}-{args.method}-s{args.seed}-{digest}"
+    method = registry.former({"method": args.method})["method"]
+    name = f"{args.task}-{method}-s{args.seed}-{digest}"
     return pathlib.Path("runs") / name
 
 

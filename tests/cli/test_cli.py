@@ -413,7 +413,7 @@ def test_help_says_what_a_flag_may_be(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for words in (
         " optimisation: --",
-        "--method {prompt,pot,panda,model}",
+        "--method {prompt,pot,panda,finetune}",
         "--epochs INT",
         "--learning_rate FLOAT",
         "--source PATH",
