@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from panda_jax import UserError, assembly, cli
+from panda_jax import UserError, assembly, cli, registry
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import AXES, Grid
 from panda_jax.experiments.grid_text import listing
@@ -65,7 +65,8 @@ def test_ids_are_hashes_of_settings_and_of_the_ids_of_needs():
         # Where 0.1 left in what model-tuning does not use, it is known by both.
         assert (run.former is not None) == (run.kind == "finetune")
         run = run.former or run
-        value = {**dataclasses.asdict(run.run), "needs": dict(run.needs)}
+        value = registry.former(dataclasses.asdict(run.run))
+        value["needs"] = dict(run.needs)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()
         assert run.id == digest[:10] == golden, f"{name}: {run.id}"

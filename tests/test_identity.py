@@ -344,7 +344,7 @@ def test_a_gin_file_may_say_more_than_a_method_uses(
 def test_help_says_who_listens(capsys):
     assert cli.main(["help", "train"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Serves panda, recipe released." in said
+    assert "Only with method panda and recipe released." in said
 
 
 # A setting that a later release adds.
@@ -363,9 +363,10 @@ def later(tmp_path) -> pathlib.Path:
             shutil.copytree(place, root / name)
     path = root / "panda_jax" / "runs.py"
     text = path.read_text()
-    added = "    dtype: str | None = None\n    novelty: float = 0.25\n"
-    assert text.count("    dtype: str | None = None\n") == 1
-    path.write_text(text.replace("    dtype: str | None = None\n", added))
+    before = "    dtype: Annotated["
+    assert text.count(before) == 1
+    added = f"    novelty: float = 0.25\n{before}"
+    path.write_text(text.replace(before, added))
     return root
 
 

@@ -579,7 +579,7 @@ def test_what_a_grid_has_not_begun_is_named(tmp_path):
         for out in waiting.values()
     } >= {
         ("PoT", "toy_sentiment", "toy_review", "0"),
-        ("PANDA ours", "toy_sentiment", "toy_review", "0"),
+        ("PANDA kl", "toy_sentiment", "toy_review", "0"),
         ("model-tuning", "", "toy_review", "0"),
     }
     # As a run says of itself when it has begun, or failed.
