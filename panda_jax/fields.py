@@ -39,6 +39,8 @@ class Group(enum.StrEnum):
     DEVICES = "devices and memory"
     PROCESSES = "several processes that train one run"
     OUTPUT = "output"
+    GIN = "gin files and your own code"
+    SHOWN = "what is shown"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -321,8 +321,9 @@ def check(arguments: list[str]) -> None:
         assert set(rest) <= {*cli.VERBS, "VERB", "..."}, rest
         return
     assert verb in cli.VERBS, verb
-    # N stands for a number in the text.
+    # In the text N stands for a number, and FORMAT for one of them.
     rest = [re.sub(r"=N$", "=0", word) for word in rest]
+    rest = ["npy" if word == "FORMAT" else word for word in rest]
     if "..." not in rest:
         cli.resolve(verb, rest)
         return

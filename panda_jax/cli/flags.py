@@ -7,13 +7,13 @@ import argparse
 import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 from panda_jax import fields
 from panda_jax.cli import arguments, logs
 from panda_jax.errors import UserError, nearest
-from panda_jax.fields import Group, Setting
+from panda_jax.fields import Group, IsPath, OneOf, Path, Setting
 from panda_jax.runs import Run
 from panda_jax.settings import USES
 
@@ -24,31 +24,77 @@ _MOST_CHOICES = 6
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """Marks a flag that may be given several times, and how it is written."""
+
+    flag: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a command line says.
+    """What a command line says: the flags of every verb, and the verb's own.
 
     Attributes:
-      values: field -> value of the flags that were given.
+      values: field -> value of the verb's own flags that were given.
       bindings: what stood behind `--gin.`, in order.
-      gin_file: gin files, in order.
-      gin_search_paths: folders with commas.
-      imports: modules to import first.
-      dry_run: print the operative configuration and do nothing else.
-      json: one JSON document on stdout.
-      quiet: no progress.
-      log_level: the least that libraries must have to say.
     """
 
-    values: dict[str, Any]
+    values: dict = dataclasses.field(default_factory=dict)
     bindings: tuple[str, ...] = ()
-    gin_file: tuple[str, ...] = ()
-    gin_search_paths: str = ""
-    imports: tuple[str, ...] = ()
-    dry_run: bool = False
-    json: bool = False
-    quiet: bool = False
-    log_level: str = logs.DEFAULT
+    gin_file: Annotated[
+        tuple[str, ...],
+        IsPath("FILE"),
+        Repeated("gin_file"),
+        Group.GIN,
+        "A file of settings in gin's language; also looked for in the "
+        "package's own gin folder (runs/smoke.gin). May be given several "
+        "times: later files win, and flags over all.",
+    ] = ()
+    gin_search_paths: Annotated[
+        Path, Group.GIN, "More folders to look for gin files in, with commas."
+    ] = ""
+    imports: Annotated[
+        tuple[str, ...],
+        Repeated("import"),
+        Group.GIN,
+        "A Python module of yours to import first, such as one that registers "
+        "tasks or metrics; looked for in this folder too. May be given "
+        "several times.",
+    ] = ()
+    json: Annotated[
+        bool,
+        Group.SHOWN,
+        "Print one JSON document on stdout, and all else on stderr.",
+    ] = False
+    quiet: Annotated[
+        bool,
+        Group.SHOWN,
+        "Show no progress; results, warnings and errors remain.",
+    ] = False
+    log_level: Annotated[
+        str,
+        OneOf(logs.LEVELS),
+        Group.SHOWN,
+        "From what severity on warnings and messages of libraries are shown, "
+        "on stderr.",
+    ] = logs.DEFAULT
+    dry_run: Annotated[
+        bool,
+        Group.SHOWN,
+        "Print the settings that hold, as a gin file, and do nothing else.",
+    ] = False
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+def settings(verb: str) -> dict[str, Setting]:
+    """All flags of a verb by the name of their field."""
+    common = {n: s for n, s in fields.of(Given).items() if s.group}
+    if verb not in arguments.JSON:
+        del common["json"]
+    return common | fields.of(arguments.VERBS[verb])
 
 
 def parse(verb: str, argv: Sequence[str]) -> Given:
@@ -58,34 +104,27 @@ def parse(verb: str, argv: Sequence[str]) -> Given:
       UserError: a flag that the verb does not have, or a value of another
         type.
     """
-    cls = arguments.VERBS[verb]
+    every, own = settings(verb), fields.of(arguments.VERBS[verb])
     words = [word for word in argv if not word.startswith("--gin.")]
-    words = list(_truths(cls, words))
+    words = list(_truths(every, words))
     made = parser(verb)
     _check_known(verb, words, _spellings(made))
     found = vars(made.parse_args(words))
-    values: dict[str, Any] = {}
-    for setting in fields.of(cls).values():
-        text = found.pop(setting.name)
-        if isinstance(text, bool):
-            inverted = setting.name.startswith("no_")
-            values[setting.name] = text is not inverted
-        elif text is not None:
-            values[setting.name] = convert(setting, text)
+    said: dict[str, Any] = {}
+    for name, setting in every.items():
+        value = found[name]
+        if isinstance(value, bool):
+            said[name] = value is not name.startswith("no_")
+        elif isinstance(value, list):
+            said[name] = tuple(value)
+        elif value is not None:
+            said[name] = convert(setting, value)
+    values = {name: said.pop(name) for name in own if name in said}
     if values.get("json") == _STDOUT:
-        found["json"] = bool(values.pop("json"))
-    del found["version"]
-    for name in ("gin_file", "imports"):
-        found[name] = tuple(found[name])
-    return Given(
-        values=values,
-        bindings=tuple(
-            word.removeprefix("--gin.")
-            for word in argv
-            if word.startswith("--gin.")
-        ),
-        **found,
-    )
+        said["json"] = bool(values.pop("json"))
+    prefix = "--gin."
+    bound = (w.removeprefix(prefix) for w in argv if w.startswith(prefix))
+    return Given(values=values, bindings=tuple(bound), **said)
 
 
 def convert(setting: Setting, text: str) -> Any:
@@ -146,18 +185,24 @@ def parser(verb: str) -> argparse.ArgumentParser:
         add_help=False,
         formatter_class=_Whole,
     )
-    for title, settings in groups(cls).items():
+    for title, some in groups(settings(verb)).items():
         group = made.add_argument_group(title)
-        for setting in settings:
+        for setting in some:
             _add(group, cls, setting)
-    _add_common(made, verb)
+    for names, action, text in (
+        (["--version"], "store_true", "Print the version and end."),
+        (["--help", "-h"], "help", "Print this and end."),
+    ):
+        group.add_argument(*names, action=action, help=text)
     return made
 
 
-def groups(cls: type) -> dict[str, list[Setting]]:
-    """Title -> settings of a verb, as `--help` shows them."""
-    every = fields.of(cls).values()
-    found = {g: [s for s in every if s.group is g] for g in (*Group, None)}
+def groups(every: Mapping[str, Setting]) -> dict[str, list[Setting]]:
+    """Title -> settings, as `--help` shows them."""
+    found = {
+        group: [s for s in every.values() if s.group is group]
+        for group in (None, *Group)
+    }
     return {g or "more flags": some for g, some in found.items() if some}
 
 
@@ -186,6 +231,9 @@ def _add(group: Any, cls: type, setting: Setting) -> None:
         about.append(f"Only with {use.where}.")
     if default is dataclasses.MISSING:
         about.append("(required)")
+    elif isinstance(default, bool):
+        # Who says nothing of `no_search` has it searched.
+        about += ["(default: on)"] * (default is not name.startswith("no_"))
     elif default not in (None, "", ()):
         shown = default if isinstance(default, tuple) else (default,)
         about.append(f"(default: {','.join(map(str, shown))})")
@@ -200,107 +248,50 @@ def _add(group: Any, cls: type, setting: Setting) -> None:
             action=argparse.BooleanOptionalAction,
             help=text,
         )
+    elif repeated := [m for m in setting.marks if isinstance(m, Repeated)]:
+        group.add_argument(
+            f"--{repeated[0].flag}",
+            dest=name,
+            action="append",
+            metavar=setting.path.shown if setting.path else "MODULE",
+            help=text,
+        )
     else:
+        # A document's file, or stdout.
         alone = {"nargs": "?", "const": _STDOUT} if name == "json" else {}
         group.add_argument(
             f"--{name}", metavar=metavar(setting), help=text, **alone
         )
 
 
-def _add_common(made: argparse.ArgumentParser, verb: str) -> None:
-    """The flags that every verb has, and `--json` where it has one."""
-    cls = arguments.VERBS[verb]
-    files = made.add_argument_group("gin files and your own code")
-    files.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="A file of settings in gin's language; also looked for in the "
-        "package's own gin folder (runs/smoke.gin). May be given several "
-        "times: later files win, and flags over all.",
-    )
-    files.add_argument(
-        "--gin_search_paths",
-        default="",
-        metavar="PATH,...",
-        help="More folders to look for gin files in, with commas.",
-    )
-    files.add_argument(
-        "--import",
-        action="append",
-        default=[],
-        dest="imports",
-        metavar="MODULE",
-        help="A Python module of yours to import first, such as one that "
-        "registers tasks or metrics; looked for in this folder too. May be "
-        "given several times.",
-    )
-    shown = made.add_argument_group("what is shown")
-    if verb in arguments.JSON and not hasattr(cls, "json"):
-        shown.add_argument(
-            "--json",
-            action="store_true",
-            help="Print one JSON document on stdout, and all else on stderr.",
-        )
-    shown.add_argument(
-        "--quiet",
-        action="store_true",
-        help="Show no progress; results, warnings and errors remain.",
-    )
-    shown.add_argument(
-        "--log_level",
-        choices=tuple(logs.LEVELS),
-        default=logs.DEFAULT,
-        help="From what severity on warnings and messages of libraries are "
-        "shown, on stderr. (default: %(default)s)",
-    )
-    shown.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="Print the settings that hold, as a gin file, and do no more.",
-    )
-    shown.add_argument(
-        "--version", action="store_true", help="Print the version and end."
-    )
-    shown.add_argument(
-        "--help", "-h", action="help", help="Print this and end."
-    )
-
-
-def _switches(cls: type) -> dict[str, tuple[str, str]]:
+def _switches(every: Mapping[str, Setting]) -> dict[str, tuple[str, str]]:
     """Each spelling of a yes-or-no flag -> that for true, that for false."""
     found = {}
-    for setting in fields.of(cls).values():
+    for name, setting in every.items():
         if bool in setting.kinds:
-            name = setting.name.removeprefix("no_")
+            name = name.removeprefix("no_")
             yes, no = f"--{name}", f"--no-{name}"
             found[yes] = yes, no
             found[no] = found[f"--no_{name}"] = no, yes
     return found
 
 
-def _truths(cls: type, words: Sequence[str]) -> Iterator[str]:
+def _truths(
+    every: Mapping[str, Setting], words: Sequence[str]
+) -> Iterator[str]:
     """`--flag=true`, `--flag true` and `--no_flag` as argparse takes them."""
-    switches = _switches(cls)
-    common = {f"--{name}" for name in ("dry_run", "quiet", "json")}
-    if hasattr(cls, "json"):
-        common.remove("--json")  # There its value is a file.
+    switches = _switches(every)
     left = list(words)
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
-        if name not in switches and name not in common:
+        if name not in switches:
             yield word
             continue
         if not equals and left and left[0].lower() in _TRUTHS:
             equals, value = "=", left.pop(0)
-        said = not equals or truth(name, value)
-        if name in switches:
-            yes, no = switches[name]
-            yield yes if said else no
-        elif said:
-            yield name
+        yes, no = switches[name]
+        yield yes if not equals or truth(name, value) else no
 
 
 def truth(flag: str, text: str) -> bool:

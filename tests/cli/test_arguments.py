@@ -38,7 +38,7 @@ def test_a_new_flag_that_is_a_path_is_one_everywhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("verb", arguments.VERBS)
 def test_what_sounds_like_a_path_is_marked(verb):
-    for name, setting in fields.of(arguments.VERBS[verb]).items():
+    for name, setting in flags.settings(verb).items():
         named = re.search(r"(dir|file|folder|path)$", name)
         told = re.match(r"(The |A )?(folder|file|bank)\b", setting.help, re.I)
         assert setting.path is not None or not (named or told), name
@@ -48,7 +48,7 @@ def test_what_sounds_like_a_path_is_marked(verb):
 def test_the_line_of_every_flag_stands_alone(verb):
     """A sentence, in words that are the field's or that it explains."""
     private = r"\b(lanes?|claims?|ceiling|truth|registry|knobs?|None)\b"
-    for name, setting in fields.of(arguments.VERBS[verb]).items():
+    for name, setting in flags.settings(verb).items():
         said = setting.help
         assert re.match(r"[A-Z]|i/n|deep:", said), (name, said)
         assert said.endswith("."), (name, said)
