@@ -22,12 +22,10 @@ ExportFormat = Literal["npy", "peft"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 RECIPES: tuple[str, ...] = get_args(Recipe)
-KINDS: tuple[str, ...] = get_args(PromptKind)
 INITIALISERS: tuple[str, ...] = get_args(Initialiser)
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 TRANSFORMS: tuple[str, ...] = get_args(Transform)
-FUSIONS: tuple[str, ...] = get_args(Fusion)
 IMPORTS: tuple[str, ...] = get_args(ImportFormat)
 EXPORTS: tuple[str, ...] = get_args(ExportFormat)
 

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, measures, optim, registry, runs, several
+from panda_jax import cli, measures, optim, registry, runs, several, starts
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
 
@@ -53,6 +54,21 @@ def test_every_name_has_a_meaning():
         assert optim.transform(optimizer).init
     for schedule in registry.SCHEDULES:
         assert optim.schedule_numbers(schedule, total=2, epoch_steps=1)
+
+
+def test_every_initialiser_is_another(tiny):
+    found = []
+    for name in registry.INITIALISERS:
+        run = runs.make_run(
+            task="cb",
+            prompt_kind="shallow",
+            prompt_length=4,
+            prompt_init=name,
+            init_text="a text" if name == "text" else None,
+        )
+        found.append(starts.fresh_vectors(run, tiny, jax.random.key(0)))
+    assert {vectors.shape for vectors in found} == {(4, 128)}
+    assert len({float(vectors.sum()) for vectors in found}) == len(found)
 
 
 def test_a_registry_is_filled_with_its_own_names():
