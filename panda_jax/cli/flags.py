@@ -185,15 +185,16 @@ def parser(verb: str) -> argparse.ArgumentParser:
         add_help=False,
         formatter_class=_Whole,
     )
+    titled: dict[str, Any] = {}
     for title, some in groups(settings(verb)).items():
-        group = made.add_argument_group(title)
+        titled[title] = made.add_argument_group(title)
         for setting in some:
-            _add(group, cls, setting)
-    for names, action, text in (
-        (["--version"], "store_true", "Print the version and end."),
-        (["--help", "-h"], "help", "Print this and end."),
-    ):
-        group.add_argument(*names, action=action, help=text)
+            _add(titled[title], cls, setting)
+    last = titled[Group.SHOWN]
+    last.add_argument(
+        "--version", action="store_true", help="Print the version and end."
+    )
+    last.add_argument("--help", "-h", action="help", help="Print this and end.")
     return made
 
 
@@ -201,7 +202,7 @@ def groups(every: Mapping[str, Setting]) -> dict[str, list[Setting]]:
     """Title -> settings, as `--help` shows them."""
     found = {
         group: [s for s in every.values() if s.group is group]
-        for group in (None, *Group)
+        for group in (*Group, None)
     }
     return {g or "more flags": some for g, some in found.items() if some}
 
