@@ -190,10 +190,10 @@ def inside(what: str, argv: list[str]) -> None:
         bytes of what it compiles.
       argv: the command's.
     """
-    from panda_jax import cli
+    from panda_jax.cli import entry
 
     # JAX reads where its cache is when it is imported.
-    cli._keep_compiled()
+    entry._keep_compiled()
     from panda_jax import (  # noqa: F401
         assembly,
         checkpoints,
@@ -232,7 +232,7 @@ def inside(what: str, argv: list[str]) -> None:
             return backbone
 
         training._loaded = counted
-    code = cli.main(argv)
+    code = entry.main(argv)
     if code:
         raise SystemExit(code)
     print(json.dumps(found))

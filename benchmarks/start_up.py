@@ -225,10 +225,10 @@ def inside(argv: list[str]) -> None:
     """A start that times its parts, and ends with the first step."""
     clock = Clock(float(os.environ["START_UP_BEGUN"]))
     clock.mark("start Python")
-    from panda_jax import cli
+    from panda_jax.cli import entry
 
     # JAX reads where its cache is when it is imported.
-    cli._keep_compiled()
+    entry._keep_compiled()
     clock.mark("import the command line")
     import jax
     import jax.monitoring
@@ -276,7 +276,7 @@ def inside(argv: list[str]) -> None:
             os._exit(0)
 
     progress.Progress.say = say
-    raise SystemExit(cli.main(argv) or "No step was done.")
+    raise SystemExit(entry.main(argv) or "No step was done.")
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class Outline:
         partitioner: Elsewhere,
     ) -> None:
         # Trained weights are fp32.
-        self.dtype = "float32" if run.method == "model" else dtype
+        self.dtype = "float32" if run.method == "finetune" else dtype
         config = dataclasses.replace(config, dtype=self.dtype)
         text = models.is_text_to_text(config)
         self.run = run.for_family(text_to_text=text)
@@ -164,12 +164,12 @@ class Outline:
         return Shape(shape, dtype, sharding=self._place(*axes))
 
     def _weights(self) -> None:
-        """The backbone, frozen or (method `model`) trained."""
+        """The backbone, frozen or (method `finetune`) trained."""
         init = functools.partial(
             models.module(self.config).init, config=self.config
         )
         boxed = jax.eval_shape(init, jax.random.key(0))
-        tuned = self.run.method == "model"
+        tuned = self.run.method == "finetune"
         rules = sharding.RULES_2D if tuned else self.partitioner.rules
         weights = jax.tree.map(
             lambda x, at: Shape(x.shape, jnp.dtype(self.dtype), sharding=at),
@@ -182,7 +182,7 @@ class Outline:
     def _states(self) -> None:
         c, run = self.config, self.run
         kind, length = run.prompt_kind or "deep", run.prompt_length or 0
-        if run.method == "model":
+        if run.method == "finetune":
             kind, length = "deep", 0
         shape = prompt_shape(
             kind,

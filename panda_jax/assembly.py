@@ -49,7 +49,7 @@ def step_spec(run: Run, backbone: Backbone) -> StepSpec:
     return StepSpec(
         config=dataclasses.replace(backbone.config, **changes),
         kind="text" if text else specs.get(run.task).kind,
-        kd_form="kl" if run.recipe == "ours" else "mse",
+        kd_form="kl" if run.recipe == "kl" else "mse",
         temperature=run.temperature,
         clip=run.clip,
         optimizer=run.optimizer or "adamw",
@@ -91,7 +91,7 @@ def check_alike(lanes: list[Lane], backbone: Backbone) -> None:
                 f"{lane.run_id} differ in the distillation's recipe. Train "
                 "them in two fleets."
             )
-    if len(lanes) > 1 and first.method == "model":
+    if len(lanes) > 1 and first.method == "finetune":
         raise UserError("Model-tuning is a fleet of one: train it by itself.")
 
 
@@ -123,7 +123,7 @@ class Assembly:
     """The arrays of runs that are trained together on one task.
 
     Args:
-      backbone: shared and frozen (but for method `model`).
+      backbone: shared and frozen (but for method `finetune`).
       lanes: the runs.
       train_data: of their task.
       partitioner: how devices are shared out; None for all of them on
@@ -201,7 +201,7 @@ class Assembly:
 
     def frozen(self) -> Params | None:
         """The backbone's weights where the step finds them."""
-        if self.run.method == "model":
+        if self.run.method == "finetune":
             return None
         if self.mesh is None:
             return self.backbone.params
@@ -219,7 +219,7 @@ class Assembly:
             source = lane.needs.source if pot else None
             prompt = initial_prompt(lane.run, self.backbone, source)
             trained = None
-            if lane.run.method == "model":
+            if lane.run.method == "finetune":
                 trained = self._trained_backbone()
             states.append(
                 steps.init_state(

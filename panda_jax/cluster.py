@@ -6,9 +6,10 @@ Imports JAX on a machine with TPU chips only.
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from panda_jax.errors import UserError
+from panda_jax.fields import Group
 
 # A flag, and the variable that stands in for it; JAX itself reads the first.
 VARIABLES = {
@@ -26,22 +27,29 @@ _SLURM_STEP = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Who the other processes are; by default what the cluster says.
+    """Who the other processes are; by default what the cluster says."""
 
-    Attributes:
-      coordinator_address: several processes: HOST:PORT of process 0, on which
-        it listens; None for JAX_COORDINATOR_ADDRESS, SLURM's or the TPU's own.
-      process_count: how many processes there are; None for JAX_NUM_PROCESSES,
-        SLURM's or the TPU's own, and without those 1.
-      process_index: which of them this is, from 0; None for JAX_PROCESS_ID,
-        SLURM's or the TPU's own.
-      initialization_timeout: seconds to wait for the other processes.
-    """
-
-    coordinator_address: str | None = None
-    process_count: int | None = None
-    process_index: int | None = None
-    initialization_timeout: int = 300
+    coordinator_address: Annotated[
+        str | None,
+        Group.PROCESSES,
+        "HOST:PORT of process 0, on which it listens. By default what "
+        "JAX_COORDINATOR_ADDRESS, SLURM or the TPU says.",
+    ] = None
+    process_count: Annotated[
+        int | None,
+        Group.PROCESSES,
+        "How many processes there are. By default what JAX_NUM_PROCESSES, "
+        "SLURM or the TPU says, without those 1.",
+    ] = None
+    process_index: Annotated[
+        int | None,
+        Group.PROCESSES,
+        "Which of the processes this is, from 0. By default what "
+        "JAX_PROCESS_ID, SLURM or the TPU says.",
+    ] = None
+    initialization_timeout: Annotated[
+        int, Group.PROCESSES, "Seconds to wait for the other processes."
+    ] = 300
 
 
 def given(settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:

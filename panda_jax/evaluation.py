@@ -390,7 +390,7 @@ def bound(
     spec = specs.get(task or stored.info.task)
     if backbone is None:
         backbone = backbone_place(stored.info)
-        if stored.info.method == "model" and stored.path is not None:
+        if stored.info.method == "finetune" and stored.path is not None:
             # A model-tuned run keeps its backbone beside its head.
             backbone = str(stored.path.parent / "model")
     if isinstance(backbone, str):

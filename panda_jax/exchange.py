@@ -13,6 +13,7 @@ from panda_jax.files import PathLike, write_text
 from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt, prompt_shape
+from panda_jax.registry import EXPORTS, IMPORTS
 from panda_jax.store import (
     INFO,
     PromptBank,
@@ -25,8 +26,6 @@ from panda_jax.store import (
 from panda_jax.tasks import specs
 from panda_jax.types import Params
 
-IMPORTS = ("npy", "panda", "peft", "prompthub")
-EXPORTS = ("npy", "peft")
 _VERB = "export"
 
 # File names that say nothing: the folder's name says more.

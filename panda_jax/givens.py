@@ -61,7 +61,7 @@ def load(
         )
     )
     longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])
-    prompt = 0 if run.method == "model" else run.prompt_length or 0
+    prompt = 0 if run.method == "finetune" else run.prompt_length or 0
     config = backbone.config
     if isinstance(config, BertConfig) and longest + prompt > config.positions:
         raise UserError(
@@ -165,7 +165,7 @@ def check_needs(
         )
     useless = {
         "prompt": list(given),
-        "model": list(given),
+        "finetune": list(given),
         "pot": ["teacher", "target_prompt"],
         "panda": [],
     }[run.method]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from panda_jax import settings
+from panda_jax import registry, settings
 from panda_jax.errors import UserError
 from panda_jax.files import read_json
 from panda_jax.runs import DEFAULTS, Run
@@ -46,7 +46,7 @@ _FIRST_DISTILLATION = (
 _FIRST_UNUSED = {
     "paper": ("kd_beta", "temperature"),
     "released": ("kd_lambda", "kd_transform", "transfer_metric", "temperature"),
-    "ours": ("kd_beta",),
+    "kl": ("kd_beta",),
 }
 
 
@@ -75,7 +75,9 @@ def run_id(
             "fingerprints": dict(fingerprints or {}),
         }
     )
-    return f"{run.task}-{run.method}-s{run.seed}-{digest(value)[:10]}"
+    value[0] = registry.former(value[0])
+    method = registry.former({"method": run.method})["method"]
+    return f"{run.task}-{method}-s{run.seed}-{digest(value)[:10]}"
 
 
 def grid_settings(run: Run) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def grid_settings(run: Run) -> dict[str, Any]:
     """
     return {
         name: value
-        for name, value in dataclasses.asdict(run).items()
+        for name, value in registry.former(dataclasses.asdict(run)).items()
         if name in _FIRST or value != DEFAULTS[name]
     }
 
@@ -266,6 +268,7 @@ def check_planned(
         said = {name: result[name] for name in always if name in result}
     else:
         said = _parts(description)[0]
+    said = registry.present(said)
     names = [
         name
         for name, value in asked.items()
@@ -307,6 +310,7 @@ def check_prompt(
             "seed": result.get("seed"),
             "scores": (result.get("best") or {}).get("scores"),
         }
+    stated, info = registry.present(stated), registry.present(info)
     unlike = [
         f"{name} {info.get(name)!r}, the result says {value!r}"
         for name, value in stated.items()
@@ -327,6 +331,7 @@ def _parts(description: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _uses(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Settings, needs and fingerprints, as far as the run makes use of them."""
     given, needs, fingerprints = _parts(description)
+    given = registry.present(given)
     if isinstance(given.get("method"), str):
         several = any(name.startswith("source ") for name in needs)
         given = settings.used(given, DEFAULTS, several=several)

@@ -241,7 +241,7 @@ class Lane:
 
         Args:
           prompt: NumPy arrays.
-          tuned: the backbone's weights of method `model`, or None.
+          tuned: the backbone's weights of method `finetune`, or None.
           backbone: that it was trained on.
           data_fingerprint: of the training rows.
         """
@@ -349,7 +349,9 @@ class Lane:
             "seconds": round(track.seconds, 3),
             "parameters": {
                 "trained": trained,
-                "frozen": 0 if run.method == "model" else size(backbone.params),
+                "frozen": 0
+                if run.method == "finetune"
+                else size(backbone.params),
             },
             "data_fingerprint": data_fingerprint,
             "backbone_fingerprint": backbone.fingerprint,

@@ -37,7 +37,7 @@ class Fleet:
     """Runs that are trained together on one task.
 
     Args:
-      backbone: shared and frozen (but for method `model`).
+      backbone: shared and frozen (but for method `finetune`).
       lanes: the runs.
       train_data: of their task.
       eval_data: its development split.
@@ -90,7 +90,7 @@ class Fleet:
         from panda_jax.checkpoints import Checkpoints
 
         # A prompt's are kilobytes; those of weights are three times as large.
-        kept = 1 if self.run.method == "model" else 2
+        kept = 1 if self.run.method == "finetune" else 2
         checkpoints = Checkpoints(self.folder, kept=kept)
         try:
             states, begun = self._restored(states, checkpoints)
@@ -132,7 +132,7 @@ class Fleet:
         return self.parts.laid_out(whole), int(whole.step[0])
 
     def _unpadded(self, states: TrainState) -> TrainState:
-        """The lanes alone; weights of method `model` stay on the devices."""
+        """The lanes alone; weights of method `finetune` stay on the devices."""
         if len(self.lanes) == self.parts.padded == 1:
             return states
         count = len(self.lanes)

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from panda_jax import similarity, transferability
+from panda_jax import registry, similarity, transferability
+from panda_jax.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,8 @@ _ALL = (
     ),
 )
 
-METRICS: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+METRICS: Registry[Measure] = registry.METRICS
+METRICS.fill({measure.name: measure for measure in _ALL})
 # Weighs the distillation, as in the paper.
 DEFAULT = "panda"
 # Ranks sources: the best on the published figures and on our own, if by less

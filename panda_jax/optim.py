@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from panda_jax.errors import unknown_name
+from panda_jax.registry import OPTIMIZERS, SCHEDULES
 from panda_jax.types import Array, PyTree
 
 # Of schedule `exponential`, as the paper's scripts have it for tags and spans.
 EPOCH_DECAY = 0.95
-OPTIMIZERS = ("adamw", "adafactor")
 
 
 def transform(
@@ -63,9 +63,8 @@ def schedule_numbers(
     schedule: str, *, total: int, epoch_steps: int
 ) -> dict[str, float]:
     """What `learning_rate` needs for a schedule by name."""
-    if schedule not in ("linear", "constant", "exponential"):
-        known = ("linear", "constant", "exponential")
-        raise unknown_name("schedule", schedule, known)
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
     return {
         "total_steps": float(total) if schedule == "linear" else math.inf,
         "epoch_decay": EPOCH_DECAY if schedule == "exponential" else 1.0,

@@ -80,7 +80,7 @@ def plan(
         return _compiled(outline, where)
 
     found = compiled(fleet)
-    if search and where.platform == "tpu" and run.method != "model":
+    if search and where.platform == "tpu" and run.method != "finetune":
         found["largest_fleet"] = _largest(found, compiled)
     shown = ("task", "backbone", "method", "recipe", "prompt_kind")
     shown += ("prompt_length", "batch_size", "max_length", "remat")
@@ -88,7 +88,7 @@ def plan(
         "topology": topology,
         "compiled_for": "TPU" if where.platform == "tpu" else "CPU",
         "settings": {name: getattr(filled, name) for name in shown}
-        | {"dtype": "float32" if run.method == "model" else dtype},
+        | {"dtype": "float32" if run.method == "finetune" else dtype},
         **found,
         "versions": runs.versions(),
     }

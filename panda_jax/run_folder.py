@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from panda_jax import claims, files, ownership, store
+from panda_jax import claims, files, ownership, registry, store
 from panda_jax.errors import UserError
 from panda_jax.prompts import Prompt
 from panda_jax.store import PromptInfo, StoredPrompt, save_prompt
@@ -79,7 +79,7 @@ def begin(
       UserError: files in the way, by name.
     """
     prompt = folder / "prompt"
-    tunes = description["settings"]["method"] == "model"
+    tunes = _tunes(description["settings"])
     for part in (prompt, folder / _MODEL):
         ownership.tidy(part, alone=True)
     _sweep(folder)
@@ -194,7 +194,7 @@ def _sweep(folder: pathlib.Path) -> None:
 def _adopt(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """Takes over a folder of this very run that has no listing yet."""
     prompt, model = folder / "prompt", folder / _MODEL
-    tuned = settings["method"] == "model" and _is_real(model)
+    tuned = _tunes(settings) and _is_real(model)
     ownership.adopt(
         folder,
         VERB,
@@ -214,11 +214,16 @@ def _is_of(prompt: pathlib.Path, settings: dict[str, Any]) -> bool:
     """Whether a prompt says that it is of a run with these settings."""
     with contextlib.suppress(UserError):
         info = store.load_prompt(prompt).info
+        said = registry.present(settings)
         return all(
-            getattr(info, name) == settings.get(name)
+            getattr(info, name) == said.get(name)
             for name in ("task", "method", "seed")
         )
     return False
+
+
+def _tunes(settings: dict[str, Any]) -> bool:
+    return registry.present(settings)["method"] == "finetune"
 
 
 def _is_real(folder: pathlib.Path) -> bool:

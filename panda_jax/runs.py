@@ -6,34 +6,13 @@ import math
 import os
 import platform
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
-from panda_jax import settings
+from panda_jax import fields, registry, settings
 from panda_jax.errors import UnusedSetting, UserError, unknown_name
-from panda_jax.settings import METHODS, RECIPES
+from panda_jax.fields import BackboneName, Group, OneOf
 from panda_jax.tasks import specs
 
-KINDS = ("deep", "shallow")
-SCHEDULES = ("linear", "constant", "exponential")
-OPTIMIZERS = ("adamw", "adafactor")
-TRANSFORMS = ("clip", "square", "shift", "sigmoid")
-FUSIONS = ("early", "late")
-# Of `measures.METRICS`, which loads JAX; a test holds them together.
-METRICS = (
-    "panda",
-    "e_avg",
-    "on",
-    "e_pairs",
-    "e_concat",
-    "d_concat",
-    "d_avg",
-    "logme",
-    "h_score",
-    "probe",
-    "gradient",
-    "first_steps",
-)
-INITIALISERS = ("normal", "vocabulary", "labels", "text")
 _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
@@ -45,132 +24,243 @@ _LEAST_EPOCHS = 3
 class Run:
     """The settings of one training run; also the gin configurable `train`.
 
-    Attributes:
-      task: task id.
-      backbone: backbone id or folder.
-      method: `prompt` (prompt-tuning), `pot` (start from a source prompt),
-        `panda` (distil from the source's prompt tuned on the target), `model`
-        (all weights).
-      recipe: of `panda`. `paper`: weight = kd_lambda * similarity, mean
-        squared error, deterministic teacher. `released`: weight = 0.1 *
-        kd_beta / batch_size, teacher with dropout. `ours`: as `paper` with
-        KL at `temperature`.
-      seed: of initialisation, batch order and dropout.
-      prompt_kind: `deep` (keys and values in every layer; T5: every decoder
-        layer) or `shallow`; None for the source's, and without one deep on
-        encoders, shallow on T5.
-      prompt_length: how many vectors, P; None for the source's, and without
-        one 20 on encoders, 100 on T5.
-      prompt_init: of a fresh prompt: `normal`, or (shallow) the embeddings of
-        sampled `vocabulary`, of the class `labels` or of a `text`; None for
-        normal on encoders, and on T5 for labels where a shallow prompt's task
-        has some, vocabulary where not.
-      init_text: whose words' embeddings prompt_init `text` begins with.
-      init_stddev: standard deviation of prompt_init `normal`.
-      resize_source: of `pot`: crop a source of another length, or pad it with
-        fresh vectors; without it, another length is refused.
-      max_length: longest text in word pieces, special ones included.
-      target_length: longest target text to learn from, in pieces, the end
-        included; None for 256 where it names every tag, else 62. Encoders
-        write none.
-      batch_size: rows a step.
-      epochs: None for max(3, as many as make 300 updates).
-      steps: ends the run after exactly so many updates, counted from 0, in
-        place of epochs.
-      optimizer: `adamw` or `adafactor`; None for adamw on encoders, adafactor
-        on T5.
-      learning_rate: peak; None for 1e-2 (prompt, pot), 7e-3 (panda), 5e-5
-        (model); with adafactor 0.3, and 1e-3 (model).
-      weight_decay: the optimizer's; None for 0 on encoders, 1e-5 on T5.
-      clip: global norm of the gradient.
-      schedule: `linear` to 0, `constant`, or `exponential` (times 0.95 an
-        epoch); None for linear on encoders,
-        constant on T5.
-      dropout: of text, prompt and head; None for the backbone's own.
-      accumulate: parts of a batch computed one after another: less memory, and
-        the batch's own gradient but for dropout's masks.
-      patience: evaluations without a better score after which a run ends
-        early; None for never.
-      eval_every: epochs between evaluations; the first and the last epoch are
-        always evaluated.
-      eval_period: updates between evaluations, in place of eval_every; the
-        end of the first epoch and of the run are always evaluated.
-      train_examples: rows of a subsample in the labels' proportions; None
-        for all.
-      eval_examples: rows of a subsample of the development split, in the
-        labels' proportions; None for all.
-      kd_lambda: strength of recipes `paper` and `ours`.
-      kd_beta: strength of recipe `released`.
-      kd_weight: sets the distillation weight itself; 0 is the control.
-      kd_transform: how the similarity becomes the weight's factor: `clip` to
-        [0, 1], `square` of that, `shift` (1 + s) / 2, or `sigmoid`; None for
-        clip, and sigmoid of a metric without bounds.
-      transfer_metric: that measures the similarity of source and target, and
-        chooses among several sources.
-      top_k: of several sources, how many; None for all.
-      fusion: of several sources: `early`, one prompt from their weighted mean,
-        or `late` (panda), a teacher each, their logits mixed.
-      temperature: that softens both sides of recipe `ours`'s KL; above 0.
-      remat: compute activations again in the backward pass rather than keep
-        them: less memory, the same numbers.
-      dtype: of the backbone; None for float32 on CPU, else bfloat16.
+    Each annotation says what its setting is; None stands for a default that
+    depends on the backbone, the method or the task.
     """
 
-    task: str
-    backbone: str = "minilm-l6"
-    method: str = "prompt"
-    recipe: str = "paper"
-    seed: int = 0
-    prompt_kind: str | None = None
-    prompt_length: int | None = None
-    prompt_init: str | None = None
-    init_text: str | None = None
-    init_stddev: float = 0.02
-    resize_source: bool = False
-    max_length: int = 128
-    target_length: int | None = None
-    batch_size: int = 16
-    epochs: int | None = None
-    steps: int | None = None
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    clip: float = 1.0
-    schedule: str | None = None
-    dropout: float | None = None
-    accumulate: int = 1
-    patience: int | None = None
-    eval_every: int = 1
-    eval_period: int | None = None
-    train_examples: int | None = None
-    eval_examples: int | None = None
-    kd_lambda: float = 1.0
-    kd_beta: float = 0.1
-    kd_weight: float | None = None
-    kd_transform: str | None = None
-    transfer_metric: str = "panda"
-    top_k: int | None = None
-    fusion: str = "early"
-    temperature: float = 2.0
-    remat: bool = False
-    dtype: str | None = None
+    task: Annotated[
+        str, Group.RUN, "The task to learn; `panda-jax tasks` lists them."
+    ]
+    backbone: Annotated[
+        BackboneName,
+        Group.RUN,
+        "The pretrained model: an id such as minilm-l6, bert-base or t5-small, "
+        "a folder of Hugging Face's or T5X's format, or random:ID for random "
+        "weights.",
+    ] = "minilm-l6"
+    method: Annotated[
+        registry.Method,
+        Group.RUN,
+        "How it is adapted: prompt trains a fresh prompt, pot one that starts "
+        "as the source's, panda a fresh one that also learns from a teacher "
+        "(the source's prompt tuned on the target), finetune all weights.",
+    ] = "prompt"
+    recipe: Annotated[
+        registry.Recipe,
+        Group.RUN,
+        "How the teacher is listened to. paper: mean squared error of the "
+        "logits, weight kd_lambda * similarity of source and target; released "
+        "(the authors' code): weight 0.1 * kd_beta / batch_size, teacher with "
+        "dropout; kl: as paper, with the KL divergence at a temperature.",
+    ] = "paper"
+    seed: Annotated[
+        int,
+        Group.RUN,
+        "Seed of the initial values, of the order of the rows and of dropout.",
+    ] = 0
+    prompt_kind: Annotated[
+        registry.PromptKind | None,
+        Group.PROMPT,
+        "deep: keys and values in every layer (of a T5: every decoder layer); "
+        "shallow: embeddings before the text. By default the source's; "
+        "without a source deep on encoders, shallow on a T5.",
+    ] = None
+    prompt_length: Annotated[
+        int | None,
+        Group.PROMPT,
+        "How many vectors the prompt has. By default as many as the source's; "
+        "without a source 20 on encoders, 100 on a T5.",
+    ] = None
+    prompt_init: Annotated[
+        registry.Initialiser | None,
+        Group.PROMPT,
+        "What a fresh prompt begins as: random normal numbers, or, if it is "
+        "shallow, embeddings: of words drawn from the vocabulary, of the "
+        "class labels, or of --init_text. By default normal on encoders; on a "
+        "T5 labels where the task has few enough, else vocabulary.",
+    ] = None
+    init_text: Annotated[
+        str | None,
+        Group.PROMPT,
+        "The text whose words' embeddings the prompt begins as, with "
+        "--prompt_init=text.",
+    ] = None
+    init_stddev: Annotated[
+        float,
+        Group.PROMPT,
+        "Standard deviation of the numbers of --prompt_init=normal.",
+    ] = 0.02
+    resize_source: Annotated[
+        bool,
+        Group.SOURCES,
+        "Crop a source prompt that is longer than --prompt_length, pad a "
+        "shorter one with fresh vectors. Otherwise another length is refused.",
+    ] = False
+    max_length: Annotated[
+        int,
+        Group.DATA,
+        "Longest input in word pieces, special ones included; what is longer "
+        "is cut.",
+    ] = 128
+    target_length: Annotated[
+        int | None,
+        Group.DATA,
+        "Longest target text that a T5 learns from, in pieces, its end "
+        "included. By default 256 for tasks whose target names every tag, "
+        "else 62.",
+    ] = None
+    batch_size: Annotated[
+        int, Group.TRAINING, "How many rows an update learns from."
+    ] = 16
+    epochs: Annotated[
+        int | None,
+        Group.TRAINING,
+        "Passes over the training rows. By default 3, or as many as make 300 "
+        "updates.",
+    ] = None
+    steps: Annotated[
+        int | None,
+        Group.TRAINING,
+        "Updates after which the run ends, in place of --epochs.",
+    ] = None
+    optimizer: Annotated[
+        registry.Optimizer | None,
+        Group.TRAINING,
+        "How gradients become updates. By default adamw on encoders, adafactor "
+        "on a T5.",
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        Group.TRAINING,
+        "The highest learning rate of the schedule. By default 1e-2 for "
+        "prompt and pot, 7e-3 for panda, 5e-5 for finetune; with adafactor "
+        "0.3, and 1e-3 for finetune.",
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        Group.TRAINING,
+        "The optimizer's weight decay. By default 0 on encoders, 1e-5 on a T5.",
+    ] = None
+    clip: Annotated[
+        float,
+        Group.TRAINING,
+        "Largest global norm of the gradient, which is scaled down to it.",
+    ] = 1.0
+    schedule: Annotated[
+        registry.Schedule | None,
+        Group.TRAINING,
+        "The course of the learning rate: linear falls to 0 at the end, "
+        "constant stays, exponential is multiplied by 0.95 an epoch. By "
+        "default linear on encoders, constant on a T5.",
+    ] = None
+    dropout: Annotated[
+        float | None,
+        Group.TRAINING,
+        "Dropout rate of text, prompt and head, 0 to 1. By default the "
+        "backbone's own.",
+    ] = None
+    accumulate: Annotated[
+        int,
+        Group.TRAINING,
+        "Parts that a batch is computed in, one after another: less memory, "
+        "and the same gradient but for dropout's masks.",
+    ] = 1
+    patience: Annotated[
+        int | None,
+        Group.EVALUATION,
+        "End the run after so many evaluations without a better score. By "
+        "default it runs to its end.",
+    ] = None
+    eval_every: Annotated[
+        int,
+        Group.EVALUATION,
+        "Epochs between evaluations; the first and the last epoch always end "
+        "with one.",
+    ] = 1
+    eval_period: Annotated[
+        int | None,
+        Group.EVALUATION,
+        "Updates between evaluations, in place of --eval_every; the first "
+        "epoch and the run always end with one.",
+    ] = None
+    train_examples: Annotated[
+        int | None,
+        Group.DATA,
+        "Train on a sample of so many rows, labels in their proportions. By "
+        "default on all.",
+    ] = None
+    eval_examples: Annotated[
+        int | None,
+        Group.EVALUATION,
+        "Evaluate on a sample of so many development rows, labels in their "
+        "proportions. By default on all.",
+    ] = None
+    kd_lambda: Annotated[
+        float,
+        Group.DISTILLATION,
+        "Strength of the distillation, which the similarity is multiplied by.",
+    ] = 1.0
+    kd_beta: Annotated[
+        float,
+        Group.DISTILLATION,
+        "Strength of the distillation in the released code's way of weighing.",
+    ] = 0.1
+    kd_weight: Annotated[
+        float | None,
+        Group.DISTILLATION,
+        "The weight of the distillation itself, in place of what the recipe "
+        "computes; 0 is the control, which has everything but a teacher.",
+    ] = None
+    kd_transform: Annotated[
+        registry.Transform | None,
+        Group.DISTILLATION,
+        "How a similarity s becomes the factor of the weight: clip to [0, 1], "
+        "the square of that, shift (1 + s) / 2, or sigmoid. By default clip, "
+        "and sigmoid for metrics without bounds.",
+    ] = None
+    transfer_metric: Annotated[
+        str,
+        OneOf(registry.METRICS.names),
+        Group.SOURCES,
+        "The metric by which source and target are compared, for the "
+        "distillation's weight, and to choose among several sources.",
+    ] = "panda"
+    top_k: Annotated[
+        int | None,
+        Group.SOURCES,
+        "How many of several sources are used, best first. By default all.",
+    ] = None
+    fusion: Annotated[
+        registry.Fusion,
+        Group.SOURCES,
+        "How several sources are joined: early makes one prompt of their "
+        "weighted mean, late (method panda) one teacher of each and mixes "
+        "their logits.",
+    ] = "early"
+    temperature: Annotated[
+        float,
+        Group.DISTILLATION,
+        "Temperature that the logits of both sides of the KL divergence are "
+        "divided by, above 0.",
+    ] = 2.0
+    remat: Annotated[
+        bool,
+        Group.DEVICES,
+        "Compute activations again in the backward pass rather than keep "
+        "them: less memory, more time, the same numbers.",
+    ] = False
+    dtype: Annotated[
+        registry.Dtype | None,
+        Group.DEVICES,
+        "Type of the frozen backbone's numbers. By default float32 on CPU, "
+        "bfloat16 on accelerators.",
+    ] = None
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name, known in (
-            ("method", METHODS),
-            ("recipe", RECIPES),
-            ("prompt_kind", (*KINDS, None)),
-            ("prompt_init", (*INITIALISERS, None)),
-            ("optimizer", (*OPTIMIZERS, None)),
-            ("schedule", (*SCHEDULES, None)),
-            ("kd_transform", (*TRANSFORMS, None)),
-            ("transfer_metric", METRICS),
-            ("fusion", FUSIONS),
-        ):
-            if getattr(self, name) not in known:
-                known = [value for value in known if value]
-                raise unknown_name(name, getattr(self, name), known)
+        now = registry.present({n: getattr(self, n) for n in registry.FORMER})
+        for name, value in now.items():
+            object.__setattr__(self, name, value)
+        fields.check(self)
         for name in (
             "batch_size",
             "epochs",
@@ -330,40 +420,6 @@ def trimmed(run: Run, *, several: bool = False) -> Run:
     return Run(
         **settings.trimmed(dataclasses.asdict(run), DEFAULTS, several=several)
     )
-
-
-def check_types(values: Any) -> None:
-    """Holds each field of a dataclass of settings against its annotation.
-
-    An int where a float is expected becomes one, so that 1 and 1.0 are the
-    same run.
-
-    Raises:
-      UserError: a value of another type, a NaN or an infinity.
-    """
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        hint = str(getattr(field.type, "__name__", field.type))
-        kinds = [part.strip() for part in hint.split("|")]
-        if type(value) is int and "float" in kinds:
-            try:
-                value = float(value)
-            except OverflowError:  # Python's ints have no end
-                value = math.inf
-            object.__setattr__(values, field.name, value)
-        if type(value) is object:  # gin.REQUIRED
-            raise UserError(
-                f"{field.name} is not set: a gin file asks for it. Bind the "
-                f"file's macro (--gin.NAME=VALUE) or give --{field.name}=..."
-            )
-        if type(value).__name__.removesuffix("Type") not in kinds:
-            raise UserError(
-                f"{field.name} is {value!r}, expected a value of type {hint}."
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(
-                f"{field.name} is {value}, expected a finite number."
-            )
 
 
 def _check_range(

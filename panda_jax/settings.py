@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-METHODS = ("prompt", "pot", "panda", "model")
-RECIPES = ("paper", "released", "ours")
+from panda_jax.registry import METHODS, RECIPES, present
+
 _PROMPTED = ("prompt", "pot", "panda")
 
 
@@ -41,6 +41,22 @@ class Use:
         several = "several sources"
         return f"{said}; {several}" if self.recipes else f"{said}, {several}"
 
+    @property
+    def where(self) -> str:
+        """The same for who reads a flag's line alone."""
+        said = f"method {_or(self.methods)}"
+        if self.several and self.recipes:
+            recipes = _or(self.recipes)
+            return f"method panda and recipe {recipes}, or several sources"
+        if 0 < len(self.recipes) < len(RECIPES):
+            said += f" and recipe {_or(self.recipes)}"
+        return f"{said} and several sources" if self.several else said
+
+
+def _or(names: tuple[str, ...]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
 
 # Settings that are not here serve every run.
 USES: dict[str, Use] = {
@@ -53,18 +69,18 @@ USES: dict[str, Use] = {
     "init_stddev": Use(_PROMPTED),
     "resize_source": Use(("pot",)),
     "dtype": Use(_PROMPTED),  # model-tuning is in float32
-    "kd_lambda": Use(("panda",), ("paper", "ours"), weighs=True),
+    "kd_lambda": Use(("panda",), ("paper", "kl"), weighs=True),
     "kd_beta": Use(("panda",), ("released",), weighs=True),
     "kd_weight": Use(("panda",)),
     "kd_transform": Use(
-        ("pot", "panda"), ("paper", "ours"), several=True, weighs=True
+        ("pot", "panda"), ("paper", "kl"), several=True, weighs=True
     ),
     "transfer_metric": Use(
-        ("pot", "panda"), ("paper", "ours"), several=True, weighs=True
+        ("pot", "panda"), ("paper", "kl"), several=True, weighs=True
     ),
     "top_k": Use(("pot", "panda"), (), several=True),
     "fusion": Use(("pot", "panda"), (), several=True),
-    "temperature": Use(("panda",), ("ours",)),
+    "temperature": Use(("panda",), ("kl",)),
 }
 _FRESH = ("prompt_init", "init_text", "init_stddev")
 
@@ -115,7 +131,7 @@ def unused(
     Returns:
       Name -> why.
     """
-    settings = {**defaults, **settings}
+    settings = present({**defaults, **settings})
     found = {}
     for name, default in defaults.items():
         if settings[name] != default:
@@ -138,7 +154,7 @@ def trimmed(
       defaults: name -> value of a setting that nobody gave.
       several: whether the run is given several sources.
     """
-    whole = {**defaults, **settings}
+    whole = present({**defaults, **settings})
     idle = set(unused(whole, defaults, several=several))
     if whole["method"] == "panda" and whole["kd_weight"] == 0:
         # The control listens to no teacher.
@@ -178,5 +194,5 @@ def used(
 def default_learning_rate(method: str, optimizer: str | None) -> float:
     """The peak of a run that sets none."""
     if optimizer == "adafactor":
-        return 1e-3 if method == "model" else 0.3
-    return {"panda": 7e-3, "model": 5e-5}.get(method, 1e-2)
+        return 1e-3 if method == "finetune" else 0.3
+    return {"panda": 7e-3, "finetune": 5e-5}.get(method, 1e-2)

@@ -33,7 +33,7 @@ RULES_1D: Rules = (
     ("pooled", "model"),
 )
 # And with two: the other axis of each over `fsdp`, so that no weight (with
-# method `model`: and no optimizer state) is held twice.
+# method `finetune`: and no optimizer state) is held twice.
 RULES_2D: Rules = (*RULES_1D, ("embed", "fsdp"))
 
 

@@ -30,7 +30,7 @@ def initial_prompt(
 
     A source (vanilla transfer) brings its vectors only, as in the released
     code; with `resize_source` they are cropped, or padded with fresh ones.
-    Method `model` has a head and a prompt of length 0.
+    Method `finetune` has a head and a prompt of length 0.
 
     Raises:
       UserError: an initialiser that does not fit the prompt or the task.
@@ -42,7 +42,7 @@ def initial_prompt(
     head = {}
     if not backbone.text_to_text:
         head = fresh_head(head_key, width, specs.get(run.task).outputs)
-    if run.method == "model":
+    if run.method == "finetune":
         return Prompt(jnp.asarray(backbone.empty_vectors), head)
     if source is None:
         return Prompt(fresh_vectors(run, backbone, vector_key), head)

@@ -47,7 +47,7 @@ class Trainable:
 
     Attributes:
       prompt: prompt vectors and head.
-      backbone: None, except for method `"model"`: the backbone's parameters.
+      backbone: None, except for method `"finetune"`: the backbone's parameters.
     """
 
     prompt: Prompt

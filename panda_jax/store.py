@@ -7,17 +7,14 @@ alone) has no PEFT form and so no `adapter_config.json`.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from panda_jax import ownership, trees
+from panda_jax import fields, ownership, registry, trees
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.files import PathLike, write_json
 from panda_jax.interop import peft, peft_layout
@@ -50,9 +47,9 @@ class PromptInfo:
       tokenizer_fingerprint: of the backbone's tokenizer, checked likewise;
         None where the file does not say, as those of 0.1.
       kind: `"deep"` or `"shallow"`.
-      method: prompt, pot, panda or model; `import-FORMAT` of a prompt from
+      method: prompt, pot, panda or finetune; `import-FORMAT` of a prompt from
         elsewhere.
-      recipe: of method panda: paper, released or ours.
+      recipe: of method panda: paper, released or kl.
       source: the source prompt of pot and panda.
       seed: of the run.
       data_fingerprint: hash of the training data.
@@ -98,47 +95,25 @@ class PromptInfo:
                 f"format_version is {version!r}, expected {FORMAT_VERSION}: "
                 "use the version of panda_jax that wrote it, or a newer one"
             )
-        fields: dict[str, Any] = {}
-        for name, hint in _hints(cls).items():
-            fields[name] = value.get(name)
-            if not _fits(fields[name], hint):
-                expected = hint.__name__ if isinstance(hint, type) else hint
+        value = registry.present(value)
+        said: dict[str, Any] = {}
+        for name, field in fields.of(cls).items():
+            said[name] = value.get(name)
+            if not fields.fits(said[name], *field.options):
                 raise UserError(
-                    f"{name} is {fields[name]!r}, expected {expected}"
+                    f"{name} is {said[name]!r}, expected {field.words}"
                 )
-        if fields["task_type"] not in (None, *peft_layout.HEADS):
+        if said["task_type"] not in (None, *peft_layout.HEADS):
             raise UserError(
-                f"task_type is {fields['task_type']!r}, expected null or one "
+                f"task_type is {said['task_type']!r}, expected null or one "
                 f"of {', '.join(peft_layout.HEADS)}"
             )
-        if fields["fingerprint"] is not None and fields["backbone"] is None:
+        if said["fingerprint"] is not None and said["backbone"] is None:
             raise UserError(
-                f"fingerprint is {fields['fingerprint']!r} and backbone None, "
+                f"fingerprint is {said['fingerprint']!r} and backbone None, "
                 "expected both of a prompt that is bound to a backbone"
             )
-        return cls(**fields)
-
-
-# Evaluating them anew takes longer than reading a small prompt.
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a type such as `dict[str, float] | None`."""
-    inner = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in inner)
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(
-            _fits(item, inner[0]) for item in value
-        )
-    if typing.get_origin(hint) is dict:
-        return isinstance(value, dict) and all(
-            _fits(item, inner[1]) for item in value.values()
-        )
-    if hint is float and type(value) is int:
-        return abs(value) < 2**53  # others are no float's
-    return type(value) is hint
+        return cls(**said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,7 +475,7 @@ def _read_prompt(
 ) -> Prompt:
     """Reads the tensors and holds them against both JSON files."""
     kind, shape = info.kind, value.get("prompt_shape", [])
-    if not _fits(shape, list[int]) or not _is_shape(kind, shape):
+    if not fields.fits(shape, list[int]) or not _is_shape(kind, shape):
         raise UserError(
             f"prompt_shape is {shape!r} and kind {kind!r}, expected "
             "[L, 2, P, H, K] for 'deep' or [P, D] for 'shallow'"

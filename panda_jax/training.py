@@ -69,7 +69,7 @@ def train(
     overwrite: bool = False,
     **settings: Any,
 ) -> TrainResult:
-    """Trains one prompt (or, with method `model`, the backbone) on a task.
+    """Trains one prompt (or, with method `finetune`, the backbone) on a task.
 
     Started again on the same `model_dir` with the same settings it resumes,
     and returns at once when the run is done.
@@ -83,7 +83,7 @@ def train(
         prompt or one teacher each, weighed by their similarity.
       teacher: for `panda`: the source's prompt tuned on the target. Without
         it, that run is made first, in `model_dir/teacher`.
-      target_prompt: for `panda` with recipe `paper` or `ours`: the target's
+      target_prompt: for `panda` with recipe `paper` or `kl`: the target's
         own tuned prompt, for the similarity. Without it, it is trained first,
         in `model_dir/target_prompt`.
       similarity: for `panda`: sets the similarity instead of measuring it.
@@ -237,7 +237,7 @@ def _train_fleet(
 def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
     if isinstance(backbone, Backbone):
         holds = backbone.config.dtype
-        if run.method != "model" and run.dtype not in (None, holds):
+        if run.method != "finetune" and run.dtype not in (None, holds):
             raise UserError(
                 f"The loaded backbone computes in {holds}, the run asks for "
                 f"dtype {run.dtype!r}: load it with that dtype, or leave the "
@@ -245,7 +245,7 @@ def _loaded(backbone: Backbone | str, run: Run) -> Backbone:
             )
         return backbone
     specs.of_registry(run.task)  # before the weights: a typo is told at once
-    dtype = "float32" if run.method == "model" else run.dtype
+    dtype = "float32" if run.method == "finetune" else run.dtype
     return load_backbone(backbone, dtype=dtype)
 
 

@@ -250,7 +250,7 @@ def check_run(out: pathlib.Path) -> None:
             assert stored.info.task == settings["task"]
             assert stored.info.seed == settings["seed"]
         model = found.parent.parent / "model"
-        if stored.info.method == "model" and model.exists():
+        if stored.info.method == "finetune" and model.exists():
             loaded = load_backbone(str(model)).fingerprint
             assert loaded == stored.info.fingerprint, "two of different times"
     for listing in out.rglob(".panda_jax.json"):
@@ -326,7 +326,7 @@ def cases(root: pathlib.Path, commands: Commands) -> list[Case]:
             f"--seed={seed}",
             f"--epochs={epochs}",
             # What tunes the model has no prompt.
-            *(f for f in FLAGS if method != "model" or "prompt" not in f),
+            *(f for f in FLAGS if method != "finetune" or "prompt" not in f),
             f"--model_dir={out}",
         ]
 
@@ -382,8 +382,8 @@ def cases(root: pathlib.Path, commands: Commands) -> list[Case]:
             "train", train("prompt"), whole=check_run, other=train("prompt", 1)
         ),
         Case(
-            "train --method=model",
-            train("model", epochs=4),
+            "train --method=finetune",
+            train("finetune", epochs=4),
             whole=check_run,
             other=train("prompt"),
         ),

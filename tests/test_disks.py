@@ -20,6 +20,7 @@ from command_line import mistake
 
 import panda_jax as pj
 from panda_jax import cli, files, ownership, pictures, predictions, store
+from panda_jax.cli import entry
 from panda_jax.errors import StorageError
 from panda_jax.interop import hf, npy, tensors
 from panda_jax.prompts import Prompt
@@ -108,7 +109,7 @@ def test_a_full_disk_costs_nothing_that_was_there(write, tiny, tmp_path):
     assert {p: x for p, (_, x) in state(tmp_path).items()} == before
     if isinstance(error.value, OSError):
         # Which the command line tells in words.
-        assert error.value.errno in cli._USERS_ERRNOS
+        assert error.value.errno in entry._USERS_ERRNOS
     else:
         assert "could not be written" in str(error.value)
 

@@ -11,13 +11,14 @@ import types
 
 import pytest
 
-from panda_jax import cli, cluster, commands, distributed, doctor
+from panda_jax import cli, cluster, distributed, fields
+from panda_jax.cli import arguments, doctor
 from panda_jax.errors import UserError
 
 # The verb `train` replaced by a loop of collectives, in the real program.
 WORKER = """
 import sys
-from panda_jax import cli, cluster, commands, distributed
+from panda_jax import cli, cluster, distributed
 from panda_jax.errors import UserError
 
 distributed.HEARTBEAT_TIMEOUT = int(sys.argv[1])
@@ -328,7 +329,7 @@ def test_others_make_no_other_run(alone, capsys):
     assert set(seen[0]) == set(seen[1])
     names = {field.name for field in dataclasses.fields(cluster.Settings)}
     assert not names & set(seen[0])
-    assert names < {field.name for field in dataclasses.fields(commands.Train)}
+    assert names < {field.name for field in dataclasses.fields(arguments.Train)}
     printed = capsys.readouterr().out
     alone.setattr(distributed, "is_main", lambda: False)
     assert cli.main(["train", "--task=cb", *flags]) == 0
@@ -344,5 +345,5 @@ def test_doctor_says_what_slurm_needs():
 
 
 def test_help_says_who_the_others_are():
-    text = commands.settings_help(commands.Train)
+    text = {n: s.help for n, s in fields.of(arguments.Train).items()}
     assert "process 0" in text["coordinator_address"]

@@ -36,7 +36,7 @@ def test_every_error_is_in_the_table_and_no_other(table):
 
 def test_the_tests_that_it_names_are_there(table):
     known = set()
-    for path in HERE.glob("test_*.py"):
+    for path in HERE.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 known.add(f"{path.name}::{node.name}")

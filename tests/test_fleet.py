@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import chunks, evaluation, fleet, loop, models, runs
+from panda_jax import chunks, evaluation, fleet, loop, models, registry, runs
 from panda_jax.assembly import Assembly, bucket, step_spec
 from panda_jax.checkpoints import Checkpoints
 from panda_jax.errors import UserError
@@ -61,7 +61,7 @@ def lane(number, source, **changes):
         "batch_size": 8,
         "epochs": 2,
         "learning_rate": 0.01 * (1 + number),
-        "schedule": runs.SCHEDULES[number % 2],
+        "schedule": registry.SCHEDULES[number % 2],
         "seed": number,
         **changes,
     }
@@ -286,7 +286,7 @@ def test_patience_ends_a_lane_and_not_the_others(tiny, rows, source):
         ({"batch_size": 4}, "share batch_size"),
         ({"prompt_length": 5}, "share prompt_length"),
         ({"recipe": "ours", "method": "panda"}, "the distillation's recipe"),
-        ({"method": "model"}, "fleet of one"),
+        ({"method": "finetune"}, "fleet of one"),
     ],
 )
 def test_lanes_that_share_no_step_are_refused(
@@ -294,7 +294,7 @@ def test_lanes_that_share_no_step_are_refused(
 ):
     first, other = lane(0, source), lane(0, source)
     run = runs.make_run(**({**_fields(other.run)} | changes))
-    if changes.get("method") == "model":
+    if changes.get("method") == "finetune":
         first = Lane(run, "first", Needs())
     with pytest.raises(UserError, match=words):
         Fleet(tiny, [first, Lane(run, "other", Needs())], *rows)

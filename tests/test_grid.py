@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from panda_jax import UserError, assembly, cli
+from panda_jax import UserError, assembly, cli, registry
 from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import AXES, Grid
 from panda_jax.experiments.grid_text import listing
@@ -63,9 +63,10 @@ def test_ids_are_hashes_of_settings_and_of_the_ids_of_needs():
     for name, golden in GOLDEN.items():
         run = found[name]
         # Where 0.1 left in what model-tuning does not use, it is known by both.
-        assert (run.former is not None) == (run.kind == "model")
+        assert (run.former is not None) == (run.kind == "finetune")
         run = run.former or run
-        value = {**dataclasses.asdict(run.run), "needs": dict(run.needs)}
+        value = registry.former(dataclasses.asdict(run.run))
+        value["needs"] = dict(run.needs)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()
         assert run.id == digest[:10] == golden, f"{name}: {run.id}"
@@ -168,7 +169,7 @@ def test_weight_0_is_one_run_whatever_the_source_and_the_distillation():
     plan = expand(Grid(**grid))
     # `released` has no lambda.
     assert roles(plan) == {
-        "source": 2, "prompt": 1, "control": 1, "model": 1, "pot": 2,
+        "source": 2, "prompt": 1, "control": 1, "finetune": 1, "pot": 2,
         "panda": 2 * 2 + 2 + 2 * 2,
     }  # fmt: skip
     (control,) = (run for run in plan.runs if run.kind == "control")
@@ -276,7 +277,7 @@ CHANGED = {
     "init_stddev": 0.5, "resize_source": True, "kd_lambda": 0.5,
     "kd_beta": 0.5, "kd_weight": 0.0, "kd_transform": "shift",
     "transfer_metric": "on", "top_k": 3, "fusion": "late", "task": "rte",
-    "backbone": "b", "recipe": "ours", "prompt_kind": "deep",
+    "backbone": "b", "recipe": "kl", "prompt_kind": "deep",
     "prompt_length": 7, "max_length": 77, "target_length": 7, "batch_size": 8,
     "epochs": 7, "steps": 7, "optimizer": "adamw", "clip": 0.5,
     "dropout": 0.5, "accumulate": 2, "eval_every": 7, "eval_period": 7,
@@ -300,7 +301,7 @@ def test_lanes_differ_in_what_a_fleet_lets_them(name):
     if name == "init_text":  # goes with prompt_init="text"
         return
     # One that makes use of the setting.
-    recipe = "ours" if name == "temperature" else "paper"
+    recipe = "kl" if name == "temperature" else "paper"
     run = Run(task="cb", method="panda", recipe=recipe)
     other = dataclasses.replace(run, **{name: CHANGED[name]})
     fleets = {Planned.of("panda", each).fleet for each in (run, other)}
@@ -322,7 +323,7 @@ def test_every_fleet_is_one_that_can_be_trained(tiny):
     plan = expand(grid)
     stages = Counter(group.stage for group in plan.groups)
     # toy_topic's source prompt has other epochs than its prompt-tuning.
-    assert stages == {"prompt": 4, "pot": 2, "panda": 2 * 3, "model": 2 * 2}
+    assert stages == {"prompt": 4, "pot": 2, "panda": 2 * 3, "finetune": 2 * 2}
     assert sum(len(group.runs) for group in plan.groups) == len(plan.runs)
     for group in plan.groups:
         lanes = [
@@ -359,7 +360,7 @@ def test_shards_begin_apart_and_keep_to_the_stages():
 def test_the_paper_s_grid(capsys):
     assert cli.main(["grid", "--gin_file=runs/paper.gin", "--dry_run"]) == 0
     text = capsys.readouterr().out
-    each = {"source": 21, "prompt": 9, "model": 9, "pot": 189, "panda": 189}
+    each = {"source": 21, "prompt": 9, "finetune": 9, "pot": 189, "panda": 189}
     lines = [line.split() for line in text.splitlines() if " " in line]
     for backbone in ("large", "base", "medium", "small", "tiny"):
         found = Counter(
@@ -392,17 +393,17 @@ def test_the_paper_s_settings():
         for run in expand(from_gin("paper")).runs
         if run.run.backbone == "bert-large"
     }
-    rates = {"prompt": 1e-2, "pot": 1e-2, "panda": 7e-3, "model": 5e-5}
+    rates = {"prompt": 1e-2, "pot": 1e-2, "panda": 7e-3, "finetune": 5e-5}
     for (task, kind), run in found.items():
         assert run.learning_rate == rates[kind]
-        length = None if kind == "model" else 20
+        length = None if kind == "finetune" else 20
         assert (run.batch_size, run.max_length) == (16, 128)
         assert run.prompt_length == length
         tags = task in ("squad", "ontonotes") or task.startswith("conll")
         assert run.schedule == ("exponential" if tags else "linear")
     assert found["cb", "panda"].epochs == 100
     assert found["mnli", "prompt"].epochs == 10
-    assert found["cb", "model"].epochs == 10
+    assert found["cb", "finetune"].epochs == 10
 
 
 def test_the_small_grids():
@@ -415,7 +416,7 @@ def test_the_small_grids():
     assert len(rates) == 1
     smoke = expand(from_gin("smoke"))
     assert roles(smoke) == {
-        "source": 6, "prompt": 4, "control": 4, "model": 4, "pot": 12,
+        "source": 6, "prompt": 4, "control": 4, "finetune": 4, "pot": 12,
         "panda": 12,
     }  # fmt: skip
     assert len(smoke.runs) == 42

@@ -194,8 +194,8 @@ def test_an_id_is_of_what_is_used():
     panda = id_of(method="panda")
     assert panda == id_of(method="panda", temperature=5.0)
     assert panda != id_of(method="panda", kd_lambda=5.0)
-    assert id_of(method="panda", recipe="ours") != id_of(
-        method="panda", recipe="ours", temperature=5.0
+    assert id_of(method="panda", recipe="kl") != id_of(
+        method="panda", recipe="kl", temperature=5.0
     )
     control = id_of(method="panda", kd_weight=0.0)
     assert control == id_of(
@@ -213,9 +213,9 @@ COMBINATIONS = [
     ("pot", "paper", {}),
     ("panda", "paper", {}),
     ("panda", "released", {}),
-    ("panda", "ours", {}),
+    ("panda", "kl", {}),
     ("panda", "paper", {"kd_weight": 0.5}),
-    ("model", "paper", {}),
+    ("finetune", "paper", {}),
 ]
 CHANGED = {
     "prompt_kind": "deep", "prompt_length": 3, "prompt_init": "vocabulary",
@@ -262,7 +262,7 @@ def test_the_table_of_settings_is_true(
     monkeypatch.setattr(runs, "left_out", lambda run, several: run)
     source = done if method in ("pot", "panda") else None
     common = {**SMALL, "task": "toy_review", "source": source}
-    common["prompt_length"] = None if method == "model" else 4
+    common["prompt_length"] = None if method == "finetune" else 4
     one, two = (
         pj.train(tiny, **{**common, **plain, **changes})
         for changes in ({}, idle)
@@ -344,7 +344,7 @@ def test_a_gin_file_may_say_more_than_a_method_uses(
 def test_help_says_who_listens(capsys):
     assert cli.main(["help", "train"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Serves panda, recipe released." in said
+    assert "Only with method panda and recipe released." in said
 
 
 # A setting that a later release adds.
@@ -363,9 +363,10 @@ def later(tmp_path) -> pathlib.Path:
             shutil.copytree(place, root / name)
     path = root / "panda_jax" / "runs.py"
     text = path.read_text()
-    added = "    dtype: str | None = None\n    novelty: float = 0.25\n"
-    assert text.count("    dtype: str | None = None\n") == 1
-    path.write_text(text.replace("    dtype: str | None = None\n", added))
+    before = "    dtype: Annotated["
+    assert text.count(before) == 1
+    added = f"    novelty: float = 0.25\n{before}"
+    path.write_text(text.replace(before, added))
     return root
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import cli, doctor, plan
+from panda_jax import cli, plan
 from panda_jax.claims import LOCK
+from panda_jax.cli import doctor
 from panda_jax.errors import UserError
 from panda_jax.ownership import LISTING
 
@@ -219,11 +220,11 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path, capsys):
 def test_a_command_that_a_signal_ended_leaves_at_once(status, late):
     """Python's own end may abort in other threads."""
     code = (
-        "import atexit; from panda_jax import cli\n"
+        "import atexit; from panda_jax.cli import entry\n"
         "atexit.register(print, 'late')\n"
-        f"cli.main = lambda: {status}\n"
+        f"entry.main = lambda: {status}\n"
         "print('said')\n"
-        "cli.program()"
+        "entry.program()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True

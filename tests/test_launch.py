@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import panda_jax as pj
-from panda_jax import commands
+from panda_jax.cli import arguments
 
 CHECKOUT = pathlib.Path(pj.__file__).resolve().parent.parent
 LAUNCH = CHECKOUT / "launch"
@@ -511,7 +511,7 @@ def test_the_guide_names_what_there_is():
     text = (LAUNCH.parent / "docs" / "pods.md").read_text()
     for name in re.findall(r"launch/([\w.]+)", text):
         assert (LAUNCH / name).is_file(), name
-    known = {field.name for field in dataclasses.fields(commands.Train)}
+    known = {field.name for field in dataclasses.fields(arguments.Train)}
     used = re.findall(
         r"^(?:.*panda-jax|.*launch/\S+) train(.*(?:\\\n.*)*)$", text, re.M
     )

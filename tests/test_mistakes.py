@@ -263,7 +263,7 @@ def test_a_head_is_no_source(bank, tiny, tmp_path):
     stored = pj.load_prompt(bank / "toy_sentiment")
     vectors = stored.prompt.vectors[:, :, :0]
     prompt = Prompt(vectors, stored.prompt.head)
-    info = dataclasses.replace(stored.info, method="model")
+    info = dataclasses.replace(stored.info, method="finetune")
     store.save_prompt(tmp_path / "tuned", prompt, info)
     words = "is the head of a model-tuned backbone and has no prompt"
     with pytest.raises(UserError, match=rf"source \(toy_sentiment\) {words}"):

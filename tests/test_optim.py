@@ -8,7 +8,7 @@ import pytest
 import torch
 import update_rules
 
-from panda_jax import UserError, optim, runs
+from panda_jax import UserError, optim, registry
 
 # Of several sizes and scales: what holds of one need not hold of all.
 SHAPES = {"vectors": (2, 3, 4), "kernel": (5, 3), "bias": (3,)}
@@ -163,7 +163,7 @@ def test_numbers_choose_the_schedule():
 
 
 def test_unknown_schedule():
-    for schedule in runs.SCHEDULES:
+    for schedule in registry.SCHEDULES:
         optim.schedule_numbers(schedule, total=1, epoch_steps=1)
     with pytest.raises(UserError, match="linear"):
         optim.schedule_numbers("linaer", total=1, epoch_steps=1)

@@ -730,7 +730,7 @@ def test_a_run_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
 
 def test_a_few_kills(tmp_path):
     """A few moments of what `python tests/kills.py` does by hundreds."""
-    only = ("train --method=model", "import", "export")
+    only = ("train --method=finetune", "import", "export")
     found = kills.run(tmp_path, moments=3, number=1, seed=3, only=only)
     assert [each["moments"] for each in found["kills"]] == [1] * 3
 

@@ -749,7 +749,7 @@ def test_the_verb_prints_what_it_wrote(tmp_path, capsys):
     assert {str(p) for p in out.iterdir()} == {*paths, f"{out / LISTING}"}
     assert "| prompt-tuning | 25.0 |" in (out / "report.md").read_text()
     for flag, words in (
-        ("--value=mean", "value is 'mean'"),
+        ("--value=mean", "Unknown value 'mean'"),
         ("--confidence=2", "confidence is 2"),
         (f"--runs={tmp_path / 'nowhere'}", "does not exist"),
     ):

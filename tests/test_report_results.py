@@ -183,7 +183,7 @@ def test_the_control_has_a_weight_of_0_that_was_set(tmp_path):
     assert labels == {
         "control": "PANDA weight 0",
         "unlike": "PANDA paper",
-        "ours": "PANDA ours",
+        "ours": "PANDA kl",
     }
 
 
@@ -392,7 +392,7 @@ def test_a_report_of_every_stage_of_a_grid(tmp_path):
     plan = listed_grid(done, 0.5)
     root = tmp_path / "grid"
     Ledger(plan, root).write_plan()
-    for role in ("source", "prompt", "control", "pot", "panda", "model"):
+    for role in ("source", "prompt", "control", "pot", "panda", "finetune"):
         for run in plan.runs:
             if role in run.roles:
                 shutil.copytree(
@@ -403,7 +403,7 @@ def test_a_report_of_every_stage_of_a_grid(tmp_path):
         assert board.targets == ("toy_review",)
         text = (tmp_path / role / "report.md").read_text()
         waiting = "not begun" in text
-        assert waiting is (role != "model")
+        assert waiting is (role != "finetune")
     assert "†" not in text
 
 
@@ -579,7 +579,7 @@ def test_what_a_grid_has_not_begun_is_named(tmp_path):
         for out in waiting.values()
     } >= {
         ("PoT", "toy_sentiment", "toy_review", "0"),
-        ("PANDA ours", "toy_sentiment", "toy_review", "0"),
+        ("PANDA kl", "toy_sentiment", "toy_review", "0"),
         ("model-tuning", "", "toy_review", "0"),
     }
     # As a run says of itself when it has begun, or failed.

@@ -15,12 +15,12 @@ import panda_jax as pj
 from panda_jax import (
     cli,
     combine,
-    commands,
     evaluation,
     first_steps,
     labelled,
     measures,
     probing,
+    registry,
     runs,
     scorer,
     scoring,
@@ -29,6 +29,7 @@ from panda_jax import (
     steps,
     transferability,
 )
+from panda_jax.cli import arguments
 from panda_jax.errors import UserError
 from panda_jax.prompts import Prompt
 from panda_jax.sharding import Partitioner
@@ -663,8 +664,8 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 
 def test_the_settings_name_every_metric():
-    assert tuple(measures.METRICS) == runs.METRICS
-    assert commands.Rank.metric == measures.RANKING
+    assert tuple(measures.METRICS) == registry.METRICS.names.own
+    assert arguments.Rank.metric == measures.RANKING
     assert runs.Run.transfer_metric == measures.DEFAULT
 
 

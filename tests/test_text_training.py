@@ -429,10 +429,10 @@ def test_an_unbound_prompt_is_compared_and_nothing_else(small, tmp_path):
         (["import"], "needs FORMAT"),
         (["import", "npy"], "needs PATH"),
         (["import", "npy", "x.npy"], "needs --out_dir"),
-        (["import", "onnx", "x", "--out_dir=y"], "import format 'onnx'"),
+        (["import", "onnx", "x", "--out_dir=y"], "Unknown format 'onnx'"),
         (["import", "npy", "none.npy", "--out_dir=y"], "does not exist"),
         (["import", "panda", ".", "--out_dir=y"], "--backbone"),
-        (["export", "onnx", "x", "--out_dir=y"], "export format 'onnx'"),
+        (["export", "onnx", "x", "--out_dir=y"], "Unknown format 'onnx'"),
         (["export", "npy", "none", "--out_dir=y"], "does not exist"),
     ],
 )

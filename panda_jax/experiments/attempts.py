@@ -135,7 +135,7 @@ class Attempts:
 
     def _backbone(self, run: Planned) -> Backbone:
         settings = run.run
-        dtype = "float32" if settings.method == "model" else settings.dtype
+        dtype = "float32" if settings.method == "finetune" else settings.dtype
         wanted = settings.backbone, dtype
         if self._kept is None or self._kept[0] != wanted:
             self._kept = None  # room for the next

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from panda_jax import identity, runs
-from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid import Grid, former_words
 from panda_jax.experiments.planned import Plan, Planned
 from panda_jax.runs import Run
 
@@ -41,6 +41,7 @@ class _Chain:
         panda = role in ("panda", "control")
         if panda:
             words |= {"panda", recipe}
+        words |= former_words(words)
         settings = self.grid.settings_of(words) | swept
         if role == "control":
             settings["kd_weight"] = 0.0
@@ -88,8 +89,8 @@ class _Chain:
         weighed = any(run.weighs_by_similarity for run in taught)
         if "prompt" in methods or weighed:
             yield own
-        if "model" in methods:
-            yield Planned.of("model", self._run("model", target))
+        if "finetune" in methods:
+            yield Planned.of("finetune", self._run("finetune", target))
         if "pot" not in methods and not taught:
             return
         for task, source in sources.items():

@@ -7,10 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from panda_jax import registry
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.planned import ROLES
+from panda_jax.fields import check
 from panda_jax.files import parse_json
-from panda_jax.runs import METHODS, RECIPES, Run, backbone_name, check_types
+from panda_jax.registry import METHODS, RECIPES
+from panda_jax.runs import Run, backbone_name
 from panda_jax.tasks import specs
 
 # What a grid is made of, so that no setting may say it.
@@ -30,9 +33,9 @@ class Grid:
       sources: tasks that a source prompt is trained on.
       targets: tasks that are transferred to, from every source.
       backbones: ids or folders.
-      methods: of the targets' runs: prompt, pot, panda, model, and control
+      methods: of the targets' runs: prompt, pot, panda, finetune, and control
         (PANDA's settings with weight 0). What these need is made too.
-      recipes: of panda: paper, released, ours.
+      recipes: of panda: paper, released, kl.
       seeds: each makes the whole chain anew, its source prompts included.
       settings: of every run: what `train` takes, such as epochs.
       overrides: words -> settings of the runs that all words describe, those
@@ -46,7 +49,7 @@ class Grid:
     sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ("minilm-l6",)
-    methods: tuple[str, ...] = ("prompt", "pot", "panda", "control", "model")
+    methods: tuple[str, ...] = ("prompt", "pot", "panda", "control", "finetune")
     recipes: tuple[str, ...] = ("paper",)
     seeds: tuple[int, ...] = (0,)
     settings: dict | None = None
@@ -56,10 +59,12 @@ class Grid:
     def __post_init__(self) -> None:
         for name in ("sources", "targets", "backbones", "methods", "recipes"):
             self._set(name, _listed(getattr(self, name)))
+        for name in registry.FORMER:
+            self._set(f"{name}s", _present(name, getattr(self, f"{name}s")))
         self._set("seeds", _numbers(_listed(self.seeds)))
         for name in ("settings", "overrides", "sweep"):
             self._set(name, _mapping(name, getattr(self, name)))
-        check_types(self)
+        check(self)
         self._set(
             "backbones",
             tuple(
@@ -105,6 +110,7 @@ class Grid:
         _check_names_of("settings", self.settings or {})
         words = {*ROLES, *self.recipes, *self.backbones}
         words |= {*self.sources, *self.targets}
+        words |= former_words(words)
         for key, settings in (self.overrides or {}).items():
             if not isinstance(key, str) or not key.split():
                 raise UserError(
@@ -156,6 +162,21 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
+
+
+def _present(name: str, values: Any) -> Any:
+    """Former names as this release has them; what is no list as it is."""
+    if not isinstance(values, tuple):
+        return values
+    return tuple(registry.present({name: value})[name] for value in values)
+
+
+def former_words(words: set[str]) -> set[str]:
+    """What 0.1 called some of them, which overrides may say too."""
+    every = [
+        name for names in registry.FORMER.values() for name in names.items()
+    ]
+    return {old for new, old in every if new in words}
 
 
 def words_of(key: str) -> list[str]:

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from panda_jax import identity, runs
+from panda_jax import identity, registry, runs
 from panda_jax.runs import Run
 
 # Why a grid has a run; one run may serve as several.
-ROLES = ("source", "prompt", "pot", "panda", "control", "model")
+ROLES = ("source", "prompt", "pot", "panda", "control", "finetune")
 # A fleet holds runs of one stage; none needs a run of its own or a later one.
-STAGES = ("prompt", "pot", "panda", "model")
+STAGES = ("prompt", "pot", "panda", "finetune")
 # What lanes of a fleet may differ in (`assembly.check_alike`).
 LANES = (
     "method",
@@ -92,17 +92,19 @@ class Planned:
     @property
     def kind(self) -> str:
         """Its method, with the recipe of PANDA; `control` of weight 0."""
-        run = self.run
-        if run.method != "panda":
-            return run.method
-        if run.kd_weight == 0:
+        return self._kind(self.run.method, self.run.recipe)
+
+    def _kind(self, method: str, recipe: str) -> str:
+        if method != "panda":
+            return method
+        if self.run.kd_weight == 0:
             return "control"
-        return "panda" if run.recipe == "paper" else f"panda-{run.recipe}"
+        return "panda" if recipe == "paper" else f"panda-{recipe}"
 
     @property
     def stage(self) -> str:
         """One of `STAGES`."""
-        alone = self.run.method == "model"
+        alone = self.run.method == "finetune"
         return self.run.method if self.needs or alone else "prompt"
 
     @property
@@ -116,7 +118,9 @@ class Planned:
     @property
     def name(self) -> str:
         """A readable name that ends in the id."""
-        parts = (slug(self.run.backbone), self.run.task, self.kind, self.source)
+        now = {"method": self.run.method, "recipe": self.run.recipe}
+        kind = self._kind(**registry.former(now))
+        parts = (slug(self.run.backbone), self.run.task, kind, self.source)
         text = "-".join(part for part in parts if part)
         return f"{text}-s{self.run.seed}-{self.id}"
 
@@ -128,12 +132,13 @@ class Planned:
             for name, value in identity.grid_settings(self.run).items()
             if name not in LANES
         }
-        if self.run.method == "model":  # a fleet of one
+        if self.run.method == "finetune":  # a fleet of one
             shared["run"] = self.id
         text = json.dumps(shared, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         run = self.run
-        return f"{slug(run.backbone)}-{run.task}-{self.stage}-{digest}"
+        stage = registry.former({"method": self.stage})["method"]
+        return f"{slug(run.backbone)}-{run.task}-{stage}-{digest}"
 
     @property
     def lane(self) -> str:
@@ -210,8 +215,8 @@ class Group:
         return (
             *sorted(shared.items()),
             len(self.runs),
-            run.method == "model",
-            run.recipe == "ours",
+            run.method == "finetune",
+            run.recipe == "kl",
             run.recipe == "released" and self.stage == "panda",
         )
 

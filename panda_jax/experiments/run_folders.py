@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from panda_jax import identity
+from panda_jax import identity, registry
 from panda_jax.errors import UserError
 from panda_jax.experiments.outcomes import LABELS, DoneRun, Excluded
 from panda_jax.files import read_json
@@ -114,6 +114,7 @@ def listed(
             if not all(isinstance(run[name], str) for name in _LISTED):
                 raise TypeError
             kind, _, recipe = run["kind"].partition("-")
+            kind, recipe = _named(kind, recipe)
             if run["roles"] == ["source"]:
                 kind = "source"
             else:
@@ -203,18 +204,18 @@ def kind_and_label(result: Mapping[str, Any], folder: str) -> tuple[str, str]:
       UserError: another method.
     """
     method = result["method"]
-    kind = method
+    kind, recipe = _named(method, result.get("recipe"))
     if method == "prompt" and _makes_source(folder):
         kind = "source"
     if method == "panda":
-        recipe = _text(result.get("recipe") or "")
+        recipe = _text(recipe or "")
         if result.get("kd_weight") != 0 or result.get("transfer_metric"):
             return "panda", f"PANDA {recipe}".strip()
         kind = "control"
     if kind not in LABELS:
         raise UserError(
             f"{folder}/result.json: method is {method!r}, expected prompt, "
-            "pot, panda or model."
+            "pot, panda or finetune."
         )
     return kind, LABELS[kind]
 
@@ -229,14 +230,15 @@ def _about(
     settings: dict[str, Any], about: Mapping[str, Any], folder: str
 ) -> dict[str, str]:
     """What a run without a result says of itself."""
-    kind = _text(settings.get("method") or "")
+    kind, recipe = _named(settings.get("method"), settings.get("recipe"))
+    kind = _text(kind or "")
     if kind == "prompt" and _makes_source(folder):
         kind = "source"
     if kind == "panda" and settings.get("kd_weight") == 0:
         kind = "control"
     label = LABELS.get(kind, "")
     if kind == "panda":
-        label = f"PANDA {_text(settings.get('recipe') or '')}".strip()
+        label = f"PANDA {_text(recipe or '')}".strip()
     needed = _text(_mapping(about, "needs").get("source") or "")
     source = needed.partition("@")[0] or _text(settings.get("source") or "")
     seed = settings.get("seed")
@@ -248,6 +250,12 @@ def _about(
         "target": _text(settings.get("task") or ""),
         "seed": "" if seed is None else _text(seed),
     }
+
+
+def _named(method: Any, recipe: Any) -> tuple[Any, Any]:
+    """A method as tables name its kind, and a recipe as this release does."""
+    kind = registry.former({"method": method})["method"]
+    return kind, registry.present({"recipe": recipe})["recipe"]
 
 
 def _makes_source(folder: str) -> bool:

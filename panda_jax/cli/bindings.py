@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from panda_jax import commands, t5x_names
+from panda_jax.cli import arguments, t5x_names
+from panda_jax.cli.flags import Given
 from panda_jax.errors import UserError, nearest
-from panda_jax.flags import Given
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _OURS = "panda_jax."
 _MACRO = "gin.macro"
 # Verbs that T5X's names set something of.
@@ -55,7 +55,7 @@ def resolve(verb: str, given: Given) -> tuple[Any, str]:
 
     _register(gin)
     _read(gin, verb, given)
-    bound, cls = commands.gin_name(verb), commands.VERBS[verb]
+    bound, cls = arguments.gin_name(verb), arguments.VERBS[verb]
     if verb == "plan":
         _adopt_train(gin, cls)
     for field in dataclasses.fields(cls):
@@ -82,8 +82,8 @@ def resolve(verb: str, given: Given) -> tuple[Any, str]:
 
 def _register(gin: Any) -> None:
     """Every verb and T5X's names, once a process."""
-    for verb, cls in commands.VERBS.items():
-        name = commands.gin_name(verb)
+    for verb, cls in arguments.VERBS.items():
+        name = arguments.gin_name(verb)
         if f"{_OURS}{name}" not in _registered:
             _registered[f"{_OURS}{name}"] = gin.external_configurable(
                 cls, name=name, module=_OURS[:-1]
@@ -204,7 +204,7 @@ class _Readers:
 
     def _reached(self, verb: str) -> set[tuple[str, str]]:
         """The (scope, owner) that are called for a verb's arguments."""
-        roots = {("", f"{_OURS}{commands.gin_name(verb)}")}
+        roots = {("", f"{_OURS}{arguments.gin_name(verb)}")}
         if verb == "plan":
             roots.add(("", f"{_OURS}train"))
         # Functions of a user's own modules read theirs when they are called.
@@ -241,7 +241,7 @@ class _Readers:
         unread = [b for b in sorted(self.bound()) if not self.read_by(verb, b)]
         if verb == "plan":
             # A file of `train` is one of `plan`, also where it says more.
-            train, cls = f"{_OURS}train", commands.Plan
+            train, cls = f"{_OURS}train", arguments.Plan
             own = {field.name for field in dataclasses.fields(cls)}
             unread += [
                 b for b in typed if b.owner == train and b.parameter not in own
@@ -261,11 +261,11 @@ class _Readers:
     def _about(self, verb: str, binding: _Binding) -> str:
         """Who reads a binding that a verb does not, and what was meant."""
         name = str(binding)
-        if name in map(commands.gin_name, commands.VERBS):
+        if name in map(arguments.gin_name, arguments.VERBS):
             return f"{name} is a verb, no setting: bind {name}.SETTING=VALUE."
         others = [
             other
-            for other in commands.VERBS
+            for other in arguments.VERBS
             if other != verb and self.read_by(other, binding)
         ]
         if others:
@@ -279,7 +279,7 @@ class _Readers:
             words = f"{name} is read by no verb."
         for near in nearest(name, _names(verb))[:1]:
             return f"{words} Did you mean {near}?"
-        for other in () if others else commands.VERBS:
+        for other in () if others else arguments.VERBS:
             for near in nearest(name, _names(other))[:1]:
                 return f"{words} Did you mean {near}, read by {other}?"
         return words
@@ -298,7 +298,7 @@ def _encloses(scope: str, inner: str) -> bool:
 
 def _names(verb: str) -> list[str]:
     """What one may bind for a verb."""
-    own, cls = commands.gin_name(verb), commands.VERBS[verb]
+    own, cls = arguments.gin_name(verb), arguments.VERBS[verb]
     names = [f"{own}.{field.name}" for field in dataclasses.fields(cls)]
     return [*names, *t5x_names.BINDINGS] if verb in _OF_T5X else names
 
@@ -326,10 +326,10 @@ def _bind_unless_bound(gin: Any, name: str, value: str) -> None:
 
 def _require(gin: Any, verb: str, name: str) -> None:
     try:
-        value = gin.query_parameter(f"{commands.gin_name(verb)}.{name}")
+        value = gin.query_parameter(f"{arguments.gin_name(verb)}.{name}")
     except ValueError:
         value = None
     if value is None or "gin.REQUIRED" in str(value):
-        placed = name in commands.PLACED.get(commands.VERBS[verb], ())
+        placed = name in arguments.placed(arguments.VERBS[verb])
         flag = name.upper() if placed else f"--{name}=..."
         raise UserError(f"The verb {verb} needs {flag} See --help.")

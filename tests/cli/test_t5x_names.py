@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 import small_t5
+from command_line import mistake
 from panda_jax.tasks import specs
-from test_cli import mistake
 from test_package import GIN, ROOT
 
 import panda_jax as pj
-from panda_jax import cli, data, t5x_names
+from panda_jax import cli, data
 from panda_jax.backbone import Backbone
+from panda_jax.cli import t5x_names
 from panda_jax.errors import UserError
 from panda_jax.lane import Lane
 from panda_jax.models import t5

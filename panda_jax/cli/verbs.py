@@ -1,43 +1,24 @@
-"""`panda-jax VERB`: flags and gin files to the functions of the library.
+"""What each verb does with its arguments, and how it answers.
 
-Plain flags are sugar over gin bindings: `--epochs=5` is
-`--gin.train.epochs=5`.
+Imports of what loads JAX stand inside the functions, so that `--help` and a
+mistake in a flag are answered at once.
 """
 
 import contextlib
 import dataclasses
-import errno
-import importlib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
-from panda_jax import (
-    bindings,
-    cluster,
-    commands,
-    distributed,
-    flags,
-    logs,
-    runs,
-    settings,
-    t5x_names,
-)
-from panda_jax.default_folder import default_folder
-from panda_jax.errors import (
-    InterruptedRun,
-    UnusedSetting,
-    UserError,
-    first_line,
-    unknown_name,
-)
+from panda_jax import cluster, distributed
+from panda_jax.cli import arguments, t5x_names
+from panda_jax.cli.default_folder import default_folder
+from panda_jax.errors import UnusedSetting, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +58,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _train(args: commands.Train, output: Output) -> int:
+def _train(args: arguments.Train, output: Output) -> int:
     from panda_jax.runs import Run
 
     distributed.initialize(args)
@@ -98,7 +79,7 @@ def _train(args: commands.Train, output: Output) -> int:
     partitioner = Partitioner.of_flags(
         **{name: paths.pop(name) for name in Partitioner.FLAGS}
     )
-    with _nothing_in_vain():
+    with nothing_in_vain():
         done = train(
             backbone,
             partitioner=partitioner,
@@ -121,7 +102,7 @@ def _train(args: commands.Train, output: Output) -> int:
     return 0
 
 
-def _evaluate(args: commands.Evaluate, output: Output) -> int:
+def _evaluate(args: arguments.Evaluate, output: Output) -> int:
     from panda_jax.evaluation import evaluate
 
     found = evaluate(**dataclasses.asdict(args))
@@ -129,7 +110,7 @@ def _evaluate(args: commands.Evaluate, output: Output) -> int:
     return 0
 
 
-def _predict(args: commands.Predict, output: Output) -> int:
+def _predict(args: arguments.Predict, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.predictions import FILE, predict, write_predictions
 
@@ -153,7 +134,7 @@ def _scoring(args: Any) -> dict[str, Any]:
     return values
 
 
-def _score(args: commands.Score, output: Output) -> int:
+def _score(args: arguments.Score, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.scores import written
     from panda_jax.scoring import score
@@ -185,7 +166,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _rank(args: commands.Rank, output: Output) -> int:
+def _rank(args: arguments.Rank, output: Output) -> int:
     from panda_jax.scoring import rank
 
     ranked = rank(**_scoring(args))
@@ -202,7 +183,7 @@ def _rank(args: commands.Rank, output: Output) -> int:
     return 0
 
 
-def _evaluate_ranking(args: commands.EvaluateRanking, output: Output) -> int:
+def _evaluate_ranking(args: arguments.EvaluateRanking, output: Output) -> int:
     from panda_jax.experiments.ranking import evaluate_ranking
 
     values = dataclasses.asdict(args)
@@ -227,20 +208,18 @@ def _evaluate_ranking(args: commands.EvaluateRanking, output: Output) -> int:
 
 
 def _demo(args: Any, output: Output) -> int:
-    from panda_jax.demo import demo
+    from panda_jax.cli.demo import demo
 
     demo(args, quiet=output.quiet)
     return 0
 
 
-def _import(args: commands.Import, output: Output) -> int:
+def _import(args: arguments.Import, output: Output) -> int:
     from panda_jax import ownership
     from panda_jax.backbone import load_backbone
-    from panda_jax.exchange import IMPORTS, import_prompt
+    from panda_jax.exchange import import_prompt
     from panda_jax.store import FILES, save_prompt
 
-    if args.format not in IMPORTS:
-        raise unknown_name("import format", args.format, IMPORTS)
     ownership.check(
         args.out_dir, "import", FILES, overwrite=args.overwrite, alone=True
     )
@@ -260,12 +239,10 @@ def _import(args: commands.Import, output: Output) -> int:
     return 0
 
 
-def _export(args: commands.Export, output: Output) -> int:
-    from panda_jax.exchange import EXPORTS, export_bank, export_prompt
+def _export(args: arguments.Export, output: Output) -> int:
+    from panda_jax.exchange import export_bank, export_prompt
     from panda_jax.store import PromptBank, is_bank, load_prompt
 
-    if args.format not in EXPORTS:
-        raise unknown_name("export format", args.format, EXPORTS)
     values = dataclasses.asdict(args)
     format, path = values.pop("format"), values.pop("prompt")
     if format != "peft":
@@ -282,7 +259,7 @@ def _export(args: commands.Export, output: Output) -> int:
     return 0
 
 
-def _tasks(args: commands.Tasks, output: Output) -> int:
+def _tasks(args: arguments.Tasks, output: Output) -> int:
     from panda_jax import catalogue
     from panda_jax.tasks import specs
 
@@ -362,7 +339,7 @@ def _lines(value: Any, indent: str = "") -> list[str]:
     return lines
 
 
-def _plan(args: commands.Plan, output: Output) -> int:
+def _plan(args: arguments.Plan, output: Output) -> int:
     import jax
 
     # Nothing is run, and TPUs that are compiled for need not be here.
@@ -407,7 +384,7 @@ def _plan(args: commands.Plan, output: Output) -> int:
     return 0
 
 
-def _grid(args: commands.Grid, output: Output) -> int:
+def _grid(args: arguments.Grid, output: Output) -> int:
     distributed.initialize(args)
     from panda_jax.experiments.runner import run_grid
     from panda_jax.sharding import Partitioner
@@ -445,7 +422,7 @@ def _grid(args: commands.Grid, output: Output) -> int:
     return 1 if found.failed and not args.keep_going else 0
 
 
-def _report(args: commands.Report, output: Output) -> int:
+def _report(args: arguments.Report, output: Output) -> int:
     from panda_jax.experiments.report import write_report
 
     values = dataclasses.asdict(args)
@@ -461,8 +438,8 @@ def _report(args: commands.Report, output: Output) -> int:
     return 0
 
 
-def _doctor(args: commands.Doctor, output: Output) -> int:
-    from panda_jax import doctor
+def _doctor(args: arguments.Doctor, output: Output) -> int:
+    from panda_jax.cli import doctor
 
     checks = doctor.diagnose(data_dir=args.data_dir)
     broken = any(check.ok is False for check in checks)
@@ -472,6 +449,21 @@ def _doctor(args: commands.Doctor, output: Output) -> int:
     }
     output.give(document, doctor.report(checks))
     return 2 if broken else 0
+
+
+@contextlib.contextmanager
+def nothing_in_vain() -> Iterator[None]:
+    """Makes what the command line gives to nobody an error.
+
+    Raises:
+      UserError: says who would use it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnusedSetting)
+        try:
+            yield
+        except UnusedSetting as found:
+            raise UserError(str(found)) from None
 
 
 VERBS: dict[str, Callable[[Any, Output], int]] = {
@@ -490,271 +482,3 @@ VERBS: dict[str, Callable[[Any, Output], int]] = {
     "report": _report,
     "doctor": _doctor,
 }
-
-
-def _overview() -> str:
-    lines = [
-        "usage: panda-jax VERB [--FLAG=VALUE ...]",
-        "       panda-jax help VERB",
-        "       panda-jax --version",
-        "",
-        "Prompt transfer for frozen language models, in JAX.",
-        "",
-    ]
-    for verb, cls in commands.VERBS.items():
-        lines.append(f"  {verb:16s} {(cls.__doc__ or '').splitlines()[0]}")
-    lines += ["", "panda-jax help VERB (or VERB --help) shows a verb's flags."]
-    return "\n".join(lines)
-
-
-def resolve(verb: str, argv: Sequence[str]) -> tuple[Any, str, flags.Given]:
-    """The verb's arguments from gin files, bindings and flags.
-
-    What libraries say is shown from here on, and the modules that the user
-    names are imported.
-
-    Returns:
-      The arguments, the operative configuration as gin text, and what the
-      command line says.
-    """
-    given = flags.parse(verb, argv)
-    logs.show(given.log_level)
-    for name in given.imports:
-        _import_module(name)
-    args, config = bindings.resolve(verb, given)
-    if verb in ("train", "plan"):
-        args = _of_use(args, given)
-    return args, config, given
-
-
-def _of_use(args: Any, given: flags.Given) -> Any:
-    """The settings of a run without what its gin files give in vain.
-
-    A file may serve several methods. What the command line gives in vain is
-    refused.
-    """
-    values = {name: getattr(args, name) for name in runs.DEFAULTS}
-    several = getattr(args, "sources", None) is not None
-    idle = settings.unused(values, runs.DEFAULTS, several=several)
-    names = [text.partition("=")[0].strip() for text in given.bindings]
-    typed = {*given.values, *(name.rpartition(".")[2] for name in names)}
-    of_files = {name: why for name, why in idle.items() if name not in typed}
-    for name, why in of_files.items():
-        warnings.warn(
-            f"A gin file sets {name} to {values[name]!r}: {why}.",
-            RuntimeWarning,
-            stacklevel=1,
-        )
-    args = dataclasses.replace(
-        args, **{name: runs.DEFAULTS[name] for name in of_files}
-    )
-    with contextlib.nullcontext() if given.dry_run else _nothing_in_vain():
-        runs.left_out(args, several=several)
-    return args
-
-
-@contextlib.contextmanager
-def _nothing_in_vain() -> Iterator[None]:
-    """Makes what the command line gives to nobody an error.
-
-    Raises:
-      UserError: says who would use it.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UnusedSetting)
-        try:
-            yield
-        except UnusedSetting as found:
-            raise UserError(str(found)) from None
-
-
-def _import_module(name: str) -> None:
-    """Imports a module of the user's; from this folder too, if need be."""
-    if not {"", os.getcwd()} & {*sys.path}:
-        sys.path.append(os.getcwd())  # Last, so that it hides no other module.
-    try:
-        importlib.import_module(name)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"--import={name} failed: {type(error).__name__}: "
-            f"{first_line(error).rstrip('.')}. Give the name of a module that "
-            "Python can import: one in this folder, on PYTHONPATH, or "
-            "installed."
-        ) from error
-
-
-def _version() -> str:
-    try:
-        return f"panda-jax {importlib.metadata.version('panda-jax')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "panda-jax (not installed)"
-
-
-def _execute(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        for verb in argv[1:]:
-            _check_verb(verb)
-        pages = [flags.parser(verb).format_help() for verb in argv[1:]]
-        print("\n".join(pages).rstrip() or _overview())
-        return 0
-    if "--version" in argv:
-        print(_version())
-        return 0
-    verb, *rest = argv
-    _check_verb(verb)
-    for word in rest:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            # How Python gives bytes that are no text; no JSON could hold them.
-            raise UserError(
-                f"Got the argument {word!r}, expected UTF-8 text. Rename what "
-                "it names."
-            ) from None
-    args, config, given = resolve(verb, rest)
-    output = Output(given.json, given.quiet, sys.stdout)
-    with contextlib.ExitStack() as stack:
-        if given.json:
-            # Whatever else prints must not stand beside the document.
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if given.log_level == "error":
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-        if given.dry_run:
-            return _dry_run(verb, args, config, output)
-        return VERBS[verb](args, output)
-
-
-def _check_verb(verb: str) -> None:
-    if verb.startswith("-"):
-        raise UserError(
-            f"Got the flag {verb} first, expected a verb: panda-jax VERB "
-            f"{verb}. See panda-jax help."
-        )
-    if verb not in commands.VERBS:
-        raise unknown_name("verb", verb, commands.VERBS)
-
-
-def _dry_run(verb: str, args: Any, config: str, output: Output) -> int:
-    """What would be done: the settings, and a grid's runs."""
-    text = config.strip()
-    if verb == "grid":
-        from panda_jax.experiments.grid_text import listing
-
-        text += f"\n{listing(args)}"
-    document = {"verb": verb, "settings": dataclasses.asdict(args)}
-    output.give({**document, "text": text}, text)
-    return 0
-
-
-def _keep_compiled() -> None:
-    """What one run compiled, the next one finds on disk."""
-    from panda_jax.files import cache_folder
-
-    folder = str(cache_folder() / "compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
-    # JAX keeps what took a second; the twenty small programs of a start take
-    # as long together.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
-def _plain_warnings() -> None:
-    """Warnings as one line for people, without our source line."""
-    usual = warnings.formatwarning
-
-    def line(message: Any, category: type[Warning], *place: Any) -> str:
-        if issubclass(category, RuntimeWarning):
-            return f"panda-jax: warning: {message}\n"
-        return usual(message, category, *place)
-
-    warnings.formatwarning = line
-
-
-def program() -> NoReturn:
-    """The command `panda-jax`: `main`, and the end of the process.
-
-    One that a signal ended leaves at once, for there may be threads of writers
-    and compilers: Python's own end takes them out of C++ that does not allow
-    it, and aborts (CPython before 3.14).
-    """
-    status = main()
-    if status > 128:
-        distributed.end_at_once(status)
-    sys.exit(status)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb. Returns 0 done, 2 the user's mistake; raises on ours.
-
-    One of several processes that fails ends here, so that the others end too.
-    """
-    try:
-        status = _main(argv)
-    except Exception as error:
-        words = distributed.explain(error)
-        if words is not None:
-            traceback.print_exc()
-            print(f"panda-jax: {words}", file=sys.stderr)
-            distributed.leave(1)
-        raise
-    if status:
-        distributed.leave(status)
-    return status
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    _plain_warnings()
-    _keep_compiled()
-    try:
-        return _execute(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"panda-jax: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader (head, less) has gone; that is no mistake.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        distributed.leave(1)  # The others cannot go on without this one.
-        return 0
-    except InterruptedRun as stopped:
-        print(f"panda-jax: {stopped}", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        given = sys.argv[1:] if argv is None else argv
-        left = "what was complete is kept, and nothing else was written"
-        if given and given[0] in _RESUMED:
-            left = "the same command goes on from the last checkpoint"
-        print(f"panda-jax: interrupted; {left}.", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno not in _USERS_ERRNOS:
-            raise
-        print(
-            f"panda-jax: {error.strerror}: {error.filename or 'a file'}. "
-            "Nothing that was complete is lost; mend it and run the same "
-            "command again.",
-            file=sys.stderr,
-        )
-        return 2
-
-
-# Verbs that go on where they were.
-_RESUMED = ("demo", "train", "grid")
-_USERS_ERRNOS = (
-    errno.ENOSPC,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,9 @@ import os
 import pathlib
 from typing import Any
 
-from panda_jax import cluster, commands
+from panda_jax import cluster, fields, registry
+from panda_jax.cli import arguments
+from panda_jax.fields import Setting
 
 # What release 0.1 made a name of, as it was written, defaults included.
 _OF_0_1 = (
@@ -27,11 +29,11 @@ _BESIDE_THE_RUN = {
     "model_dir",
     "overwrite",
     *(field.name for field in dataclasses.fields(cluster.Settings)),
-    *(field.name for field in dataclasses.fields(commands.Devices)),
+    *(field.name for field in dataclasses.fields(arguments.Devices)),
 }
 
 
-def default_folder(args: commands.Train) -> str:
+def default_folder(args: arguments.Train) -> str:
     """A folder below `runs/` that only the same run leads to.
 
     Paths count by where they lead, and settings at their default do not count,
@@ -39,21 +41,24 @@ def default_folder(args: commands.Train) -> str:
     makes another folder. One that release 0.1 named goes on.
     """
     changed = _changed(args)
-    folder = _named(args, {x: _real(x, changed[x]) for x in sorted(changed)})
+    settings = fields.of(type(args))
+    real = {x: _real(settings[x], changed[x]) for x in sorted(changed)}
+    folder = _named(args, real)
     if folder.is_dir() or changed.keys() - {*_OF_0_1}:
         return str(folder)
     old = _named(args, {name: getattr(args, name) for name in _OF_0_1})
     return str(old if old.is_dir() else folder)
 
 
-def _named(args: commands.Train, values: dict[str, Any]) -> pathlib.Path:
-    text = json.dumps(values, sort_keys=True)
+def _named(args: arguments.Train, values: dict[str, Any]) -> pathlib.Path:
+    text = json.dumps(registry.former(values), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{args.task}-{args.method}-s{args.seed}-{digest}"
+    method = registry.former({"method": args.method})["method"]
+    name = f"{args.task}-{method}-s{args.seed}-{digest}"
     return pathlib.Path("runs") / name
 
 
-def _changed(args: commands.Train) -> dict[str, Any]:
+def _changed(args: arguments.Train) -> dict[str, Any]:
     """The settings that are not at their default."""
     return {
         field.name: getattr(args, field.name)
@@ -63,9 +68,10 @@ def _changed(args: commands.Train) -> dict[str, Any]:
     }
 
 
-def _real(name: str, value: Any) -> Any:
+def _real(setting: Setting, value: Any) -> Any:
     """A setting without what is only its spelling."""
-    if name not in (*commands.PATHS, "tfds_data_dir"):
+    name = setting.name
+    if setting.path is None:
         return value
     if name == "backbone" and not os.path.exists(value):
         return value  # An id, which leads nowhere.

@@ -8,8 +8,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from panda_jax import commands, ownership
+from panda_jax import ownership
 from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.cli import arguments
 from panda_jax.errors import UserError
 from panda_jax.files import write_text
 from panda_jax.loop import TrainResult
@@ -35,7 +36,9 @@ SHARED = (
 )
 
 
-def demo(args: commands.Demo, *, quiet: bool = False) -> dict[str, list[float]]:
+def demo(
+    args: arguments.Demo, *, quiet: bool = False
+) -> dict[str, list[float]]:
     """Runs the demo and prints its table.
 
     Args:
@@ -134,7 +137,7 @@ def demo(args: commands.Demo, *, quiet: bool = False) -> dict[str, list[float]]:
 
 
 def _run(
-    args: commands.Demo,
+    args: arguments.Demo,
     backbone: Backbone,
     folder: pathlib.Path,
     *,
@@ -167,7 +170,7 @@ def _nothing(words: str) -> None:
 
 
 def _target(
-    args: commands.Demo,
+    args: arguments.Demo,
     backbone: Backbone,
     out: pathlib.Path,
     name: str,
@@ -190,7 +193,7 @@ def _target(
 
 
 def _report(
-    args: commands.Demo,
+    args: arguments.Demo,
     out: pathlib.Path,
     table: Scores,
     scores: dict[str, list[float]],

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from command_line import mistake
 from panda_jax.tasks import specs
-from test_cli import mistake
 from test_package import GIN, whole
 
 from panda_jax import assembly, cli, fleet, models, runs, starts, steps
@@ -75,7 +75,7 @@ def trace(run: Run):
         prompt = starts.initial_prompt(
             run, dataclasses.replace(backbone, params=params), None
         )
-        trained = params if run.method == "model" else None
+        trained = params if run.method == "finetune" else None
         state = steps.init_state(
             steps.Trainable(prompt, trained),
             clip=run.clip,
@@ -109,7 +109,7 @@ def trace(run: Run):
         ),
         states,
         array(),
-        None if run.method == "model" else params,
+        None if run.method == "finetune" else params,
         feed,
         prompts if online else None,
         hyper,
@@ -126,7 +126,7 @@ def test_the_step_of_every_gin_file_compiles(path):
     assert position.shape == ()
     assert metrics["loss"].shape == (STEPS, 1)
     trained = jax.tree.leaves(after.trainable.backbone)
-    assert bool(trained) == (run.method == "model")
+    assert bool(trained) == (run.method == "finetune")
     if run.prompt_length is not None:
         assert run.prompt_length in after.trainable.prompt.vectors.shape
 

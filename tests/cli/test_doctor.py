@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from panda_jax import backbone, doctor, errors
+from panda_jax import backbone, errors
+from panda_jax.cli import doctor
 
 
 def _only(checks: list[doctor.Check]) -> doctor.Check:
@@ -247,7 +248,7 @@ def test_distributed(environment, ok):
 def test_imports_nothing_heavy():
     code = (
         "import sys\n"
-        "from panda_jax import doctor\n"
+        "from panda_jax.cli import doctor\n"
         "bad = {m.split('.')[0] for m in sys.modules}\n"
         "assert not bad & {'tensorflow', 'seqio', 'jax'}, bad\n"
     )
