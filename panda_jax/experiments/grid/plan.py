@@ -1,41 +1,37 @@
-"""A grid's runs before they are made: ids, needs, folders, fleets."""
+"""A grid's runs before they are made: ids, needs, folders, fleets.
+
+`expand` says which they are, `listing` what `panda-jax grid --dry_run` prints
+of them, `described` and `read_list` how `grid.json` holds them.
+"""
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from panda_jax import identity, runs
+from panda_jax.errors import UserError
+from panda_jax.experiments.grid.grid import ROLES, Grid
+from panda_jax.files import read_json
 from panda_jax.runs import Run
 
-# Why a grid has a run; one run may serve as several.
-ROLES = ("source", "prompt", "pot", "panda", "control", "model")
+# A grid's list of its runs, in its folder.
+GRID = "grid.json"
 # A fleet holds runs of one stage; none needs a run of its own or a later one.
 STAGES = ("prompt", "pot", "panda", "model")
 # What lanes of a fleet may differ in (`assembly.check_alike`).
 LANES = (
-    "method",
-    "seed",
-    "learning_rate",
-    "weight_decay",
-    "schedule",
-    "patience",
-    "prompt_init",
-    "init_text",
-    "init_stddev",
-    "resize_source",
-    "kd_lambda",
-    "kd_beta",
-    "kd_weight",
-    "kd_transform",
-    "transfer_metric",
-    "top_k",
+    "method", "seed", "learning_rate", "weight_decay", "schedule", "patience",
+    "prompt_init", "init_text", "init_stddev", "resize_source", "kd_lambda",
+    "kd_beta", "kd_weight", "kd_transform", "transfer_metric", "top_k",
     "fusion",
-)
+)  # fmt: skip
 # What the loop around the step reads, and the step does not.
 _LOOP = ("epochs", "steps", "eval_every", "eval_period", "eval_examples")
 
@@ -50,7 +46,7 @@ class Planned:
       run: its settings.
       needs: role (source, teacher, target_prompt) -> id of that run.
       source: the source task of PoT and PANDA.
-      roles: some of `ROLES`.
+      roles: some of `ROLES`; one run may serve as several.
       former: the same run as 0.1 named it, where that was otherwise.
     """
 
@@ -72,11 +68,7 @@ class Planned:
     ) -> "Planned":
         """A run with the id that follows from the rest.
 
-        Args:
-          role: one of `ROLES`.
-          run: its settings; those that it does not use are left out of it.
-          source: the source task of PoT and PANDA.
-          needs: role (source, teacher, target_prompt) -> that run.
+        Settings that it does not use are left out of it.
         """
         needs = needs or {}
         ids = {name: need.id for name, need in needs.items()}
@@ -158,11 +150,7 @@ class Planned:
         return self.name if self.lane != self.name else f"sources/{self.name}"
 
     def bank(self, role: str) -> str:
-        """Where its prompt lies among those of the role, below the grid's.
-
-        Args:
-          role: `source` or `prompt`.
-        """
+        """Where its prompt lies among those of role `source` or `prompt`."""
         run = self.run
         among = {"source": "sources", "prompt": "targets"}[role]
         return f"{among}/{slug(run.backbone)}/s{run.seed}/{run.task}"
@@ -170,12 +158,7 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that are trained together, as one fleet.
-
-    Attributes:
-      name: of the fleet.
-      runs: at least one.
-    """
+    """Runs that are trained together, as one fleet: its name, and its runs."""
 
     name: str
     runs: tuple[Planned, ...]
@@ -246,11 +229,7 @@ class Plan:
         return cls(planned, tuple(groups))
 
     def named_in(self, out: pathlib.Path) -> "Plan":
-        """The plan with the names that 0.1 gave to runs which it has begun.
-
-        Args:
-          out: the grid's folder.
-        """
+        """The plan with the names that 0.1 gave to runs begun in a folder."""
         names = {}
         for run in self.runs:
             former = run.former
@@ -288,11 +267,8 @@ class Plan:
         """The numbers of the groups in the order in which to look for work.
 
         Those of one backbone and stage are begun before the next, since what
-        others need is to be done early; among them a shard's own come first.
-
-        Args:
-          index: of the shard.
-          count: of the shards.
+        others need is to be done early; among them the own ones of the shard
+        number `index` of `count` come first.
         """
         blocks = [(g.runs[0].run.backbone, g.stage) for g in self.groups]
         rank = {block: at for at, block in enumerate(dict.fromkeys(blocks))}
@@ -305,3 +281,181 @@ class Plan:
 def slug(backbone: str) -> str:
     """A backbone's id or folder as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", backbone).strip("-")
+
+
+def expand(grid: Grid) -> Plan:
+    """The runs of a grid and what they need, in fleets.
+
+    Raises:
+      UserError: a setting that no run can have.
+    """
+    made: dict[str, Planned] = {}
+    for backbone, seed in itertools.product(grid.backbones, grid.seeds):
+        for planned in _Chain(grid, backbone, seed).runs():
+            known = made.get(planned.id, planned)
+            roles = dict.fromkeys((*known.roles, *planned.roles))
+            made[planned.id] = dataclasses.replace(known, roles=tuple(roles))
+    return Plan.of(made.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain:
+    """The runs of one backbone and seed."""
+
+    grid: Grid
+    backbone: str
+    seed: int
+
+    def _run(
+        self, role: str, task: str, recipe: str = "paper", **swept: Any
+    ) -> Run:
+        words = {role, task, self.backbone}
+        if role in ("panda", "control"):
+            words |= {"panda", recipe}
+        settings = self.grid.settings_of(words) | swept
+        if role == "control":
+            settings["kd_weight"] = 0.0
+        run = runs.make_run(
+            task=task,
+            backbone=self.backbone,
+            method={"source": "prompt", "control": "panda"}.get(role, role),
+            recipe=recipe,
+            seed=self.seed,
+            **settings,
+        )
+        return identity.first_trimmed(run)
+
+    def _distilled(self, role: str, task: str) -> Iterator[Run]:
+        """PANDA's runs on a target, but for the source, or their controls."""
+        sweep = self.grid.sweep or {}
+        for recipe in self.grid.recipes:
+            for values in itertools.product(*sweep.values()):
+                swept = dict(zip(sweep, values, strict=True))
+                yield self._run(role, task, recipe, **swept)
+
+    def runs(self) -> Iterator[Planned]:
+        """Each after what it needs; some more than once."""
+        sources = {}
+        for task in self.grid.sources:
+            sources[task] = Planned.of("source", self._run("source", task))
+            yield sources[task]
+        for target in self.grid.targets:
+            yield from self._onto(target, sources)
+
+    def _onto(
+        self, target: str, sources: Mapping[str, Planned]
+    ) -> Iterator[Planned]:
+        methods = self.grid.methods
+        own = Planned.of("prompt", self._run("prompt", target))
+        taught = []
+        if "panda" in methods:
+            taught = list(self._distilled("panda", target))
+        # Weight 0 listens to no source.
+        controls = [run for run in taught if run.kd_weight == 0]
+        taught = [run for run in taught if run.kd_weight != 0]
+        if controls or "control" in methods:
+            for run in self._distilled("control", target):
+                yield Planned.of("control", run)
+        weighed = any(run.weighs_by_similarity for run in taught)
+        if "prompt" in methods or weighed:
+            yield own
+        if "model" in methods:
+            yield Planned.of("model", self._run("model", target))
+        if "pot" not in methods and not taught:
+            return
+        for task, source in sources.items():
+            needs = {"source": source}
+            pot = self._run("pot", target)
+            teacher = Planned.of("pot", pot, source=task, needs=needs)
+            yield teacher
+            needs = {**needs, "teacher": teacher}
+            for run in taught:
+                more = (
+                    {"target_prompt": own} if run.weighs_by_similarity else {}
+                )
+                needed = {**needs, **more}
+                yield Planned.of("panda", run, source=task, needs=needed)
+
+
+def listing(grid: Grid) -> str:
+    """A line a run and role, with ids and needs; the counts are last.
+
+    Raises:
+      UserError: a setting that no run can have.
+    """
+    plan = expand(grid)
+    lines = []
+    for group in plan.groups:
+        for run, role in ((r, role) for r in group.runs for role in r.roles):
+            needs = "".join(f" {name}={id_}" for name, id_ in run.needs.items())
+            first = run.roles[0]
+            also = "" if role == first else f" (the {first} run above)"
+            lines.append(f"{role:8s} {run.name}{needs}{also}")
+    return "\n".join([*lines, "", *_counts(grid, plan)])
+
+
+def _counts(grid: Grid, plan: Plan) -> list[str]:
+    """A table of backbones and roles, and what it takes."""
+    roles = [r for r in ROLES if any(r in run.roles for run in plan.runs)]
+    asked = Counter(
+        (run.run.backbone, role) for run in plan.runs for role in run.roles
+    )
+    seeds = len(grid.seeds)
+    width = max(len(slug(name)) for name in (*grid.backbones, "backbone"))
+    head = "".join(f"{role:>9s}" for role in roles)
+    lines = [f"Runs a seed ({seeds} in all):", f"{'backbone':{width}s}{head}"]
+    for backbone in grid.backbones:
+        row = "".join(f"{asked[backbone, r] / seeds:9g}" for r in roles)
+        lines.append(f"{slug(backbone):{width}s}{row}")
+    total, once = sum(asked.values()), len(plan.runs)
+    lines.append(f"In all {total} runs.")
+    if total != once:
+        lines.append(
+            f"{total - once} of them are also another's (same settings, same "
+            f"id, marked above), so that {once} are trained."
+        )
+    stages = Counter(group.stage for group in plan.groups)
+    each = ", ".join(f"{stages[s]} {s}" for s in STAGES if stages[s])
+    lines.append(
+        f"{len(plan.groups)} fleets ({each}), the largest of "
+        f"{max(len(group.runs) for group in plan.groups)} runs; "
+        f"at most {plan.programs} training steps to compile."
+    )
+    return lines
+
+
+def described(run: Planned) -> dict[str, Any]:
+    """A run as `grid.json` has it."""
+    return {
+        **{name: getattr(run, name) for name in ("id", "name", "folder")},
+        "fleet": run.fleet,
+        "roles": list(run.roles),
+        "backbone": run.run.backbone,
+        "task": run.run.task,
+        "kind": run.kind,
+        "source": run.source,
+        "seed": run.run.seed,
+        "needs": dict(run.needs),
+    }
+
+
+def read_list(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The runs of a folder's `grid.json`, as `described` has them.
+
+    Raises:
+      UserError: the list is not what a grid writes.
+    """
+    try:
+        found = []
+        for run in read_json(folder / GRID)["runs"]:
+            names = ("kind", "backbone", "task", "folder", "name")
+            if not all(isinstance(run[name], str) for name in names):
+                raise TypeError
+            wanted = (*names, "roles", "source", "seed")
+            found.append({name: run[name] for name in wanted})
+        return found
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"The file {str(folder / GRID)!r} is no list of a grid's runs: run "
+            "panda-jax grid again, or remove it."
+        ) from None

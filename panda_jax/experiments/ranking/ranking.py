@@ -8,26 +8,27 @@ from typing import Any
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.experiments import resampling, two_way
-from panda_jax.experiments.cells import Cells, LeftOut, collect
-from panda_jax.experiments.findings import (
+from panda_jax.experiments import inference
+from panda_jax.experiments.ranking import statistics
+from panda_jax.experiments.ranking.data import (
+    Cells,
+    Group,
+    LeftOut,
+    ScoresLike,
+    TruthLike,
+    collect,
+    match,
+)
+from panda_jax.experiments.ranking.report import (
     CEILING,
     CHANCE,
     Comparison,
     Estimate,
+    RankingReport,
 )
-from panda_jax.experiments.ranking_report import RankingReport
-from panda_jax.experiments.ranking_stats import (
-    Statistic,
-    spearman,
-    statistics,
-)
-from panda_jax.experiments.truth import Group, ScoresLike, TruthLike, match
 
 # Statistics that one source more or less moves but little.
 SMOOTH = ("spearman", "tau")
-# Below this many targets or sources an interval warns.
-FEW = 5
 
 
 def evaluate_ranking(
@@ -48,17 +49,17 @@ def evaluate_ranking(
 
     Each statistic is computed a target over its sources, averaged over the
     targets of each backbone, and then over the backbones. What each is, and
-    how ties are treated, is said in `ranking_stats`. Intervals of spearman and
-    tau, and p of two metrics' difference, are of `two_way.infer`, sources and
-    targets being crossed, over the jackknife's parts (`resampling.pseudo`).
+    how ties are treated, is said in `statistics`. Intervals of spearman and
+    tau, and p of two metrics' difference, are of `inference.infer`, sources and
+    targets being crossed, over the jackknife's parts (`statistics.pseudo`).
     The others jump where a source goes, which no jackknife follows: theirs are
-    percentiles of a bootstrap over both (`resampling.draw`), without p. With
+    percentiles of a bootstrap over both (`statistics.draw`), without p. With
     fewer than 3 targets an interval is over sources alone. A combination with a
     prior is taken as it is, its prior not learned again in each resampling.
 
     Args:
       scores: a table of scores, one a backbone by name, or score files (see
-        `truth.match`); higher = more transferable.
+        `data.match`); higher = more transferable.
       truth: results of transfers, likewise; higher = better. With a column
         `seed` the truth is the mean over seeds, and their split halves say how
         high a predictor could come.
@@ -87,14 +88,13 @@ def evaluate_ranking(
         LeftOut((name,), f"backbones: {what}", (name,))
         for name, what in lacking
     ]
-    judge = _Judge(
-        found, statistics(ks), resamples, permutations, confidence, seed
-    )
-    estimates = [e for metric in found.metrics for e in judge.estimates(metric)]
-    if any(cell.ceiling is not None for cell in found.cells):
-        estimates += judge.estimates(CEILING)
-    estimates += judge.estimates(CHANCE)
     cells = found.cells
+    judged = statistics.statistics(ks)
+    judge = _Judge(found, judged, resamples, permutations, confidence, seed)
+    names = list(found.metrics)
+    if any(cell.ceiling is not None for cell in cells):
+        names.append(CEILING)
+    own = [found.sources[s] == c.target for c in cells for s in c.sources]
     return RankingReport(
         metrics=found.metrics,
         backbones=tuple(dict.fromkeys(cell.backbone for cell in cells)),
@@ -102,18 +102,20 @@ def evaluate_ranking(
         about={
             "sources": len({int(s) for cell in cells for s in cell.sources}),
             "cells": len(cells),
-            "pairs": sum(len(cell.sources) for cell in cells),
-            "self_pairs": _self_pairs(found),
+            "pairs": len(own),
+            "self_pairs": sum(own),
             "include_self": include_self,
             "resamples": resamples,
             "permutations": permutations,
             "confidence": confidence,
             "seed": seed,
         },
-        estimates=tuple(estimates),
+        estimates=tuple(
+            e for name in (*names, CHANCE) for e in judge.estimates(name)
+        ),
         comparisons=tuple(judge.comparisons()),
         other_self=_other_self(groups, settings, include_self),
-        reliability=resampling.split_half(cells, seed=seed),
+        reliability=statistics.split_half(cells, seed=seed),
         judged=found,
     )
 
@@ -124,31 +126,28 @@ class _Judge:
     def __init__(
         self,
         found: Cells,
-        statistics: dict[str, Statistic],
+        judged: dict[str, statistics.Statistic],
         resamples: int,
         permutations: int,
         confidence: float,
         seed: int,
     ) -> None:
         self.found, self.cells = found, found.cells
-        self.statistics, self.confidence = statistics, confidence
-        self.permutations, self.seed = permutations, seed
-        self.draws = resampling.draw(
-            found.cells,
-            sources=len(found.sources),
-            resamples=resamples,
-            seed=seed,
+        self.statistics, self.confidence = judged, confidence
+        count = len(found.sources)
+        self.draws = statistics.draw(
+            found.cells, sources=count, resamples=resamples, seed=seed
         )
         self._values: dict[str, np.ndarray] = {}
         self._parts: dict[str, np.ndarray] = {}
-        count = len(found.sources)
         # All, then without each.
-        self._left = np.concatenate([np.ones((1, count)), 1 - np.eye(count)])
-        self._smooth = [i for i, n in enumerate(statistics) if n in SMOOTH]
-        self._shuffled = resampling.shuffled(
+        left = np.concatenate([np.ones((1, count)), 1 - np.eye(count)])
+        self._left = left.astype(np.int64)
+        self._smooth = [i for i, n in enumerate(judged) if n in SMOOTH]
+        self._shuffled = statistics.shuffled(
             found.cells,
             found.metrics,
-            sources=len(found.sources),
+            sources=count,
             permutations=permutations,
             seed=seed,
         )
@@ -159,11 +158,9 @@ class _Judge:
         estimates = []
         for backbone, target, own in self._levels():
             cells = [self.cells[c] for c in own]
-            weights = self.draws.targets[:, own]
             ones = np.ones((1, len(own)))
-            means = resampling.average(
-                values[:, own], cells, ones if target else weights
-            )
+            weights = ones if target else self.draws.targets[:, own]
+            means = statistics.average(values[:, own], cells, weights)
             low, high, _, caution = self._sure(
                 means, own, () if metric == CHANCE else (metric,)
             )
@@ -171,26 +168,15 @@ class _Judge:
             if metric in self.found.metrics:
                 place = self.found.metrics.index(metric)
                 shuffled = self._shuffled[:, own, place]
-                p = resampling.chance(
-                    means[0, 0], resampling.average(shuffled, cells, ones)
-                )
+                shuffled = statistics.average(shuffled, cells, ones)
+                p = float(statistics.chance(means[0, 0], shuffled))
             counts = (~np.isnan(values[0, own])).sum(axis=0)
             for s, name in enumerate(self.statistics):
+                sure = float(means[0, s]), float(low[s]), float(high[s])
                 tested = p if name == "spearman" else math.nan
-                estimates.append(
-                    Estimate(
-                        metric,
-                        name,
-                        backbone,
-                        target,
-                        value=float(means[0, s]),
-                        low=float(low[s]),
-                        high=float(high[s]),
-                        p=float(tested),
-                        cells=int(counts[s]),
-                        caution=caution,
-                    )
-                )
+                place = metric, name, backbone, target
+                more = tested, int(counts[s]), caution
+                estimates.append(Estimate(*place, *sure, *more))
         return estimates
 
     def comparisons(self) -> list[Comparison]:
@@ -198,23 +184,18 @@ class _Judge:
         pairs = list(itertools.combinations(self.found.metrics, 2))
         rows = []
         every = range(len(self.cells))
-        for first, second in pairs:
-            apart = self._measured(first) - self._measured(second)
-            means = resampling.average(apart, self.cells, self.draws.targets)
-            found = self._sure(means, every, (first, second))
-            rows.append((means[0], *found))
+        for pair in pairs:
+            first, second = map(self._measured, pair)
+            means = statistics.average(
+                first - second, self.cells, self.draws.targets
+            )
+            rows.append((means[0], *self._sure(means, every, pair)))
         told = []
         for s, name in enumerate(self.statistics):
-            corrected = resampling.holm([float(row[3][s]) for row in rows])
+            corrected = inference.holm([float(row[3][s]) for row in rows])
             for pair, row, p in zip(pairs, rows, corrected, strict=True):
-                difference, low, high, raw = (
-                    float(part[s]) for part in row[:4]
-                )
-                told.append(
-                    Comparison(
-                        *pair, name, difference, low, high, raw, p, row[4]
-                    )
-                )
+                numbers = [float(part[s]) for part in row[:4]]
+                told.append(Comparison(*pair, name, *numbers, p, row[4]))
         return told
 
     def _sure(
@@ -229,18 +210,18 @@ class _Judge:
         """
         cells = [self.cells[c] for c in own]
         drawn = means[1:] if metrics else means[:0]
-        low, high = resampling.interval(drawn, self.confidence)
+        low, high = statistics.interval(drawn, self.confidence)
         p = np.full(low.shape, np.nan)
         if not metrics or not self._smooth:
             return low, high, p, ""
         parts = [self._part(metric)[:, own] for metric in metrics]
         apart = parts[0] - parts[1] if len(parts) > 1 else parts[0]
-        table, weights = resampling.pseudo(apart, cells)
+        table, weights = statistics.pseudo(apart, cells)
         smooth = self._smooth
         low[smooth] = high[smooth] = np.nan
         if not weights.any():
             return low, high, p, ""
-        found = two_way.infer(
+        found = inference.infer(
             table,
             weights,
             confidence=self.confidence,
@@ -252,20 +233,19 @@ class _Judge:
         high[smooth] = np.minimum(found.high, end)
         if len(metrics) > 1:
             p[smooth] = found.p
-        return low, high, p, _caution(found, weights)
+        sides = ((weights > 0).any(axis=1 - side).sum() for side in (0, 1))
+        few = inference.few(zip(map(int, sides), ("target", "source")))
+        alone = "" if found.rows else ", and for these targets alone"
+        caution = f"only {' and '.join(few)}{alone}" if few else ""
+        return low, high, p, caution
 
     def _part(self, metric: str) -> np.ndarray:
         """[1 + all sources, C, smooth], all and without each source."""
         if metric not in self._parts:
-            self._parts[metric] = resampling.measured(
-                self.cells,
-                self._scores(metric),
-                self._left.astype(np.int64),
-                {
-                    name: self.statistics[name]
-                    for name in SMOOTH
-                    if name in self.statistics
-                },
+            known = self.statistics
+            smooth = {name: known[name] for name in SMOOTH if name in known}
+            self._parts[metric] = statistics.measured(
+                self.cells, self._scores(metric), self._left, smooth
             )
         return self._parts[metric]
 
@@ -278,19 +258,16 @@ class _Judge:
         if len(backbones) > 1:
             wanted += [(backbone, "") for backbone in backbones]
             wanted += [(cell.backbone, cell.target) for cell in self.cells]
-        return [
-            (
-                backbone,
-                target,
-                [
-                    c
-                    for c, cell in enumerate(self.cells)
-                    if backbone in ("", cell.backbone)
-                    and target in ("", cell.target)
-                ],
-            )
-            for backbone, target in wanted
-        ]
+        levels = []
+        for backbone, target in wanted:
+            own = [
+                c
+                for c, cell in enumerate(self.cells)
+                if backbone in ("", cell.backbone)
+                and target in ("", cell.target)
+            ]
+            levels.append((backbone, target, own))
+        return levels
 
     def _scores(self, metric: str) -> list[np.ndarray | None]:
         if metric == CEILING:
@@ -302,11 +279,9 @@ class _Judge:
     def _measured(self, metric: str) -> np.ndarray:
         """[R, C, K], the observed first."""
         if metric not in self._values:
-            values = resampling.measured(
-                self.cells,
-                self._scores(metric),
-                self.draws.sources,
-                self.statistics,
+            scores, counts = self._scores(metric), self.draws.sources
+            values = statistics.measured(
+                self.cells, scores, counts, self.statistics
             )
             if metric == CHANCE:
                 # Over all orders the rank correlations average to 0.
@@ -315,52 +290,23 @@ class _Judge:
         return self._values[metric]
 
 
-def _caution(found: two_way.Inference, weights: np.ndarray) -> str:
-    """What the reader of an interval must know, in the same line."""
-    targets, sources = ((weights > 0).any(axis=1 - side) for side in (0, 1))
-    few = [
-        f"{count} {name}{'s' * (count != 1)}"
-        for count, name in (
-            (int(targets.sum()), "target"),
-            (int(sources.sum()), "source"),
-        )
-        if count < FEW
-    ]
-    if not few:
-        return ""
-    alone = "" if found.rows else ", and for these targets alone"
-    return f"only {' and '.join(few)}{alone}"
-
-
 def _other_self(
     groups: Sequence[Group], settings: dict[str, Any], include_self: bool
 ) -> dict[str, float]:
     """Mean Spearman by the other choice, where there are self-pairs."""
-    if not any(
-        set(group.scores.sources) & set(group.scores.targets)
-        for group in groups
-    ):
+    tables = [group.scores for group in groups]
+    if not any(set(table.sources) & set(table.targets) for table in tables):
         return {}
     try:
         found = collect(groups, **settings, include_self=not include_self)
     except UserError:  # Too few sources are left without them.
         return {}
-    judge = _Judge(found, {"spearman": spearman}, 0, 0, 0.95, 0)
-    means = {
-        metric: judge.estimates(metric)[0].value
-        for metric in (*found.metrics, CEILING)
-    }
-    if all(cell.ceiling is None for cell in found.cells):
-        del means[CEILING]
-    return means
-
-
-def _self_pairs(found: Cells) -> int:
-    return sum(
-        found.sources[int(place)] == cell.target
-        for cell in found.cells
-        for place in cell.sources
-    )
+    spearman = {"spearman": statistics.spearman}
+    judge = _Judge(found, spearman, 0, 0, 0.95, 0)
+    names = list(found.metrics)
+    if any(cell.ceiling is not None for cell in found.cells):
+        names.append(CEILING)
+    return {name: judge.estimates(name)[0].value for name in names}
 
 
 def _check(

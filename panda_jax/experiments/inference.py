@@ -1,4 +1,4 @@
-"""What a mean over crossed units says of other such units: t with its df.
+"""How sure is a mean? Its interval and p where units are crossed, and Holm's.
 
 A table's rows (targets) and columns (seeds) both have a part of their own in
 its cells, so that cells are no independent witnesses. The model is a row's
@@ -14,6 +14,7 @@ were chosen by simulation: benchmarks/calibration.py.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +25,19 @@ from scipy import stats
 # benchmarks/calibration.py); of 3 with some missing cells a little less is
 # left.
 FEWEST = 2.5
+# Below this many units of a side an interval comes with a caution.
+FEW = 5
 
 
 class Inference(NamedTuple):
-    """A mean, and what it says of other units.
+    """A mean, and what it says of other units; NaN where nothing can be said.
 
     Attributes:
-      mean: the weighted mean of the cells, as are all below [...].
-      low: of the interval; NaN where nothing can be said.
-      high: of the same.
-      p: two-sided, of a mean of 0; NaN where nothing can be said.
-      freedom: of t.
-      rows: whether it speaks for other rows, or for these alone.
-      columns: likewise.
+      mean: the weighted mean of the cells [...].
+      low, high: [...] the ends of the interval.
+      p: [...] two-sided, of a mean of 0.
+      freedom: [...] of t.
+      rows, columns: whether it speaks for other such, or for these alone.
     """
 
     mean: np.ndarray
@@ -83,7 +84,8 @@ def infer(
     scale = np.abs(cells).max(axis=-1)
     # What all cells share is in no spread, and would only cost digits.
     cells = cells - cells.mean(axis=-1, keepdims=True)
-    by_row, by_column = (_units(side) >= FEWEST for side in table.sides)
+    # As many of equal weight would say as much.
+    by_row, by_column = (1 / (side @ side) >= FEWEST for side in table.sides)
     variance = freedom = np.full(mean.shape, np.nan)
     if by_row and table.is_nested:
         # A column of one row alone is a part of that row.
@@ -99,9 +101,8 @@ def infer(
     error = np.sqrt(np.where(known_spread, variance, np.nan))
     half = stats.t.ppf((1 + confidence) / 2, freedom) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, freedom)
-    return Inference(
-        mean, mean - half, mean + half, p, freedom, by_row, by_column
-    )
+    low, high = mean - half, mean + half
+    return Inference(mean, low, high, p, freedom, by_row, by_column)
 
 
 class _Table:
@@ -118,12 +119,8 @@ class _Table:
         self.known = weights > 0
         self.weights = weights[self.known]
         self.sides = weights.sum(axis=1), weights.sum(axis=0)
-        self.units = tuple(
-            np.eye(size)[place]
-            for size, place in zip(
-                weights.shape, np.nonzero(self.known), strict=True
-            )
-        )
+        places = zip(weights.shape, np.nonzero(self.known), strict=True)
+        self.units = tuple(np.eye(size)[place] for size, place in places)
         self.n = len(self.weights)
         self._models: dict[tuple[int, ...], _Model] = {}
 
@@ -158,11 +155,6 @@ class _Table:
 def _table(shape: tuple[int, int], weights: bytes) -> _Table:
     """Many means are of one table's cells."""
     return _Table(np.frombuffer(weights).reshape(shape))
-
-
-def _units(weights: np.ndarray) -> float:
-    """How many of equal weight say as much."""
-    return float(1 / (weights @ weights))
 
 
 def _rank(projection: np.ndarray) -> int:
@@ -234,10 +226,8 @@ class _Model:
         least = max(
             1.0, stats.f.isf(level, self.freedoms[side], self.rest_freedom)
         )
-        safe = np.where(rest > 0, rest, 1.0)
-        return np.where(
-            rest > 0, own / safe / least, np.where(own > 0, np.inf, 0.0)
-        )
+        margin = own / np.where(rest > 0, rest, 1.0) / least
+        return np.where(rest > 0, margin, np.where(own > 0, np.inf, 0.0))
 
     def estimate(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The mean's variance, and Satterthwaite's degrees of freedom."""
@@ -263,7 +253,21 @@ class _Model:
                 squared += first * second * np.sum(one * other.T)
         variance = _squares(cells, form)
         known = squared > 0
-        freedom = np.where(
-            known, variance**2 / np.where(known, squared, 1.0), np.nan
-        )
-        return variance, freedom
+        freedom = variance**2 / np.where(known, squared, 1.0)
+        return variance, np.where(known, freedom, np.nan)
+
+
+def few(counts: Iterable[tuple[int, str]]) -> list[str]:
+    """Those of (count, noun) that are below `FEW`, such as "1 seed"."""
+    return [f"{n} {noun}{'s' * (n != 1)}" for n, noun in counts if n < FEW]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of several p-values; NaN stays."""
+    known = sorted((value, i) for i, value in enumerate(p) if value == value)
+    corrected = [float("nan")] * len(p)
+    least = 0.0
+    for place, (value, i) in enumerate(known):
+        least = max(least, min(1.0, value * (len(known) - place)))
+        corrected[i] = least
+    return corrected

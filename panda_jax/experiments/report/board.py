@@ -1,4 +1,4 @@
-"""One backbone's results as rows and columns: cells, averages, gains."""
+"""A board a backbone: its results as rows and columns; the paper's tables."""
 
 import dataclasses
 import functools
@@ -9,10 +9,79 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from panda_jax.experiments import paper
-from panda_jax.experiments.summaries import Spread, average, spread
+from panda_jax import csv_rows
+from panda_jax.experiments.ranking.data import PUBLISHED
+from panda_jax.experiments.report.results import (
+    LABELS,
+    DoneRun,
+    Excluded,
+    Results,
+)
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
+# Runs that leave a gap where a score should be.
+_LOST = ("failed", "unfinished", "not begun", "unreadable", "other metric")
+
+
+class Published(NamedTuple):
+    """The paper's tables.
+
+    Attributes:
+      cells: (backbone, method, source, target) -> points of 100, of `model`,
+        `prompt`, `pot`, `panda`, `prompt_first_epoch` and `pot_first_epoch`;
+        the source is "" where there is none.
+      backbones: in the paper's order, as are `sources` and `targets`.
+    """
+
+    cells: Mapping[tuple[str, str, str, str], float]
+    backbones: tuple[str, ...]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@functools.cache
+def published() -> Published:
+    """The tables that come with the package."""
+    cells: dict[tuple[str, str, str, str], float] = {}
+    for name, method in (("results", ""), ("truth", "pot_first_epoch")):
+        path = PUBLISHED / f"{name}.csv"
+        columns = ("backbone", "source", "target", "score")
+        rows = csv_rows.read_rows(path, columns, optional=("method",))
+        for line, row in rows:
+            place = row["backbone"], row.get("method", method)
+            score = csv_rows.number(path, line, "score", row["score"])
+            cells[(*place, row["source"], row["target"])] = score
+    backbones, _, sources, targets = (
+        tuple(dict.fromkeys(filter(None, names)))
+        for names in zip(*cells, strict=True)
+    )
+    return Published(cells, backbones, sources, targets)
+
+
+class Spread(NamedTuple):
+    """Several seeds of one cell, or a row's average over targets.
+
+    Attributes:
+      mean: in points of 100; NaN without a value.
+      sd: over seeds, with n - 1; NaN below 2.
+      n: seeds.
+      of: of an average, how many targets it is over; else 1.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    of: int = 1
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean, sd (n - 1) and n; NaN where there are too few."""
+    found = list(values)
+    return Spread(
+        statistics.fmean(found) if found else math.nan,
+        statistics.stdev(found) if len(found) > 1 else math.nan,
+        len(found),
+    )
 
 
 class Row(NamedTuple):
@@ -27,13 +96,17 @@ class Row(NamedTuple):
         """The label, with the source where there is one."""
         return f"{self.label}: {self.source}" if self.source else self.label
 
+    @property
+    def plain(self) -> "Row":
+        """The row without its variant."""
+        return self._replace(label=self.label.partition(" [")[0])
+
 
 class Gain(NamedTuple):
     """What one way brings over another, by source and target.
 
     Attributes:
-      first: the label of the one.
-      second: that of the other.
+      first, second: the labels of both.
       sources: M names.
       targets: N names.
       matrix: [M, N] points, the mean over the seeds that both have; NaN where
@@ -103,21 +176,16 @@ class Board:
             row
             for row, target in self.lost
             if not any(
-                plain_row(other) == row and self.is_lost(other, target)
+                other.plain == row and self.is_lost(other, target)
                 for other in found
             )
         }
-        place = ordered((row.source for row in found), paper.read().sources)
-        return tuple(
-            sorted(
-                found,
-                key=lambda row: (
-                    KINDS.index(row.kind),
-                    row.label,
-                    place.index(row.source),
-                ),
-            )
-        )
+        place = ordered((row.source for row in found), published().sources)
+
+        def key(row: Row) -> tuple[int, str, int]:
+            return KINDS.index(row.kind), row.label, place.index(row.source)
+
+        return tuple(sorted(found, key=key))
 
     @property
     def is_incomplete(self) -> bool:
@@ -151,38 +219,33 @@ class Board:
         """Whether a run of the cell has no result that counts."""
         has = set(map(str, self.cells.get((row, target), ())))
         # A seed that the row has was lost by another variant.
-        return bool(self.lost.get((plain_row(row), target), set()) - has)
+        return bool(self.lost.get((row.plain, target), set()) - has)
 
     def own_tasks(self, label: str) -> list[str]:
         """The targets on which a label has a source of the same name."""
-        return [
-            row.source
-            for row in self.of(label)
-            if (row, row.source) in self.cells
-        ]
+        rows = self.of(label)
+        return [r.source for r in rows if (r, r.source) in self.cells]
 
     def average(self, row: Row, targets: Sequence[str] = ()) -> Spread:
-        """A row's mean over targets, those that it lacks left out.
+        """A row's mean over some targets or all; those that it lacks left out.
 
         The sd is over the averages of the seeds that have all of the row's
         targets.
-
-        Args:
-          row: which.
-          targets: of these; empty for all.
         """
-        cells = [
-            self.cells[row, target]
-            for target in targets or self.targets
-            if (row, target) in self.cells
-        ]
-        return average(cells)
+        found = [self.cells.get((row, t)) for t in targets or self.targets]
+        cells = [cell for cell in found if cell is not None]
+        whole = set.intersection(*map(set, cells)) if cells else set()
+        by_seed = spread(
+            statistics.fmean(cell[seed] for cell in cells)
+            for seed in sorted(whole)
+        )
+        mean = spread(spread(cell.values()).mean for cell in cells).mean
+        return Spread(mean, by_seed.sd, by_seed.n, len(cells))
 
     @functools.cached_property
     def common(self) -> Mapping[str, Set[str]]:
         """Target -> the sources that all of PoT's and PANDA's labels have."""
-        transfers = filter(self.done, self.labels("pot", "panda"))
-        labels = list(transfers)
+        labels = list(filter(self.done, self.labels("pot", "panda")))
         return {
             target: set.intersection(
                 *(self._sources(label, target) for label in labels)
@@ -208,25 +271,21 @@ class Board:
     def mean_source(
         self, label: str, targets: Sequence[str] = (), *, common: bool = False
     ) -> Spread:
-        """The average of a label's mean source (see `over_sources`).
-
-        Args:
-          label: which.
-          targets: of these; empty for all.
-          common: over the sources that all labels have.
-        """
-        values = [
-            found.mean
+        """The average of a label's mean source (see `over_sources`)."""
+        found = [
+            self.over_sources(label, target, common=common)
             for target in targets or self.targets
-            if (found := self.over_sources(label, target, common=common)).n
         ]
-        mean = statistics.fmean(values) if values else math.nan
-        return Spread(mean, math.nan, 0, len(values))
+        whole = spread(one.mean for one in found if one.n)
+        return Spread(whole.mean, math.nan, 0, whole.n)
 
     def over_sources(
         self, label: str, target: str, *, common: bool = False
     ) -> Spread:
-        """Mean and sd of a target's cells over the n sources of a label."""
+        """Mean and sd of a target's cells over the n sources of a label.
+
+        With `common` over the sources that all labels have.
+        """
         means = [
             self.cell(row, target).mean
             for row in self.of(label)
@@ -242,15 +301,12 @@ class Board:
             for other in self.of(second)
             if row.source == other.source
         ]
-        matrix = np.array(
-            [
-                [
-                    spread(self.differences(*pair, target).values()).mean
-                    for target in self.targets
-                ]
-                for pair in pairs
-            ]
-        ).reshape(len(pairs), len(self.targets))
+        values = [
+            spread(self.differences(*pair, target).values()).mean
+            for pair in pairs
+            for target in self.targets
+        ]
+        matrix = np.array(values).reshape(len(pairs), len(self.targets))
         sources = tuple(row.source for row, _ in pairs)
         return Gain(first, second, sources, self.targets, matrix)
 
@@ -259,12 +315,11 @@ class Board:
         found = []
         for first in self.labels("control"):
             for second in self.labels("prompt"):
+                rows = self.of(first)[0], self.of(second)[0]
                 both = [
                     difference
                     for target in self.targets
-                    for difference in self.differences(
-                        self.of(first)[0], self.of(second)[0], target
-                    ).values()
+                    for difference in self.differences(*rows, target).values()
                 ]
                 if both and not any(both):
                     found.append((first, second))
@@ -274,15 +329,71 @@ class Board:
         self, row: Row, other: Row, target: str
     ) -> dict[int, float]:
         """Seed -> points of one row minus another, of the seeds of both."""
-        ours, theirs = (
-            self.cells.get((one, target), {}) for one in (row, other)
-        )
+        ours = self.cells.get((row, target), {})
+        theirs = self.cells.get((other, target), {})
         return {s: ours[s] - theirs[s] for s in sorted(ours) if s in theirs}
 
 
-def plain_row(row: Row) -> Row:
-    """A row without its variant."""
-    return row._replace(label=row.label.partition(" [")[0])
+def make_boards(results: Results) -> list[Board]:
+    """A board a backbone, those of the paper first and in its order."""
+    ids = dict.fromkeys(run.backbone for run in results.runs)
+    # Also one of which no run is done yet.
+    ids |= dict.fromkeys(sorted(backbone for backbone, _ in results.targets))
+    names: dict[str, str] = {}
+    found = []
+    for backbone in ids:
+        # A folder's name without what it lies in.
+        name = base = backbone.rstrip("/").rpartition("/")[2] or backbone
+        number = 2
+        while name in names.values():
+            name, number = f"{base} ({number})", number + 1
+        names[backbone] = name
+        runs = [run for run in results.runs if run.backbone == backbone]
+        lost = [out for out in results.left_out if out.backbone == backbone]
+        wanted = {task for id_, task in results.targets if id_ == backbone}
+        found.append(_board(name, runs, lost, wanted))
+    known = ordered(names.values(), published().backbones)
+    return sorted(found, key=lambda board: known.index(board.backbone))
+
+
+def _board(
+    name: str,
+    runs: Sequence[DoneRun],
+    left_out: Sequence[Excluded],
+    wanted: Set[str],
+) -> Board:
+    """One board; `wanted` are the targets that a grid lists."""
+    sources = ("", LABELS["source"])
+    gaps = [
+        out
+        for out in left_out
+        if out.status in _LOST and out.label not in sources
+    ]
+    found = {run.target for run in runs if run.kind not in ("prompt", "source")}
+    # Runs that failed are columns too, else averages would seem whole.
+    found |= {out.target for out in gaps if out.label != LABELS["prompt"]}
+    found |= wanted
+    if not found:
+        found = {run.target for run in runs if run.kind == "prompt"}
+        found |= {out.target for out in gaps}
+    targets = ordered(found, published().targets)
+    made: dict[tuple[str, str], dict[int, float]] = {}
+    cells: dict[tuple[Row, str], dict[int, float]] = {}
+    for run in runs:
+        if run.kind == "source" or run.target not in targets:
+            seeds = made.setdefault((run.label, run.target), {})
+        else:
+            row = Row(run.kind, run.label, run.source)
+            seeds = cells.setdefault((row, run.target), {})
+        seeds[run.seed] = run.value
+    kinds = {label: kind for kind, label in LABELS.items() if kind in KINDS}
+    lost: dict[tuple[Row, str], set[str]] = {}
+    for out in gaps:
+        if out.target in targets:
+            row = Row(kinds.get(out.label, "panda"), out.label, out.source)
+            lost.setdefault((row.plain, out.target), set()).add(out.seed)
+    variants = {run.label: run.variant for run in runs}
+    return Board(name, targets, cells, made, lost, variants)
 
 
 def ordered(tasks: Iterable[str], first: Sequence[str]) -> tuple[str, ...]:

@@ -1,10 +1,18 @@
-"""A grid's folder: which runs are done, which failed, and how it goes on."""
+"""A grid's folder: which runs are done, which failed, and how it goes on.
+
+The truth is in the run folders. Endings save looking there: each time a fleet
+ends, whoever had claimed it leaves a file under a name that nobody else takes.
+One listing shows what is new, and what is known is not read again. Nothing is
+appended to or renamed over, so that a bucket will do. Where an ending is missing
+(a kill came before it) the run folders are looked at instead.
+"""
 
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,16 +21,99 @@ from typing import Any
 from panda_jax import identity, ownership, run_folder
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
-from panda_jax.experiments.endings import (
-    Ending,
-    Endings,
-    known_seconds,
-    listed,
+from panda_jax.experiments.grid.plan import (
+    GRID,
+    STAGES,
+    Group,
+    Plan,
+    Planned,
+    described,
 )
-from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
-from panda_jax.files import PathLike, read_json, write_json
+from panda_jax.files import PathLike, atomic_file, read_json, write_json
 
 FAILED = "failed.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """What became of a fleet's runs.
+
+    Attributes:
+      done: lane -> the seconds that its result says.
+      failed: lane -> why it has no result.
+    """
+
+    fleet: str
+    done: dict[str, float]
+    failed: dict[str, str]
+
+
+class Endings:
+    """The endings in a folder that all share, as one process knows them."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self._known: set[str] = set()
+        self._files: dict[str, list[str]] = {}
+
+    def news(self) -> list[Ending]:
+        """Those that were not there, or not whole, the last time."""
+        names = listed(self._folder) - self._known
+        found = []
+        for name in sorted(name for name in names if name[0] != "."):
+            ending = _read(self._folder / name)
+            if ending is not None:
+                self._know(name, ending.fleet)
+                found.append(ending)
+        return found
+
+    def _know(self, name: str, fleet: str) -> None:
+        self._known.add(name)
+        self._files.setdefault(fleet, []).append(name)
+
+    def tell(self, ending: Ending) -> None:
+        """Leaves word of a fleet for the others."""
+        name = f"{ending.fleet}.{secrets.token_hex(6)}.json"
+        # What a power cut takes is read from the run folders.
+        with atomic_file(self._folder / name, durable=False) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(ending)))
+        self._know(name, ending.fleet)
+
+    def take_back(self, fleet: str) -> None:
+        """Removes what was told of a fleet, since it is so no longer."""
+        for name in self._files.pop(fleet, []):
+            (self._folder / name).unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> Ending | None:
+    """None where it is no ending, or not yet."""
+    try:
+        said = read_json(path)
+    except UserError:
+        return None
+    fleet, done, failed = (said.get(x) for x in ("fleet", "done", "failed"))
+    dicts = isinstance(done, dict) and isinstance(failed, dict)
+    if not (isinstance(fleet, str) and dicts):
+        return None
+    return Ending(
+        fleet,
+        {lane: known_seconds(value) for lane, value in done.items()},
+        {lane: str(why) for lane, why in failed.items()},
+    )
+
+
+def known_seconds(said: Any) -> float:
+    """What a result says that it took; 0 where it says nothing."""
+    known = isinstance(said, int | float) and 0 <= said < float("inf")
+    return float(min(said, 1e12)) if known else 0.0
+
+
+def listed(folder: pathlib.Path) -> set[str]:
+    """The names in a folder; none where there is no such folder."""
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 class Ledger:
@@ -78,10 +169,8 @@ class Ledger:
                     if failure is not None:
                         self._old[run.id] = failure
                     self._read(run)
-            ended = {run.lane for run in group.runs} <= {
-                *said.done,
-                *said.failed,
-            }
+            lanes = {run.lane for run in group.runs}
+            ended = lanes <= {*said.done, *said.failed}
             if ended and not self.left(group) and "checkpoints" not in there:
                 self.open.discard(group.name)
         if not any(map(self.left, self.plan.groups)):
@@ -102,9 +191,8 @@ class Ledger:
     def _failure(self, run: Planned) -> dict[str, Any] | None:
         """What its failure file says, if it has one."""
         path = self.out / run.folder / FAILED
-        if not path.exists():
-            return None
-        return read_json(path, what="record of a failed run")
+        what = "record of a failed run"
+        return read_json(path, what=what) if path.exists() else None
 
     def _read(self, run: Planned) -> None:
         """Reads what became of a run that is left to do."""
@@ -119,10 +207,7 @@ class Ledger:
             self.failures[run.id] = str(failure.get("error"))
 
     def hear(self) -> None:
-        """Learns which fleets others have ended since the last time.
-
-        One listing, and a file a fleet.
-        """
+        """Learns which fleets others have ended since the last time."""
         for ending in self._endings.news():
             group = self._groups.get(ending.fleet)
             if group is None:  # of another grid in this folder
@@ -236,20 +321,15 @@ class Ledger:
             trace = "".join(traceback.format_exception(error))
         folder = self.out / run.folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            folder / FAILED,
-            {
-                "run_id": run.name,
-                "settings": {
-                    **dataclasses.asdict(run.run),
-                    "source": run.source,
-                },
-                "needs": dict(run.needs),
-                "error": what,
-                "when": clock(),
-                "traceback": trace,
-            },
-        )
+        failure = {
+            "run_id": run.name,
+            "settings": {**dataclasses.asdict(run.run), "source": run.source},
+            "needs": dict(run.needs),
+            "error": what,
+            "when": clock(),
+            "traceback": trace,
+        }
+        write_json(folder / FAILED, failure)
         self.failures[run.id] = what
 
     def counts(self) -> dict[str, int]:
@@ -266,9 +346,6 @@ class Ledger:
         A fleet's runs all have its time. A row to learn from takes what those
         of its stage took, or of any stage where none is done; where a run has
         all rows of its task, whose number is not known here, a run does.
-
-        Args:
-          workers: how many are at work.
         """
         counted = all(run.rows for run in self.plan.runs)
         spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -295,10 +372,8 @@ class Ledger:
 
     def write_plan(self) -> None:
         """Writes `grid.json`."""
-        write_json(
-            self.out / "grid.json",
-            {"runs": [described(run) for run in self.plan.runs]},
-        )
+        runs = [described(run) for run in self.plan.runs]
+        write_json(self.out / GRID, {"runs": runs})
 
     def link_prompts(
         self, some: Iterable[Planned], *, checked: bool = False
@@ -306,11 +381,8 @@ class Ledger:
         """Keeps the banks: links by task to the prompts of runs that are done.
 
         Not before: a run has a prompt from its first evaluation on, and a
-        better one later, or a failure.
-
-        Args:
-          some: the runs.
-          checked: links that are there lead where they should.
+        better one later, or a failure. With `checked`, links that are there
+        lead where they should.
         """
         banks: dict[pathlib.Path, set[str]] = {}
         for run, link, path in self._links(some):
@@ -356,18 +428,9 @@ class Ledger:
         )
 
     def write_progress(self, doing: Iterable[dict[str, Any]]) -> None:
-        """Writes `progress.json`.
-
-        Args:
-          doing: what is said by those at work.
-        """
-        shown = [
-            {
-                name: said.get(name)
-                for name in ("doing", "host", "pid", "since", "at")
-            }
-            for said in doing
-        ]
+        """Writes `progress.json`, with what those at work say."""
+        names = "doing", "host", "pid", "since", "at"
+        shown = [{name: said.get(name) for name in names} for said in doing]
         seconds = self.seconds_left(len(shown))
         write_json(
             self.out / "progress.json",
@@ -397,12 +460,7 @@ class Ledger:
             shutil.rmtree(folder)
 
     def own_checkpoints(self, fleet: str, lanes: list[str]) -> None:
-        """Removes checkpoints that lack one of the lanes; notes the lanes.
-
-        Args:
-          fleet: its name.
-          lanes: that are about to be trained.
-        """
+        """Removes checkpoints that lack a lane to train; notes the lanes."""
         note = self.out / "runs" / fleet / "fleet.json"
         known = read_json(note).get("runs") if note.exists() else []
         if not isinstance(known, list) or any(x not in known for x in lanes):
@@ -417,20 +475,3 @@ def _leads_to(link: pathlib.Path) -> str | None:
         return os.readlink(link)
     except OSError:
         return None
-
-
-def described(run: Planned) -> dict[str, Any]:
-    """A run as `grid.json` has it."""
-    return {
-        "id": run.id,
-        "name": run.name,
-        "folder": run.folder,
-        "fleet": run.fleet,
-        "roles": list(run.roles),
-        "backbone": run.run.backbone,
-        "task": run.run.task,
-        "kind": run.kind,
-        "source": run.source,
-        "seed": run.run.seed,
-        "needs": dict(run.needs),
-    }

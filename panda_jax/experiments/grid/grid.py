@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.experiments.planned import ROLES
 from panda_jax.files import parse_json
 from panda_jax.runs import METHODS, RECIPES, Run, backbone_name, check_types
 from panda_jax.tasks import specs
 
+# Why a grid has a run.
+ROLES = ("source", "prompt", "pot", "panda", "control", "model")
 # What a grid is made of, so that no setting may say it.
 AXES = ("task", "backbone", "method", "recipe", "seed")
 _SETTINGS = [
