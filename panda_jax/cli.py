@@ -203,7 +203,7 @@ def _rank(args: commands.Rank, output: Output) -> int:
 
 
 def _evaluate_ranking(args: commands.EvaluateRanking, output: Output) -> int:
-    from panda_jax.experiments.ranking import evaluate_ranking
+    from panda_jax.experiments.ranking.ranking import evaluate_ranking
 
     values = dataclasses.asdict(args)
     out_dir, scatters = values.pop("out_dir"), values.pop("scatters")
@@ -409,7 +409,7 @@ def _plan(args: commands.Plan, output: Output) -> int:
 
 def _grid(args: commands.Grid, output: Output) -> int:
     distributed.initialize(args)
-    from panda_jax.experiments.runner import run_grid
+    from panda_jax.experiments.grid.runner import run_grid
     from panda_jax.sharding import Partitioner
 
     partitioner = Partitioner.of_flags(
@@ -446,7 +446,7 @@ def _grid(args: commands.Grid, output: Output) -> int:
 
 
 def _report(args: commands.Report, output: Output) -> int:
-    from panda_jax.experiments.report import write_report
+    from panda_jax.experiments.report.report import write_report
 
     values = dataclasses.asdict(args)
     for name in ("resamples", "seed"):
@@ -641,7 +641,7 @@ def _dry_run(verb: str, args: Any, config: str, output: Output) -> int:
     """What would be done: the settings, and a grid's runs."""
     text = config.strip()
     if verb == "grid":
-        from panda_jax.experiments.grid_text import listing
+        from panda_jax.experiments.grid.grid import listing
 
         text += f"\n{listing(args)}"
     document = {"verb": verb, "settings": dataclasses.asdict(args)}

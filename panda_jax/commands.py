@@ -10,7 +10,7 @@ from typing import Any
 
 from panda_jax.cluster import Settings
 from panda_jax.errors import UserError
-from panda_jax.experiments import grid
+from panda_jax.experiments.grid import grid
 from panda_jax.runs import (
     FUSIONS,
     INITIALISERS,

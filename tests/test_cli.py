@@ -17,8 +17,8 @@ from panda_jax.tasks import specs
 import panda_jax as pj
 from panda_jax import cli, commands, doctor, plan, runs
 from panda_jax.default_folder import default_folder
-from panda_jax.experiments import runner
-from panda_jax.experiments.worker import Summary
+from panda_jax.experiments.grid import runner
+from panda_jax.experiments.grid.runner import Summary
 
 TRAIN = [
     "train",

@@ -59,19 +59,14 @@ def infer(
     """The mean of a table, its interval and p.
 
     With fewer than 3 rows, the columns alone are random: the interval holds
-    for these rows. With fewer than 3 columns likewise; with fewer of both
-    there is none.
+    for these rows. With fewer than 3 columns likewise; with fewer of both, or
+    where all cells are alike, there is none.
 
     Args:
       values: [..., rows, columns]; what has no weight is not looked at.
-      weights: [rows, columns], 0 or more: of the cells in the mean; 0 where
-        there is none.
+      weights: [rows, columns], 0 or more; 0 where there is no cell.
       confidence: of the interval.
       estimate: [...] what the cells are pseudo-values of; None for their mean.
-
-    Returns:
-      Arrays of the leading shape. Where all cells are alike, their spread is
-      unknown: low, high and p are NaN.
     """
     known = weights > 0
     rows, columns = (known.any(axis=1 - side) for side in (0, 1))
@@ -109,8 +104,7 @@ class _Table:
     """Where a table has cells, and the projections that belong to it.
 
     Attributes:
-      known: [rows, columns] which cells there are: n.
-      weights: [n], their sum is 1.
+      known: [rows, columns] which n cells there are; their weights: [n].
       sides: each row's and each column's sum of weights.
       units: [n, rows] and [n, columns], 1 where a cell is of it.
     """
@@ -123,26 +117,18 @@ class _Table:
         self.units = tuple(np.eye(size)[place] for size, place in places)
         self.n = len(self.weights)
         self._models: dict[tuple[int, ...], _Model] = {}
+        # No column is of two rows.
+        alone = (self.known.sum(axis=0) == 1).all()
+        self.is_nested = bool(alone and min(weights.shape) > 1)
+        # Rows, columns and the rest can be told apart.
+        both = sum(weights.shape) - 1
+        self.is_crossed = _rank(self.projection(0, 1)) == both < self.n
 
     def model(self, *sides: int) -> "_Model":
         """The model in which some sides have a part."""
         if sides not in self._models:
             self._models[sides] = _Model(self, sides)
         return self._models[sides]
-
-    @property
-    def is_nested(self) -> bool:
-        """Whether no column is of two rows."""
-        rows, columns = self.known.shape
-        alone = (self.known.sum(axis=0) == 1).all()
-        return bool(alone and rows > 1 and columns > 1)
-
-    @functools.cached_property
-    def is_crossed(self) -> bool:
-        """Whether rows, columns and the rest can be told apart."""
-        rows, columns = self.known.shape
-        both = _rank(self.projection(0, 1))
-        return both == rows + columns - 1 < self.n
 
     def projection(self, *sides: int) -> np.ndarray:
         """[n, n], onto what the mean and the units of some sides explain."""
@@ -168,10 +154,7 @@ def _squares(cells: np.ndarray, form: np.ndarray) -> np.ndarray:
 def _one_way(
     table: _Table, cells: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Variance and df of the mean where a side's units alone are random.
-
-    The t test of the units' means.
-    """
+    """Variance and df by the t test of one side's means."""
     share = table.sides[side]
     means = (cells * table.weights) @ table.units[side] / share
     spread = means.var(axis=-1, ddof=1)

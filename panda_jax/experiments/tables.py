@@ -8,6 +8,7 @@ import html
 import math
 import pathlib
 import re
+import string
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -34,13 +35,10 @@ class Table(NamedTuple):
     Attributes:
       stem: of its `.csv`, but for signs that no file's name should have; no
         other table's.
-      title: above it.
-      head: the columns' names.
-      rows: cells as text, as many as columns.
+      rows: cells as text, as many as the columns that `head` names.
       data: rows of its `.csv`, the first the columns' names; empty for none.
       notes: below it.
-      words: columns from the left that hold words rather than numbers.
-      ends: columns at the right that hold words.
+      words, ends: columns at the left and at the right that hold words.
     """
 
     stem: str
@@ -145,7 +143,12 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
         for table in section.tables:
             blocks.append(f"### {_plain(table.title)}")
             if table.rows:
-                blocks.append(_pipes(table))
+                columns = range(len(table.head))
+                rules = ["---" if table.is_word(i) else "--:" for i in columns]
+                rows = [map(_plain, row) for row in (table.head, *table.rows)]
+                rows.insert(1, iter(rules))
+                lines = (f"| {' | '.join(cells)} |" for cells in rows)
+                blocks.append("\n".join(lines))
             blocks += map(_plain, table.notes)
         blocks += [f"![{_plain(p.title)}]({p.name})" for p in section.pictures]
     return "\n\n".join(blocks) + "\n"
@@ -154,14 +157,6 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 def _plain(text: str) -> str:
     """Text in which Markdown finds nothing to format."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
-
-
-def _pipes(table: Table) -> str:
-    columns = range(len(table.head))
-    rules = ["---" if table.is_word(i) else "--:" for i in columns]
-    rows = [[_plain(cell) for cell in row] for row in (table.head, *table.rows)]
-    lines = [rows[0], rules, *rows[1:]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def latex(title: str, sections: Sequence[Section]) -> str:
@@ -227,43 +222,25 @@ def tex(text: str) -> str:
 def page(title: str, sections: Sequence[Section], folder: pathlib.Path) -> str:
     """One HTML page that needs no other file, script or network.
 
-    Args:
-      title: its title and first heading.
-      sections: what it holds.
-      folder: where the pictures lie, which become part of the page.
+    The pictures, which lie in `folder`, become part of it.
     """
-    style = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # Else a browser asks the server for one.
-        '<link rel="icon" href="data:,">',
-        f"<title>{html.escape(title)}</title>",
-        f"<style>\n{style}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{html.escape(title)}</h1>",
-        '<nav aria-label="Contents"><ul>',
-        *(
-            f'<li><a href="#s{i}">{html.escape(section.title)}</a></li>'
-            for i, section in enumerate(sections)
-        ),
-        "</ul></nav>",
-        "<main>",
-    ]
+    page = pathlib.Path(__file__).with_suffix(".html").read_text("utf-8")
+    contents, parts = [], []
     for i, section in enumerate(sections):
-        parts.append(f'<section id="s{i}">')
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        name = html.escape(section.title)
+        contents.append(f'<li><a href="#s{i}">{name}</a></li>')
+        parts += [f'<section id="s{i}">', f"<h2>{name}</h2>"]
         parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
         for table in section.tables:
             parts += _html_table(table)
         for picture in section.pictures:
             parts += _figure(picture, folder)
         parts.append("</section>")
-    return "\n".join([*parts, "</main>", "</body>", "</html>", ""])
+    return string.Template(page).substitute(
+        title=html.escape(title),
+        contents="\n".join(contents),
+        sections="\n".join(parts),
+    )
 
 
 def _html_table(table: Table) -> Iterable[str]:
@@ -278,21 +255,19 @@ def _html_table(table: Table) -> Iterable[str]:
         yield "</tr></thead><tbody>"
         for row in table.rows:
             mean = re.search(r"\bmean of |^average$", row[0])
-            style = ' class="mean"' if mean else ""
-            cells = [_html_cell(table, i, text) for i, text in enumerate(row)]
-            yield f"<tr{style}>{''.join(cells)}</tr>"
+            mark = ' class="mean"' if mean else ""
+            cells = ""
+            for i, text in enumerate(row):
+                kinds = ["word"] * table.is_word(i)
+                kinds += ["long"] * (len(text) > _LONG)
+                style = f' class="{" ".join(kinds)}"' if kinds else ""
+                tag = ("td", "") if i else ("th", ' scope="row"')
+                text = html.escape(text)
+                cells += f"<{tag[0]}{tag[1]}{style}>{text}</{tag[0]}>"
+            yield f"<tr{mark}>{cells}</tr>"
         yield "</tbody></table></div>"
     for note in table.notes:
         yield f'<p class="note">{html.escape(note)}</p>'
-
-
-def _html_cell(table: Table, column: int, text: str) -> str:
-    kinds = ["word"] * table.is_word(column) + ["long"] * (len(text) > _LONG)
-    style = f' class="{" ".join(kinds)}"' if kinds else ""
-    text = html.escape(text)
-    if column == 0:
-        return f'<th scope="row"{style}>{text}</th>'
-    return f"<td{style}>{text}</td>"
 
 
 def _figure(picture: Picture, folder: pathlib.Path) -> Iterable[str]:

@@ -3,8 +3,8 @@
 The truth is in the run folders. Endings save looking there: each time a fleet
 ends, whoever had claimed it leaves a file under a name that nobody else takes.
 One listing shows what is new, and what is known is not read again. Nothing is
-appended to or renamed over, so that a bucket will do. Where an ending is missing
-(a kill came before it) the run folders are looked at instead.
+appended to or renamed over, so that a bucket will do. Where an ending is
+missing (a kill came before it) the run folders are looked at instead.
 """
 
 import contextlib
@@ -21,14 +21,8 @@ from typing import Any
 from panda_jax import identity, ownership, run_folder
 from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
-from panda_jax.experiments.grid.plan import (
-    GRID,
-    STAGES,
-    Group,
-    Plan,
-    Planned,
-    described,
-)
+from panda_jax.experiments.grid import grid
+from panda_jax.experiments.grid.grid import STAGES, Group, Plan, Planned
 from panda_jax.files import PathLike, atomic_file, read_json, write_json
 
 FAILED = "failed.json"
@@ -36,12 +30,7 @@ FAILED = "failed.json"
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """What became of a fleet's runs.
-
-    Attributes:
-      done: lane -> the seconds that its result says.
-      failed: lane -> why it has no result.
-    """
+    """A fleet by lane: seconds of what is done, and why others failed."""
 
     fleet: str
     done: dict[str, float]
@@ -58,14 +47,12 @@ class Endings:
 
     def news(self) -> list[Ending]:
         """Those that were not there, or not whole, the last time."""
-        names = listed(self._folder) - self._known
-        found = []
-        for name in sorted(name for name in names if name[0] != "."):
-            ending = _read(self._folder / name)
-            if ending is not None:
-                self._know(name, ending.fleet)
-                found.append(ending)
-        return found
+        names = sorted(listed(self._folder) - self._known)
+        read = {n: _read(self._folder / n) for n in names if n[0] != "."}
+        found = {name: ending for name, ending in read.items() if ending}
+        for name, ending in found.items():
+            self._know(name, ending.fleet)
+        return list(found.values())
 
     def _know(self, name: str, fleet: str) -> None:
         self._known.add(name)
@@ -92,14 +79,12 @@ def _read(path: pathlib.Path) -> Ending | None:
     except UserError:
         return None
     fleet, done, failed = (said.get(x) for x in ("fleet", "done", "failed"))
-    dicts = isinstance(done, dict) and isinstance(failed, dict)
-    if not (isinstance(fleet, str) and dicts):
+    if not (isinstance(fleet, str) and isinstance(done, dict)):
         return None
-    return Ending(
-        fleet,
-        {lane: known_seconds(value) for lane, value in done.items()},
-        {lane: str(why) for lane, why in failed.items()},
-    )
+    if not isinstance(failed, dict):
+        return None
+    seconds = {lane: known_seconds(value) for lane, value in done.items()}
+    return Ending(fleet, seconds, {n: str(why) for n, why in failed.items()})
 
 
 def known_seconds(said: Any) -> float:
@@ -121,12 +106,8 @@ class Ledger:
 
     A start lists the folder of each fleet that has begun, and reads the files
     of runs that no ending calls done. From then on `hear` reads what is new,
-    and `claimed` the folder of the fleet that is about to be trained.
-
-    Args:
-      plan: the runs.
-      out_dir: the grid's folder.
-      retry_failed: whether runs that have failed so far count as left to do.
+    and `claimed` the folder of the fleet that is about to be trained. With
+    `retry_failed` runs that have failed so far count as left to do.
 
     Attributes:
       failures: id -> why a run has no result.
@@ -160,17 +141,16 @@ class Ledger:
                 continue
             there = self._lanes(group.name)
             said = told.get(group.name, Ending(group.name, {}, {}))
-            for run in group.runs:
-                if run.lane in there and run.lane in said.done:
+            for run in (run for run in group.runs if run.lane in there):
+                if run.lane in said.done:
                     self._seconds[run.id] = said.done[run.lane]
                     unread.append(run)
-                elif run.lane in there:
-                    failure = self._failure(run) if retry_failed else None
-                    if failure is not None:
-                        self._old[run.id] = failure
-                    self._read(run)
-            lanes = {run.lane for run in group.runs}
-            ended = lanes <= {*said.done, *said.failed}
+                    continue
+                failure = self._failure(run) if retry_failed else None
+                if failure is not None:
+                    self._old[run.id] = failure
+                self._read(run)
+            ended = {*said.done, *said.failed} >= {r.lane for r in group.runs}
             if ended and not self.left(group) and "checkpoints" not in there:
                 self.open.discard(group.name)
         if not any(map(self.left, self.plan.groups)):
@@ -226,17 +206,17 @@ class Ledger:
             if not self.left(group):
                 self.open.discard(group.name)
 
-    def look_again(self, some: Iterable[Planned]) -> None:
-        """Reads anew runs that had failed: another may have tried again."""
-        for run in list(some):
-            self.failures.pop(run.id, None)
-            self._read(run)
+    def look_again(self, runs: Iterable[Planned]) -> None:
+        """Reads anew those that had failed: another may have tried again."""
+        for run in runs:
+            if self.failures.pop(run.id, None) is not None:
+                self._read(run)
 
     def claimed(self, group: Group) -> None:
         """Reads what is in the folder of a fleet; only for who has claimed it.
 
-        Another may have made runs before the claim, or ended without a word.
-        What is done already where another grid would have it is copied.
+        Another may have made runs before the claim; those that are done where
+        another grid would have them are copied.
         """
         for run in group.runs:
             self.failures.pop(run.id, None)
@@ -273,7 +253,6 @@ class Ledger:
         """Keeps banks and room of a fleet, then tells the others of it.
 
         In this order: what was told needs no look for what a kill came before.
-        Only for who has claimed it.
         """
         for run, link, path in self._links(group.runs):
             if self.state(run) == "done":
@@ -281,14 +260,11 @@ class Ledger:
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
-        done, failed = self._seconds, self.failures
-        self._endings.tell(
-            Ending(
-                group.name,
-                {r.lane: done[r.id] for r in group.runs if r.id in done},
-                {r.lane: failed[r.id] for r in group.runs if r.id in failed},
-            )
+        done, failed = (
+            {run.lane: by_id[run.id] for run in group.runs if run.id in by_id}
+            for by_id in (self._seconds, self.failures)
         )
+        self._endings.tell(Ending(group.name, done, failed))
 
     def state(self, run: Planned) -> str:
         """`done`, `failed` or `todo`, when last looked at."""
@@ -334,11 +310,8 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """How many runs there are, are done, and have failed."""
-        return {
-            "total": len(self.plan.runs),
-            "done": len(self._seconds),
-            "failed": len(self.failures),
-        }
+        done, failed = len(self._seconds), len(self.failures)
+        return {"total": len(self.plan.runs), "done": done, "failed": failed}
 
     def seconds_left(self, workers: int) -> float | None:
         """An estimate from the runs that are done; None without any.
@@ -348,9 +321,7 @@ class Ledger:
         all rows of its task, whose number is not known here, a run does.
         """
         counted = all(run.rows for run in self.plan.runs)
-        spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        done: dict[str, int] = dict.fromkeys(STAGES, 0)
-        left = dict(done)
+        spent, done, left = (dict.fromkeys(STAGES, 0.0) for _ in range(3))
         for group in self.plan.groups:
             took = [0.0]
             for run in group.runs:
@@ -372,17 +343,16 @@ class Ledger:
 
     def write_plan(self) -> None:
         """Writes `grid.json`."""
-        runs = [described(run) for run in self.plan.runs]
-        write_json(self.out / GRID, {"runs": runs})
+        runs = [grid.described(run) for run in self.plan.runs]
+        write_json(self.out / grid.GRID, {"runs": runs})
 
     def link_prompts(
         self, some: Iterable[Planned], *, checked: bool = False
     ) -> None:
         """Keeps the banks: links by task to the prompts of runs that are done.
 
-        Not before: a run has a prompt from its first evaluation on, and a
-        better one later, or a failure. With `checked`, links that are there
-        lead where they should.
+        Not before: a better prompt may come, or a failure. With `checked`,
+        links that are there lead where they should.
         """
         banks: dict[pathlib.Path, set[str]] = {}
         for run, link, path in self._links(some):
@@ -432,15 +402,9 @@ class Ledger:
         names = "doing", "host", "pid", "since", "at"
         shown = [{name: said.get(name) for name in names} for said in doing]
         seconds = self.seconds_left(len(shown))
-        write_json(
-            self.out / "progress.json",
-            {
-                **self.counts(),
-                "seconds_left": seconds and round(seconds),
-                "at": clock(),
-                "doing": shown,
-            },
-        )
+        told = {"seconds_left": seconds and round(seconds), "at": clock()}
+        told = {**self.counts(), **told, "doing": shown}
+        write_json(self.out / "progress.json", told)
 
     def log(self, owner: str, event: str, **values: Any) -> None:
         """Appends a line to this process's own log, `log/OWNER.jsonl`."""

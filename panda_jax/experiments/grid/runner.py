@@ -23,15 +23,16 @@ from panda_jax import distributed, fleet, ownership, runs
 from panda_jax.backbone import Backbone, check_here, load_backbone
 from panda_jax.claims import STALE_SECONDS, Claim, Claims, parse_shard
 from panda_jax.errors import InterruptedRun, StorageError, UserError
-from panda_jax.experiments.grid.grid import Grid, words_of
-from panda_jax.experiments.grid.ledger import Ledger
-from panda_jax.experiments.grid.plan import (
+from panda_jax.experiments.grid.grid import (
     GRID,
+    Grid,
     Group,
     Planned,
     expand,
     read_list,
+    words_of,
 )
+from panda_jax.experiments.grid.ledger import Ledger
 from panda_jax.files import PathLike, read_json
 from panda_jax.lane import TrainResult
 from panda_jax.sharding import Partitioner
@@ -49,13 +50,7 @@ Outcome = TrainResult | Exception
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What became of a grid.
-
-    Attributes:
-      total: how many runs it has.
-      done: how many of them have a result.
-      failed: name -> reason, of the others.
-    """
+    """How many runs a grid has and are done, and name -> why others failed."""
 
     total: int
     done: int
@@ -86,22 +81,18 @@ def run_grid(
       grid: what to run.
       out_dir: where: `runs/FLEET/RUN/`, `grid.json`, `progress.json`,
         `claims/`, `log/`, and links to prompts in `sources/` and `targets/`.
-      shard: `i/n`: begin with the i-th of n parts, which keeps n processes out
-        of each other's way. Each goes on with what the others leave.
+      shard: `i/n`: begin with the i-th of n parts, out of the others' way.
       retry_failed: try again what has failed before.
-      data_dir: as in `train`, as are `tfds_data_dir` and `partitioner`.
-      tfds_data_dir: of TFDS.
+      data_dir, tfds_data_dir, partitioner: as in `train`.
       quiet: show no progress.
-      partitioner: how devices are shared out.
       stale_seconds: after which a silent process's work is taken over.
       poll_seconds: between looks at what others are at work on.
       overwrite: files in the way are replaced, whoever wrote them.
 
     Raises:
-      UserError: settings that no run can have, a shard that is none, or a
-        folder or backbone that is not on this machine: every run that it tried
-        would fail, for all who share the folder. Or files in the way that no
-        grid wrote.
+      UserError: settings that no run can have, a shard that is none, a folder
+        or backbone that is not on this machine, so that every run that it tried
+        would fail, or files in the way that no grid wrote.
       StorageError: no room for a checkpoint, nor for that of another run.
       InterruptedRun: asked to end by SIGTERM, and saved.
     """
@@ -112,20 +103,15 @@ def run_grid(
     _check_here(ledger, data_dir)
     if distributed.is_main():
         _claim_files(out, overwrite=overwrite)
-    worker = Worker(
-        ledger,
-        Claims(out / "claims", stale=stale_seconds),
+    options = {"data_dir": data_dir, "tfds_data_dir": tfds_data_dir}
+    return Worker(
+        ledger=ledger,
+        claims=Claims(out / "claims", stale=stale_seconds),
         order=plan.dealt(index, count),
         poll=poll_seconds,
-        quiet=quiet,
-        options={
-            "data_dir": data_dir,
-            "tfds_data_dir": tfds_data_dir,
-            "partitioner": partitioner,
-            "quiet": quiet,
-        },
-    )
-    return worker.run()
+        quiet=quiet or not distributed.is_main(),
+        options={**options, "partitioner": partitioner, "quiet": quiet},
+    ).run()
 
 
 def _as_spelled(grid: Grid, out: pathlib.Path) -> Grid:
@@ -140,31 +126,23 @@ def _as_spelled(grid: Grid, out: pathlib.Path) -> Grid:
             for run in listed if isinstance(listed, list) else ():
                 name = run.get("backbone") if type(run) is dict else None
                 known.add(str(name))
+    here = [name for name in known if os.path.isdir(name)]
     said = {}
-    for name in set(grid.backbones) - known:
-        if os.path.isdir(name):
-            same = [x for x in known if os.path.isdir(x)]
-            same = [x for x in same if os.path.samefile(x, name)]
-            said |= dict.fromkeys([name], same[0]) if same else {}
+    for name in filter(os.path.isdir, set(grid.backbones) - known):
+        same = [x for x in here if os.path.samefile(x, name)]
+        said |= dict.fromkeys([name], same[0]) if same else {}
     if not said:
         return grid
-    return dataclasses.replace(
-        grid,
-        backbones=tuple(said.get(name, name) for name in grid.backbones),
-        overrides=grid.overrides
-        and {
-            " ".join(said.get(word, word) for word in words_of(key)): value
-            for key, value in grid.overrides.items()
-        },
-    )
+    overrides = grid.overrides and {
+        " ".join(said.get(word, word) for word in words_of(key)): value
+        for key, value in grid.overrides.items()
+    }
+    backbones = tuple(said.get(name, name) for name in grid.backbones)
+    return dataclasses.replace(grid, backbones=backbones, overrides=overrides)
 
 
 def _claim_files(out: pathlib.Path, *, overwrite: bool) -> None:
-    """Makes sure that the files which all workers write are a grid's.
-
-    Raises:
-      UserError: one of them is there and is not.
-    """
+    """Refuses files that are no grid's where all workers write theirs."""
     if (out / GRID).exists():
         # Of release 0.1, if it reads as one.
         with contextlib.suppress(UserError):
@@ -188,34 +166,29 @@ def _check_here(ledger: Ledger, data_dir: PathLike | None) -> None:
         )
 
 
+@dataclasses.dataclass(kw_only=True)
 class Worker:
     """One process at work: claims fleets, trains them, records how it went.
 
-    Of several processes that train each fleet together, process 0 decides,
-    claims and records; the others do as it says. The backbone is kept from one
-    fleet to the next.
+    Of several that train each fleet together, process 0 decides, claims and
+    records. The backbone is kept from one fleet to the next.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        claims: Claims,
-        *,
-        order: list[int],
-        poll: float,
-        quiet: bool,
-        options: dict[str, Any],
-    ) -> None:
-        self.ledger, self.claims = ledger, claims
-        self.groups = ledger.plan.groups
-        self.order, self.poll, self.options = order, poll, options
+    ledger: Ledger
+    claims: Claims
+    order: list[int]
+    poll: float
+    quiet: bool
+    options: dict[str, Any]
+    claim: Claim | None = None
+    # Fleet -> what its claim says, of those at work when last looked at.
+    held: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    _waited_for: list[str] = dataclasses.field(default_factory=list)
+    _kept: tuple[Any, Backbone] | None = None
+
+    def __post_init__(self) -> None:
+        self.groups = self.ledger.plan.groups
         self.main = distributed.is_main()
-        self.quiet = quiet or not self.main
-        self.claim: Claim | None = None
-        # Fleet -> what its claim says, of those at work when last looked at.
-        self.held: dict[str, dict[str, Any]] = {}
-        self._waited_for: list[str] = []
-        self._kept: tuple[Any, Backbone] | None = None
 
     def run(self) -> Summary:
         """Works until nothing is left to do."""
@@ -246,15 +219,11 @@ class Worker:
             ledger.link_prompts(ledger.plan.runs, checked=True)
             self._look_at_claims()
             self._progress("nothing is left to do")
-        counts = ledger.counts()
-        failed = {
-            run.name: ledger.failures[run.id]
-            for run in ledger.plan.runs
-            if run.id in ledger.failures
-        }
+        total, done, _ = ledger.counts().values()
+        why = ledger.failures
+        failed = {x.name: why[x.id] for x in ledger.plan.runs if x.id in why}
         # Of a mesh only process 0 knows what became of it.
-        told = [counts["total"], counts["done"], failed]
-        return Summary(*distributed.from_main(told))
+        return Summary(*distributed.from_main([total, done, failed]))
 
     def _look_at_claims(self) -> None:
         self.held = self.claims.all(self.ledger.open)
@@ -265,11 +234,10 @@ class Worker:
             self.claim = None
 
     def _next(self) -> dict[str, Any] | None:
-        """Claims a fleet that can begin.
+        """Claims a fleet that can begin: its number, and the runs to make.
 
-        Returns:
-          Its number and the runs to make; no number where others are at work
-          on all that is left; None where nothing is left.
+        No number where others are at work on all that is left; None where
+        nothing is left.
         """
         self.ledger.hear()
         found = self._claimed()
@@ -277,12 +245,10 @@ class Worker:
             # Those that were at work may have fallen silent, or given up.
             self._look_at_claims()
             found = self._claimed()
-        if found is not None:
-            return found
-        if not any(self.ledger.left(group) for group in self.groups):
-            return None
-        self._wait()
-        return {"group": None}
+        if found is None and any(map(self.ledger.left, self.groups)):
+            self._wait()
+            return {"group": None}
+        return found
 
     def _claimed(self) -> dict[str, Any] | None:
         """Claims a fleet; not those that others were last seen to work on."""
@@ -338,6 +304,7 @@ class Worker:
         found = self._make(group, todo)
         if not self.main:
             return
+        named: dict[str, list[str]] = {"done": [], "failed": []}
         for run in todo:
             outcome = found[run.lane]
             if isinstance(outcome, Exception):
@@ -345,26 +312,16 @@ class Worker:
                 self._say(f"failed: {run.name}: {outcome}")
             else:
                 ledger.succeed(run, outcome.result)
+            named[ledger.state(run)].append(run.name)
         ledger.end(group)
-        ledger.log(
-            owner,
-            "end",
-            fleet=group.name,
-            done=[r.name for r in todo if ledger.state(r) == "done"],
-            failed=[r.name for r in todo if ledger.state(r) == "failed"],
-            seconds=round(time.monotonic() - began, 1),
-            compiled=programs() - compiled,
-        )
+        took = {"seconds": round(time.monotonic() - began, 1)}
+        took |= {"compiled": programs() - compiled}
+        ledger.log(owner, "end", fleet=group.name, **named, **took)
 
     def _make(self, group: Group, todo: list[Planned]) -> dict[str, Outcome]:
         """Trains some runs of a fleet: by lane, a result or why there is none.
 
-        Raises:
-          InterruptedRun: asked to end, and saved.
-          OSError, StorageError: a full disk, which the other runs would meet
-            too.
-          UserError: in one of several processes that train together: it lacks
-            what the others have.
+        Raises what the other runs would meet too, such as a full disk.
         """
         if self.main:
             self.ledger.begin_again(todo)
@@ -401,19 +358,14 @@ class Worker:
     def _trained(
         self, like: Planned, lanes: dict[str, Any]
     ) -> dict[str, Outcome]:
-        """Trains lanes together, or, where that fails, one after another.
-
-        What fails all of them at once need not be every lane's fault, and each
-        is to have its own reason.
-        """
+        """Trains lanes together; where that fails, each for its own reason."""
         if self.main:
             self.ledger.own_checkpoints(like.fleet, list(lanes))
         distributed.barrier("fleet")  # None reads what is being removed.
         folder = self.ledger.out / "runs" / like.fleet
+        options = {**self.options, "out_dir": folder, "claimed": True}
         try:
-            backbone = self._backbone(like)
-            options = {**self.options, "out_dir": folder, "claimed": True}
-            return dict(train_fleet(backbone, lanes, **options))
+            return dict(train_fleet(self._backbone(like), lanes, **options))
         except InterruptedRun:
             raise
         except Exception as error:
@@ -434,27 +386,21 @@ class Worker:
         return found
 
     def _backbone(self, run: Planned) -> Backbone:
-        settings = run.run
-        dtype = "float32" if settings.method == "model" else settings.dtype
-        wanted = settings.backbone, dtype
+        name, dtype = run.run.backbone, run.run.dtype
+        wanted = name, "float32" if run.run.method == "model" else dtype
         if self._kept is None or self._kept[0] != wanted:
             self._kept = None  # room for the next
-            loaded = load_backbone(settings.backbone, dtype=dtype)
-            self._kept = wanted, loaded
+            self._kept = wanted, load_backbone(name, dtype=wanted[1])
         return self._kept[1]
 
     def _say(self, words: str) -> None:
         """A line on stderr, behind the counts."""
         if self.quiet:
             return
-        counts = self.ledger.counts()
-        failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        print(
-            f"{time.strftime('%H:%M:%S')} grid "
-            f"[{counts['done']}/{counts['total']}{failed}] {words}",
-            file=sys.stderr,
-            flush=True,
-        )
+        total, done, failed = self.ledger.counts().values()
+        counts = f"{done}/{total}" + (f", {failed} failed" if failed else "")
+        line = f"{time.strftime('%H:%M:%S')} grid [{counts}] {words}"
+        print(line, file=sys.stderr, flush=True)
 
     def _progress(self, doing: str) -> None:
         """The time left and what is done now, as a line and as a file."""

@@ -33,8 +33,6 @@ class Truth:
     """What M sources did on N targets, once or with several seeds.
 
     Attributes:
-      sources: M names.
-      targets: N names.
       seeds: [K, M, N] results of K seeds, higher = better; NaN where a seed
         has none.
     """
@@ -104,7 +102,8 @@ class Truth:
             values = np.full([len(axis) for axis in axes], np.nan)
             places = [{n: i for i, n in enumerate(axis)} for axis in axes]
             for key, score in cells.items():
-                values[tuple(at[n] for at, n in zip(places, key))] = score
+                place = (at[n] for at, n in zip(places, key, strict=True))
+                values[tuple(place)] = score
             tables[name] = cls(tuple(axes[1]), tuple(axes[2]), values)
         return tables
 
@@ -114,8 +113,7 @@ class Group(NamedTuple):
 
     Attributes:
       name: the backbone, or its file's stem; "" where there is but one.
-      scores: of every metric.
-      truth: what they are judged by.
+      scores, truth: of every metric, and what they are judged by.
       ceiling: another truth, which is judged beside the metrics.
     """
 
@@ -139,9 +137,8 @@ def match(
         with commas between them. A file may have a column `backbone`; several
         files without one are backbones named by their stems. "published" is
         the paper's own.
-      truth: likewise; where there are as many files as of scores they go
-        together in order, else it is one for all.
-      ceiling: likewise.
+      truth, ceiling: likewise; where there are as many files as of scores they
+        go together in order, else it is one for all.
 
     Returns:
       The groups, and (name, what it lacks) of the backbones that were left out.
@@ -162,7 +159,11 @@ def match(
         files, truths, ceilings, strict=True
     ):
         for backbone, table in tables.items():
-            name = backbone or _name(stem, results, len(files))
+            name = backbone
+            if not name and (stem in results or len(files) > 1):
+                name = stem
+            elif not name and len(results) == 1:
+                name = next(iter(results))
             # Its own, or those that are for all.
             found = results.get(name, results.get(""))
             top = tops.get(name, tops.get(""))
@@ -211,8 +212,7 @@ def _paired(
     read: list[tuple[str, dict]], count: int, what: str
 ) -> list[tuple[str, dict]]:
     """As many as there are score files: in order, or one for all."""
-    if len(read) == 1:
-        return read * count
+    read = read * count if len(read) == 1 else read
     if len(read) != count:
         raise UserError(
             f"Got {len(read)} {what} files for {count} score files, expected "
@@ -221,20 +221,11 @@ def _paired(
     return read
 
 
-def _name(stem: str, results: Mapping[str, Truth], files: int) -> str:
-    """What the one backbone of a file without such a column is called."""
-    if stem in results or files > 1:
-        return stem
-    return next(iter(results)) if len(results) == 1 else ""
-
-
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One target of one backbone: S sources that all its metrics have scored.
 
     Attributes:
-      backbone: its name.
-      target: its name.
       sources: [S] places in `Cells.sources`.
       truth: [S]; higher = better.
       seeds: [K, S], the truth by seed; NaN where a seed has none.
@@ -253,13 +244,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """What is not judged, by name.
-
-    Attributes:
-      backbones: where.
-      reason: such as "targets without truth".
-      names: of the targets, sources or pairs (`source>target`).
-    """
+    """What is not judged: targets, sources or pairs (`source>target`)."""
 
     backbones: tuple[str, ...]
     reason: str
@@ -326,90 +311,83 @@ def collect(
         tables.append(table)
     sources = sorted({name for table in tables for name in table.judged()})
     cells = [cell for table in tables for cell in table.cells(sources)]
-    left_out = _merged(left)
+    # One entry a reason and set of names, with all backbones it holds for.
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for backbone, reason, name in left:
+        reasons.setdefault((backbone, reason), {})[name] = None
+    where: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (backbone, reason), lost in reasons.items():
+        where.setdefault((reason, tuple(lost)), []).append(backbone)
+    left_out = [LeftOut(tuple(of), *entry) for entry, of in where.items()]
     if not cells:
-        reasons = "; ".join(map(str, left_out))
         raise UserError(
             f"No target has {FEWEST} sources with both truth and scores "
-            f"({reasons}). Sources and targets need the same names in both "
-            "files."
+            f"({'; '.join(map(str, left_out))}). Sources and targets need the "
+            "same names in both files."
         )
     judged = (*names, *dict.fromkeys(combine))
     return Cells(cells, tuple(sources), judged, left_out)
 
 
+@dataclasses.dataclass
 class _Table:
     """One backbone's scores and truth, by the same sources and targets."""
 
-    def __init__(
-        self,
-        group: Group,
-        metrics: Sequence[str],
-        include_self: bool,
-        left: list[tuple[str, str, str]],
-    ) -> None:
-        self.group, self.include_self, self.left = group, include_self, left
-        scores, truth = group.scores, group.truth
+    group: Group
+    metrics: Sequence[str]
+    include_self: bool
+    left: list[tuple[str, str, str]]
+
+    def __post_init__(self) -> None:
+        scores, truth = self.group.scores, self.group.truth
         self.sources = self._common("sources", scores.sources, truth.sources)
         self.targets = self._common("targets", scores.targets, truth.targets)
-        self.values = {
-            metric: self._of(
-                scores.sources, scores.targets, scores.values[metric]
-            )
-            for metric in metrics
-            if metric in scores.values
-        }
-        for metric in metrics:
-            if metric not in self.values:
-                self._leave(
-                    f"targets without a score of {metric}", self.targets
-                )
-        self.truth = self._of(truth.sources, truth.targets, truth.values)
-        own = np.array([[s == t for t in self.targets] for s in self.sources])
-        self.own = own.reshape(self.truth.shape).astype(bool)
-        if not include_self:
+        self.values: dict[str, np.ndarray] = {}
+        for metric in self.metrics:
+            if metric in scores.values:
+                values = scores.values[metric]
+                self.values[metric] = self._of(scores, values)
+            else:
+                reason = f"targets without a score of {metric}"
+                self._leave(reason, self.targets)
+        self.truth = self._of(truth, truth.values)
+        sources, targets = (
+            np.array(names, object) for names in (self.sources, self.targets)
+        )
+        self.own = sources[:, None] == targets
+        if not self.include_self:
             self.truth = np.where(self.own, np.nan, self.truth)
 
     def narrow(self) -> None:
         """Keeps the pairs that truth and all of a target's metrics have."""
         known = np.isfinite(self.truth)
-        kept = known.copy()
+        kept, missing = known.copy(), np.zeros(known.shape, bool)
         for metric, values in self.values.items():
+            missing |= np.isfinite(values) & ~known
             has = np.isfinite(values) & known
             scored = has.any(axis=0)
-            self._leave(
-                f"targets without a score of {metric}",
-                self._names(np.logical_and(known.any(axis=0), ~scored)),
-            )
-            self._leave(
-                f"pairs without a score of {metric}",
-                self._pairs(known & ~has & scored),
-            )
+            none = np.flatnonzero(known.any(axis=0) & ~scored)
+            targets = [self.targets[n] for n in none]
+            self._leave(f"targets without a score of {metric}", targets)
+            pairs = self._pairs(known & ~has & scored)
+            self._leave(f"pairs without a score of {metric}", pairs)
             kept &= has | ~scored
-        missing = np.zeros(known.shape, bool)
-        for values in self.values.values():
-            missing |= np.isfinite(values) & ~known
         if not self.include_self:
             missing &= ~self.own
         self._leave("pairs with scores and no truth", self._pairs(missing))
         self.truth = np.where(kept, self.truth, np.nan)
-        self.values = {
-            metric: np.where(kept, values, np.nan)
-            for metric, values in self.values.items()
-        }
+        for metric, values in self.values.items():
+            self.values[metric] = np.where(kept, values, np.nan)
 
     def add(self, expression: str) -> None:
         """A combination, as one more metric."""
         if not self.truth.size:
             return
-        truth = self.group.truth
+        truth, own = self.group.truth, self.include_self
         results = Scores(truth.sources, truth.targets, {"truth": truth.values})
-        self.values[expression] = combined(
-            Scores(self.sources, self.targets, self.values),
-            results,
-            expression,
-            include_self=self.include_self,
-        )
+        scores = Scores(self.sources, self.targets, self.values)
+        combination = combined(scores, results, expression, include_self=own)
+        self.values[expression] = combination
 
     def judged(self) -> list[str]:
         """The sources that have a pair left."""
@@ -419,101 +397,61 @@ class _Table:
     def cells(self, sources: Sequence[str]) -> list[Cell]:
         """Those targets that can be judged, the others are left out by name."""
         truth, top = self.group.truth, self.group.ceiling
-        seeds = self._of(truth.sources, truth.targets, truth.seeds)
-        ceiling = top and self._of(top.sources, top.targets, top.values)
+        seeds = self._of(truth, truth.seeds)
+        ceiling = top and self._of(top, top.values)
         at = {name: place for place, name in enumerate(sources)}
         places = np.array([at.get(name, -1) for name in self.sources], int)
         cells = []
         for n, target in enumerate(self.targets):
             rows = np.flatnonzero(np.isfinite(self.truth[:, n]))
             column = self.truth[rows, n]
+            reason = ""
             if len(rows) < FEWEST:
-                self._leave(
-                    f"targets with fewer than {FEWEST} sources", [target]
-                )
-                continue
-            if np.ptp(column) == 0:
-                self._leave(
-                    "targets on which all sources did the same", [target]
-                )
+                reason = f"targets with fewer than {FEWEST} sources"
+            elif np.ptp(column) == 0:
+                reason = "targets on which all sources did the same"
+            if reason:
+                self._leave(reason, [target])
                 continue
             scores = {m: v[rows, n] for m, v in self.values.items()}
             scores = {m: v for m, v in scores.items() if np.isfinite(v).all()}
             if not scores:  # Each metric has named it.
                 continue
-            for metric, values in scores.items():
-                if np.ptp(values) == 0:
-                    self._leave(
-                        "targets (from the rank correlations only) whose "
-                        f"scores of {metric} are all the same",
-                        [target],
-                    )
+            for metric in (m for m, v in scores.items() if np.ptp(v) == 0):
+                self._leave(
+                    "targets (from the rank correlations only) whose scores "
+                    f"of {metric} are all the same",
+                    [target],
+                )
             other = None if ceiling is None else ceiling[rows, n]
             if other is not None and not np.isfinite(other).all():
                 self._leave("targets without a whole ceiling", [target])
                 other = None
-            cells.append(
-                Cell(
-                    self.group.name,
-                    target,
-                    places[rows],
-                    column,
-                    seeds[:, rows, n],
-                    scores,
-                    other,
-                )
-            )
+            of = self.group.name, target, places[rows], column
+            cells.append(Cell(*of, seeds[:, rows, n], scores, other))
         return cells
 
     def _common(
         self, what: str, scored: Sequence[str], known: Sequence[str]
     ) -> tuple[str, ...]:
-        self._leave(
-            f"{what} with scores and no truth", set(scored) - set(known)
-        )
-        self._leave(
-            f"{what} with truth and no scores", set(known) - set(scored)
-        )
-        return tuple(sorted(set(scored) & set(known)))
+        a, b = set(scored), set(known)
+        self._leave(f"{what} with scores and no truth", a - b)
+        self._leave(f"{what} with truth and no scores", b - a)
+        return tuple(sorted(a & b))
 
-    def _of(
-        self, sources: Sequence[str], targets: Sequence[str], values: np.ndarray
-    ) -> np.ndarray:
+    def _of(self, table: Scores | Truth, values: np.ndarray) -> np.ndarray:
         """[..., M, N] in this table's order, NaN for what it lacks."""
         # A name that is not there finds the row or column of NaN at the end.
         pad = [(0, 0)] * (values.ndim - 2) + [(0, 1), (0, 1)]
         padded = np.pad(values, pad, constant_values=np.nan)
-        rows, columns = (
-            [{name: i for i, name in enumerate(has)}.get(n, -1) for n in wanted]
-            for has, wanted in (
-                (sources, self.sources),
-                (targets, self.targets),
-            )
-        )
-        return padded[..., rows, :][..., columns]
-
-    def _names(self, which: np.ndarray) -> list[str]:
-        return [self.targets[n] for n in np.flatnonzero(which)]
+        rows = {name: i for i, name in enumerate(table.sources)}
+        columns = {name: i for i, name in enumerate(table.targets)}
+        padded = padded[..., [rows.get(n, -1) for n in self.sources], :]
+        return padded[..., [columns.get(n, -1) for n in self.targets]]
 
     def _pairs(self, which: np.ndarray) -> list[str]:
-        return [
-            f"{self.sources[m]}>{self.targets[n]}"
-            for m, n in np.argwhere(which)
-        ]
+        names = self.sources, self.targets
+        return [f"{names[0][m]}>{names[1][n]}" for m, n in np.argwhere(which)]
 
     def _leave(self, reason: str, names: Sequence[str] | set[str]) -> None:
         self.left += [(self.group.name, reason, name) for name in sorted(names)]
-
-
-def _merged(left: Sequence[tuple[str, str, str]]) -> list[LeftOut]:
-    """One entry a reason and set of names, with all backbones it holds for."""
-    names: dict[tuple[str, str], dict[str, None]] = {}
-    for backbone, reason, name in left:
-        names.setdefault((backbone, reason), {})[name] = None
-    where: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (backbone, reason), found in names.items():
-        where.setdefault((reason, tuple(found)), []).append(backbone)
-    return [
-        LeftOut(tuple(backbones), reason, found)
-        for (reason, found), backbones in where.items()
-    ]

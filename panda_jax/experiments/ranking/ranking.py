@@ -1,5 +1,6 @@
 """`evaluate_ranking`: how well metrics say which source helps a target."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,16 +10,8 @@ import numpy as np
 
 from panda_jax.errors import UserError
 from panda_jax.experiments import inference
-from panda_jax.experiments.ranking import statistics
-from panda_jax.experiments.ranking.data import (
-    Cells,
-    Group,
-    LeftOut,
-    ScoresLike,
-    TruthLike,
-    collect,
-    match,
-)
+from panda_jax.experiments.ranking import data, statistics
+from panda_jax.experiments.ranking.data import ScoresLike, TruthLike
 from panda_jax.experiments.ranking.report import (
     CEILING,
     CHANCE,
@@ -81,11 +74,11 @@ def evaluate_ranking(
         truth.
     """
     _check(ks, resamples, permutations, confidence)
-    groups, lacking = match(scores, truth, ceiling)
+    groups, lacking = data.match(scores, truth, ceiling)
     settings: dict[str, Any] = {"metrics": metrics, "combine": combine}
-    found = collect(groups, **settings, include_self=include_self)
+    found = data.collect(groups, **settings, include_self=include_self)
     found.left_out[:0] = [
-        LeftOut((name,), f"backbones: {what}", (name,))
+        data.LeftOut((name,), f"backbones: {what}", (name,))
         for name, what in lacking
     ]
     cells = found.cells
@@ -94,25 +87,19 @@ def evaluate_ranking(
     names = list(found.metrics)
     if any(cell.ceiling is not None for cell in cells):
         names.append(CEILING)
-    own = [found.sources[s] == c.target for c in cells for s in c.sources]
+    pairs = [(s, cell) for cell in cells for s in map(int, cell.sources)]
+    about = {"sources": len({s for s, _ in pairs}), "cells": len(cells)}
+    own = sum(found.sources[s] == cell.target for s, cell in pairs)
+    about |= {"pairs": len(pairs), "self_pairs": own, "resamples": resamples}
+    about |= {"permutations": permutations, "confidence": confidence}
+    about |= {"include_self": include_self, "seed": seed}
+    estimates = [e for n in (*names, CHANCE) for e in judge.estimates(n)]
     return RankingReport(
         metrics=found.metrics,
         backbones=tuple(dict.fromkeys(cell.backbone for cell in cells)),
         targets=tuple(sorted({cell.target for cell in cells})),
-        about={
-            "sources": len({int(s) for cell in cells for s in cell.sources}),
-            "cells": len(cells),
-            "pairs": len(own),
-            "self_pairs": sum(own),
-            "include_self": include_self,
-            "resamples": resamples,
-            "permutations": permutations,
-            "confidence": confidence,
-            "seed": seed,
-        },
-        estimates=tuple(
-            e for name in (*names, CHANCE) for e in judge.estimates(name)
-        ),
+        about=about,
+        estimates=tuple(estimates),
         comparisons=tuple(judge.comparisons()),
         other_self=_other_self(groups, settings, include_self),
         reliability=statistics.split_half(cells, seed=seed),
@@ -120,37 +107,31 @@ def evaluate_ranking(
     )
 
 
+@dataclasses.dataclass
 class _Judge:
     """Estimates and comparisons of what was collected."""
 
-    def __init__(
-        self,
-        found: Cells,
-        judged: dict[str, statistics.Statistic],
-        resamples: int,
-        permutations: int,
-        confidence: float,
-        seed: int,
-    ) -> None:
-        self.found, self.cells = found, found.cells
-        self.statistics, self.confidence = judged, confidence
-        count = len(found.sources)
+    found: data.Cells
+    judged: dict[str, statistics.Statistic]
+    resamples: int
+    permutations: int
+    confidence: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.cells, metrics = self.found.cells, self.found.metrics
+        count, seed = len(self.found.sources), {"seed": self.seed}
         self.draws = statistics.draw(
-            found.cells, sources=count, resamples=resamples, seed=seed
+            self.cells, sources=count, resamples=self.resamples, **seed
         )
-        self._values: dict[str, np.ndarray] = {}
-        self._parts: dict[str, np.ndarray] = {}
+        many = {"sources": count, "permutations": self.permutations, **seed}
+        self._shuffled = statistics.shuffled(self.cells, metrics, **many)
         # All, then without each.
         left = np.concatenate([np.ones((1, count)), 1 - np.eye(count)])
         self._left = left.astype(np.int64)
-        self._smooth = [i for i, n in enumerate(judged) if n in SMOOTH]
-        self._shuffled = statistics.shuffled(
-            found.cells,
-            found.metrics,
-            sources=count,
-            permutations=permutations,
-            seed=seed,
-        )
+        self._smooth = [i for i, n in enumerate(self.judged) if n in SMOOTH]
+        self._values: dict[str, np.ndarray] = {}
+        self._parts: dict[str, np.ndarray] = {}
 
     def estimates(self, metric: str) -> list[Estimate]:
         """Every statistic of a metric at every level."""
@@ -161,9 +142,8 @@ class _Judge:
             ones = np.ones((1, len(own)))
             weights = ones if target else self.draws.targets[:, own]
             means = statistics.average(values[:, own], cells, weights)
-            low, high, _, caution = self._sure(
-                means, own, () if metric == CHANCE else (metric,)
-            )
+            metrics = () if metric == CHANCE else (metric,)
+            low, high, _, caution = self._sure(means, own, metrics)
             p = math.nan
             if metric in self.found.metrics:
                 place = self.found.metrics.index(metric)
@@ -171,7 +151,7 @@ class _Judge:
                 shuffled = statistics.average(shuffled, cells, ones)
                 p = float(statistics.chance(means[0, 0], shuffled))
             counts = (~np.isnan(values[0, own])).sum(axis=0)
-            for s, name in enumerate(self.statistics):
+            for s, name in enumerate(self.judged):
                 sure = float(means[0, s]), float(low[s]), float(high[s])
                 tested = p if name == "spearman" else math.nan
                 place = metric, name, backbone, target
@@ -184,14 +164,13 @@ class _Judge:
         pairs = list(itertools.combinations(self.found.metrics, 2))
         rows = []
         every = range(len(self.cells))
+        weights = self.draws.targets
         for pair in pairs:
             first, second = map(self._measured, pair)
-            means = statistics.average(
-                first - second, self.cells, self.draws.targets
-            )
+            means = statistics.average(first - second, self.cells, weights)
             rows.append((means[0], *self._sure(means, every, pair)))
         told = []
-        for s, name in enumerate(self.statistics):
+        for s, name in enumerate(self.judged):
             corrected = inference.holm([float(row[3][s]) for row in rows])
             for pair, row, p in zip(pairs, rows, corrected, strict=True):
                 numbers = [float(part[s]) for part in row[:4]]
@@ -221,11 +200,9 @@ class _Judge:
         low[smooth] = high[smooth] = np.nan
         if not weights.any():
             return low, high, p, ""
+        seen, confidence = means[0, smooth], self.confidence
         found = inference.infer(
-            table,
-            weights,
-            confidence=self.confidence,
-            estimate=means[0, smooth],
+            table, weights, confidence=confidence, estimate=seen
         )
         # A correlation ends at 1, a difference of two at 2.
         end = len(metrics)
@@ -233,8 +210,8 @@ class _Judge:
         high[smooth] = np.minimum(found.high, end)
         if len(metrics) > 1:
             p[smooth] = found.p
-        sides = ((weights > 0).any(axis=1 - side).sum() for side in (0, 1))
-        few = inference.few(zip(map(int, sides), ("target", "source")))
+        counts = [int((weights > 0).any(axis=axis).sum()) for axis in (1, 0)]
+        few = inference.few(zip(counts, ("target", "source"), strict=True))
         alone = "" if found.rows else ", and for these targets alone"
         caution = f"only {' and '.join(few)}{alone}" if few else ""
         return low, high, p, caution
@@ -242,7 +219,7 @@ class _Judge:
     def _part(self, metric: str) -> np.ndarray:
         """[1 + all sources, C, smooth], all and without each source."""
         if metric not in self._parts:
-            known = self.statistics
+            known = self.judged
             smooth = {name: known[name] for name in SMOOTH if name in known}
             self._parts[metric] = statistics.measured(
                 self.cells, self._scores(metric), self._left, smooth
@@ -260,13 +237,11 @@ class _Judge:
             wanted += [(cell.backbone, cell.target) for cell in self.cells]
         levels = []
         for backbone, target in wanted:
-            own = [
-                c
-                for c, cell in enumerate(self.cells)
-                if backbone in ("", cell.backbone)
-                and target in ("", cell.target)
-            ]
-            levels.append((backbone, target, own))
+            cells = (
+                backbone in ("", cell.backbone) and target in ("", cell.target)
+                for cell in self.cells
+            )
+            levels.append((backbone, target, np.flatnonzero([*cells]).tolist()))
         return levels
 
     def _scores(self, metric: str) -> list[np.ndarray | None]:
@@ -279,10 +254,8 @@ class _Judge:
     def _measured(self, metric: str) -> np.ndarray:
         """[R, C, K], the observed first."""
         if metric not in self._values:
-            scores, counts = self._scores(metric), self.draws.sources
-            values = statistics.measured(
-                self.cells, scores, counts, self.statistics
-            )
+            given = self._scores(metric), self.draws.sources, self.judged
+            values = statistics.measured(self.cells, *given)
             if metric == CHANCE:
                 # Over all orders the rank correlations average to 0.
                 values[:, :, :2] = 0.0
@@ -291,14 +264,14 @@ class _Judge:
 
 
 def _other_self(
-    groups: Sequence[Group], settings: dict[str, Any], include_self: bool
+    groups: Sequence[data.Group], settings: dict[str, Any], include_self: bool
 ) -> dict[str, float]:
     """Mean Spearman by the other choice, where there are self-pairs."""
     tables = [group.scores for group in groups]
     if not any(set(table.sources) & set(table.targets) for table in tables):
         return {}
     try:
-        found = collect(groups, **settings, include_self=not include_self)
+        found = data.collect(groups, **settings, include_self=not include_self)
     except UserError:  # Too few sources are left without them.
         return {}
     spearman = {"spearman": statistics.spearman}

@@ -1,9 +1,10 @@
 """What a judge of metrics finds: values, a table as text, files, pictures."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,14 +27,13 @@ _FEW_MARK = "(!)"
 
 
 class Estimate(NamedTuple):
-    """One statistic of one metric.
+    """One statistic of one metric; NaN where nothing can be said.
 
     Attributes:
       metric: its name, or `[chance]` or `[ceiling]`.
       statistic: spearman, tau, ndcg@K, regret@K or gain@1.
       backbone, target: names; "" for the mean over all.
-      value: NaN where undefined. Lower is better for regret, else higher.
-      low, high: of the interval; NaN where nothing can be said.
+      value: lower is better for regret, else higher; low, high: its interval.
       p: one-sided, of spearman against shuffled sources; else NaN.
       cells: how many targets (of all backbones) have a value.
       caution: what stands beside it where targets or sources are few.
@@ -55,8 +55,6 @@ class Comparison(NamedTuple):
     """One metric against another on the targets that both have.
 
     Attributes:
-      first, second: the metrics.
-      statistic: which.
       difference: the first's average minus the second's.
       low, high: of the interval; NaN where nothing can be said.
       p: two-sided, of spearman and tau; else NaN.
@@ -82,7 +80,6 @@ class RankingReport:
     Attributes:
       metrics: their names, combinations last.
       backbones: their names; one "" where they have none.
-      targets: their names.
       about: the counts and settings.
       estimates: every statistic: averages, by backbone, by target, by both.
       comparisons: of every two metrics.
@@ -134,7 +131,21 @@ class RankingReport:
         blocks = [_heading(self)]
         for table in _tables(self):
             blocks += plain(table, _WIDTH)
-        return "\n\n".join([*blocks, *_ceiling(self), *_left_out(self)])
+        found, lines = self.reliability, ["Left out:"]
+        if found is not None:
+            blocks.append(
+                f"The truth has {found.seeds} seeds. Halves of them correlate "
+                f"at {found.halves:.3f}, so that the reliability of their mean "
+                f"is {found.reliability:.3f}: a perfect predictor would have a "
+                f"Spearman of about {found.ceiling:.3f}."
+            )
+        for entry in self.left_out:
+            alike = set(entry.backbones) == set(self.backbones)
+            names = "all backbones" if alike else ", ".join(entry.backbones)
+            where = f" ({names})" if len(self.backbones) > 1 else ""
+            lines.append(f"  {entry}{where}")
+        blocks += ["\n".join(lines)] * bool(self.left_out)
+        return "\n\n".join(blocks)
 
     def to_json(self, path: PathLike) -> None:
         """Writes everything but the pairs; null stands for NaN."""
@@ -215,20 +226,12 @@ class RankingReport:
             data["comparisons"] = [Comparison._fields, *self.comparisons]
             tables = [Table(n, "", (), (), rows) for n, rows in data.items()]
             paths += write_csv(new, tables)
+            pairs = itertools.product(self.metrics, self.backbones)
             several = len(self.backbones) > 1
-            names = {
-                f"{metric}_{backbone}" if several else metric: (
-                    metric,
-                    backbone,
-                )
-                for metric in self.metrics
-                for backbone in self.backbones
-                if scatters
-            }
-            for name, stem in file_names(names).items():
-                metric, backbone = names[name]
+            names = {"_".join(p) if several else p[0]: p for p in pairs}
+            for name, stem in file_names(names if scatters else ()).items():
                 paths.append(new / f"scatter_{stem}.png")
-                self.scatter(paths[-1], metric, backbone=backbone)
+                self.scatter(paths[-1], names[name][0], backbone=names[name][1])
         return [pathlib.Path(out_dir) / path.name for path in paths]
 
 
@@ -270,105 +273,68 @@ def _heading(report: RankingReport) -> str:
 
 def _tables(report: RankingReport) -> Iterable[Table]:
     """Averages, then Spearman by backbone and target, then differences."""
-    by = {(e.metric, e.statistic, e[2:4]): e for e in report.estimates}
+    by = {(e.metric, e.statistic, *e[2:4]): e for e in report.estimates}
     statistics = dict.fromkeys(e.statistic for e in report.estimates)
     rows = list(dict.fromkeys(e.metric for e in report.estimates))
-    several = len(report.backbones) > 1
+    several, other = len(report.backbones) > 1, report.other_self
     total = report.about["cells"]
-    average = {row: by[row, "spearman", ("", "")] for row in rows}
-    columns: dict[str, Callable[[str], str]] = {
-        "spearman": lambda row: _bounds(average[row]),
-        "p": lambda row: chance(average[row].p, none=""),
+    average = [by[row, "spearman", "", ""] for row in rows]
+    columns = {
+        "spearman": list(map(_bounds, average)),
+        "p": [chance(one.p, none="") for one in average],
     }
-    other = report.other_self
     if other:
         name = "no self" if report.about["include_self"] else "with self"
-        columns[name] = lambda row: _number(other[row]) if row in other else ""
-    if any(
-        by[metric, name, ("", "")].cells < total
-        for metric in report.metrics
-        for name in statistics
-    ):
-        columns["of targets"] = lambda row: f"{average[row].cells}/{total}"
+        shown = [_number(other[row]) if row in other else "" for row in rows]
+        columns[name] = shown
+    some = [by[m, s, "", ""].cells for m in report.metrics for s in statistics]
+    if min(some) < total:
+        columns["of targets"] = [f"{one.cells}/{total}" for one in average]
     for name in statistics:
         if name != "spearman":
-            columns[name] = lambda row, name=name: _bounds(
-                by[row, name, ("", "")]
-            )
+            columns[name] = [_bounds(by[row, name, "", ""]) for row in rows]
     then = ", then backbones" if several else ""
     title = f"Mean over targets{then}; higher is better, but for regret"
     yield _table(title, rows, columns)
-    named = [row for row in rows if row != CHANCE]
+    scopes = {"target (intervals over sources alone)": report.targets}
     if several:
-        of_backbone: dict[str, Callable[[str], str]] = {
-            m: lambda row, m=m: _bounds(by[m, "spearman", (row, "")])
-            for m in named
+        scopes = {"backbone": report.backbones, **scopes}
+    for what, names in scopes.items():
+        at = [(n, "") if what == "backbone" else ("", n) for n in names]
+        columns = {
+            metric: [_bounds(by[metric, "spearman", *place]) for place in at]
+            for metric in rows
+            if metric != CHANCE
         }
-        yield _table("Spearman by backbone", report.backbones, of_backbone)
-    of_target: dict[str, Callable[[str], str]] = {
-        m: lambda row, m=m: _bounds(by[m, "spearman", ("", row)]) for m in named
-    }
-    title = "Spearman by target (intervals over sources alone)"
-    yield _table(title, report.targets, of_target)
+        yield _table(f"Spearman by {what}", names, columns)
     told = [c for c in report.comparisons if c.statistic == "spearman"]
     if told:
-        yield Table(
-            "",
-            "Differences of Spearman (p: two-sided, other sources and targets)",
-            ["", "difference", "p", "Holm"],
-            [
-                [
-                    f"{c.first} - {c.second}",
-                    f"{_number(c.difference)}{_interval(c)}",
-                    chance(c.p, none=""),
-                    chance(c.holm, none=""),
-                ]
-                for c in told
-            ],
+        columns = {
+            "difference": list(map(_bounds, told)),
+            "p": [chance(c.p, none="") for c in told],
+            "Holm": [chance(c.holm, none="") for c in told],
+        }
+        title = (
+            "Differences of Spearman (p: two-sided, other sources and targets)"
         )
+        yield _table(title, [f"{c.first} - {c.second}" for c in told], columns)
 
 
 def _table(
-    title: str, rows: Sequence[str], columns: dict[str, Callable[[str], str]]
+    title: str, rows: Iterable[str], columns: dict[str, list[str]]
 ) -> Table:
-    cells = [[row, *(cell(row) for cell in columns.values())] for row in rows]
-    return Table("", title, ["", *columns], cells)
+    cells = zip(rows, *columns.values(), strict=True)
+    return Table("", title, ["", *columns], list(cells))
 
 
-def _ceiling(report: RankingReport) -> Iterable[str]:
-    found = report.reliability
-    if found is not None:
-        yield (
-            f"The truth has {found.seeds} seeds. Halves of them correlate at "
-            f"{found.halves:.3f}, so that the reliability of their mean is "
-            f"{found.reliability:.3f}: a perfect predictor would have a "
-            f"Spearman of about {found.ceiling:.3f}."
-        )
-
-
-def _left_out(report: RankingReport) -> Iterable[str]:
-    lines = []
-    for entry in report.left_out:
-        where = ""
-        if len(report.backbones) > 1:
-            alike = set(entry.backbones) == set(report.backbones)
-            names = "all backbones" if alike else ", ".join(entry.backbones)
-            where = f" ({names})"
-        lines.append(f"  {entry}{where}")
-    if lines:
-        yield "\n".join(["Left out:", *lines])
-
-
-def _bounds(estimate: Estimate) -> str:
-    return f"{_number(estimate.value)}{_interval(estimate)}"
-
-
-def _interval(entry: Estimate | Comparison) -> str:
+def _bounds(entry: Estimate | Comparison) -> str:
+    """A value and its interval, marked where that is of few, but of one."""
+    is_one = isinstance(entry, Estimate)
+    value = _number(entry.value if is_one else entry.difference)
     if math.isnan(entry.low):
-        return ""
-    alone = isinstance(entry, Estimate) and entry.target
-    mark = _FEW_MARK if entry.caution and not alone else ""
-    return f" [{entry.low:z.2f}, {entry.high:z.2f}]{mark}"
+        return value
+    mark = _FEW_MARK if entry.caution and not (is_one and entry.target) else ""
+    return f"{value} [{entry.low:z.2f}, {entry.high:z.2f}]{mark}"
 
 
 def _number(value: float) -> str:

@@ -1,14 +1,11 @@
 """How well a metric ranks a target's sources: statistics, and resampling them.
 
 Each statistic is of a `Sample`: scores, truth, and counts [R, S] that say how
-many times each of R resamplings holds each of the S sources. Ones are the
-sources as they are; a source held twice stands for two that tie in score and
-truth. So thousands of resamplings are a few array operations, by the same code
-as the statistic itself.
-
-Ties in the score are never broken by the order of the sources: the rank
-correlations have their own treatment, the others are expected values over all
-orders of what ties.
+many times each of R resamplings holds each of the S sources (ones: as they
+are; a source held twice stands for two that tie in score and truth). So
+thousands of resamplings are a few array operations. Ties in the score are never
+broken by the order of the sources: the rank correlations have their own
+treatment, the others are expected values over all orders of what ties.
 """
 
 import functools
@@ -56,8 +53,7 @@ class Sample:
     Attributes:
       score: [S]; higher = more transferable.
       truth: [S], what the sources did; higher = better.
-      counts: [R, S] integers, 0 or more.
-      total: [R, 1], how many sources a resampling holds.
+      counts: [R, S] integers, 0 or more; total: [R, 1] their sums.
       scores, truths: score and truth in descending order.
     """
 
@@ -83,19 +79,16 @@ def spearman(sample: Sample) -> np.ndarray:
 def weighted_tau(sample: Sample) -> np.ndarray:
     """Vigna's weighted Kendall tau, -1 to 1, higher = better: [R].
 
-    A pair of sources counts with 1/rank of the one plus 1/rank of the other,
-    so that the top matters most; ranks by score and ranks by truth (each with
-    the other to break its ties) give two values, whose mean this is. A pair
-    that ties in score or truth adds nothing, and the norms leave it out, as in
-    tau-b. The same as `scipy.stats.weightedtau` (Vigna, WWW 2015). NaN where
-    score or truth is constant.
+    A pair of sources counts with 1/rank of the one plus 1/rank of the other;
+    ranks by score and ranks by truth (each with the other to break its ties)
+    give two values, whose mean this is. A pair that ties in score or truth adds
+    nothing, and the norms leave it out, as in tau-b. The same as
+    `scipy.stats.weightedtau` (Vigna, WWW 2015). NaN where either is constant.
     """
     x, y, counts = sample.scores, sample.truths, sample.counts
     signs = [np.sign(side.codes[:, None] - side.codes) for side in (x, y)]
     pull = counts.astype(np.float64) @ (signs[0] * signs[1]).astype(np.float64)
-    differ_x, differ_y = (
-        sample.total - side.sizes[:, side.codes] for side in (x, y)
-    )
+    differ = [sample.total - side.sizes[:, side.codes] for side in (x, y)]
     harmonic = _cumulated(lambda place: 1 / (place + 1), sample.total.max())
     taus = []
     for first, second in ((x, y), (y, x)):
@@ -103,7 +96,7 @@ def weighted_tau(sample: Sample) -> np.ndarray:
         ends = np.cumsum(counts[:, order], axis=1)
         weight = np.empty(counts.shape)
         weight[:, order] = harmonic[ends] - harmonic[ends - counts[:, order]]
-        norms = weight * differ_x, weight * differ_y
+        norms = (weight * apart for apart in differ)
         taus.append(_correlation(weight * pull, *norms))
     return (taus[0] + taus[1]) / 2
 
@@ -134,8 +127,7 @@ def ndcg(sample: Sample, *, k: int) -> np.ndarray:
 def regret(sample: Sample, *, k: int) -> np.ndarray:
     """The best truth minus the best among the k of highest score: [R].
 
-    In the truth's units, 0 or more, lower = better: what is lost by trying
-    only the k sources that the metric likes most. Where several tie for the
+    In the truth's units, 0 or more, lower = better. Where several tie for the
     last of the k places, the expected value of drawing among them.
     """
     x = sample.scores
@@ -214,11 +206,9 @@ def _correlation(
 
 
 class Draws(NamedTuple):
-    """R resamplings, the first of which is what was observed.
+    """How often each of R resamplings, the observed first, holds what.
 
-    Attributes:
-      sources: [R, S] how many times each holds a source.
-      targets: [R, C] how many times each holds a cell's target.
+    Sources are [R, S], and cells, by their targets, [R, C].
     """
 
     sources: np.ndarray
@@ -230,8 +220,8 @@ def draw(
 ) -> Draws:
     """Sources and targets, both drawn with replacement, by name.
 
-    A source that is drawn is drawn for every target and backbone, a target for
-    every backbone: what is common to cells stays common, so that 45 cells of 9
+    A source is drawn for every target and backbone, a target for every
+    backbone: what is common to cells stays common, so that 45 cells of 9
     targets do not pass for 45 independent ones (Owen's pigeonhole bootstrap).
     """
     rng = np.random.default_rng([seed, 0])
@@ -350,10 +340,7 @@ def _deviations(values: np.ndarray) -> np.ndarray:
 
 
 def chance(observed: np.ndarray, permuted: np.ndarray) -> np.ndarray:
-    """One-sided p: how often a shuffle [P, ...] reaches what was observed.
-
-    The observed one counts as one more shuffle.
-    """
+    """One-sided p: how often shuffles [P, ...] and the observed reach it."""
     reached = (permuted >= observed - 1e-12).sum(axis=0)
     p = (1 + reached) / (1 + len(permuted))
     untested = np.isnan(observed) | (len(permuted) == 0)
@@ -374,8 +361,7 @@ def pseudo(
       cells: C of them, of any backbones.
 
     Returns:
-      [..., targets, sources] and their weights [targets, sources]: what
-      `inference.infer` takes.
+      [..., targets, sources] and weights [targets, sources] for `infer`.
     """
     known = ~np.isnan(values[0]).reshape(len(cells), -1).any(axis=1)
     kept = [(c, cell) for c, cell in enumerate(cells) if known[c]]
@@ -399,8 +385,8 @@ class Reliability(NamedTuple):
     Attributes:
       seeds: how many the truth is the mean of (the fewest of any cell).
       halves: mean Spearman between the means of two sets of seeds.
-      reliability: of the mean over all seeds, by Spearman and Brown.
-      ceiling: its root: about what a predictor of the noise-free truth reaches.
+      reliability: of the mean over all seeds, by Spearman and Brown; its root
+        is the ceiling, about what a predictor of the noise-free truth reaches.
     """
 
     seeds: int
@@ -417,8 +403,8 @@ def split_half(
     Two disjoint sets of K // 2 seeds are drawn, K the fewest that any cell has;
     their mean correlation r over splits and cells becomes f r / (1 + (f - 1) r)
     with f = K / (K // 2), the reliability of the mean over all K (Spearman,
-    Brown; r < 0 counts as 0). None where some cell has fewer than two whole
-    seeds, or all seeds are constant.
+    Brown; r < 0 counts as 0). None below two whole seeds of a cell, or where
+    all seeds are constant.
     """
     whole = [cell.seeds[np.isfinite(cell.seeds).all(1)] for cell in cells]
     K = min(map(len, whole))

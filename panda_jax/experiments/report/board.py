@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -63,8 +64,7 @@ class Spread(NamedTuple):
 
     Attributes:
       mean: in points of 100; NaN without a value.
-      sd: over seeds, with n - 1; NaN below 2.
-      n: seeds.
+      sd: over n seeds, with n - 1; NaN below 2.
       of: of an average, how many targets it is over; else 1.
     """
 
@@ -77,11 +77,9 @@ class Spread(NamedTuple):
 def spread(values: Iterable[float]) -> Spread:
     """Mean, sd (n - 1) and n; NaN where there are too few."""
     found = list(values)
-    return Spread(
-        statistics.fmean(found) if found else math.nan,
-        statistics.stdev(found) if len(found) > 1 else math.nan,
-        len(found),
-    )
+    mean = statistics.fmean(found) if found else math.nan
+    sd = statistics.stdev(found) if len(found) > 1 else math.nan
+    return Spread(mean, sd, len(found))
 
 
 class Row(NamedTuple):
@@ -103,12 +101,9 @@ class Row(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """What one way brings over another, by source and target.
+    """What label `first` brings over `second`, by source and target.
 
     Attributes:
-      first, second: the labels of both.
-      sources: M names.
-      targets: N names.
       matrix: [M, N] points, the mean over the seeds that both have; NaN where
         they have none.
     """
@@ -121,13 +116,9 @@ class Gain(NamedTuple):
 
     @property
     def by_source(self) -> np.ndarray:
-        """[M] differences of the averages over the targets that both have.
-
-        The paper's gain of a source.
-        """
-        known = np.isfinite(self.matrix)
-        count = known.sum(axis=1)
-        total = np.where(known, self.matrix, 0.0).sum(axis=1)
+        """[M] the paper's gain: of averages over the targets that both have."""
+        count = np.isfinite(self.matrix).sum(axis=1)
+        total = np.nansum(self.matrix, axis=1)
         return np.where(count, total / np.maximum(count, 1), np.nan)
 
     @property
@@ -146,9 +137,8 @@ class Board:
 
     Attributes:
       backbone: its name, without the folders that it may lie in.
-      targets: N names: the tasks that anything but a plain prompt was or
-        should have been trained on, and all targets of a grid; those of the
-        paper first and in its order.
+      targets: the tasks that anything but a plain prompt was or should have
+        been trained on, and all targets of a grid; the paper's first.
       cells: (row, target) -> seed -> points of 100; higher = better.
       made: (label, task) -> seed -> points, of the prompts that were made to
         be sources.
@@ -176,8 +166,7 @@ class Board:
             row
             for row, target in self.lost
             if not any(
-                other.plain == row and self.is_lost(other, target)
-                for other in found
+                o.plain == row and self.is_lost(o, target) for o in found
             )
         }
         place = ordered((row.source for row in found), published().sources)
@@ -191,11 +180,9 @@ class Board:
     def is_incomplete(self) -> bool:
         """Whether a row lacks a target, or a seed that another cell has."""
         seeds = {seed for found in self.cells.values() for seed in found}
-        return bool(self.lost) or any(
-            set(self.cells.get((row, target), {})) != seeds
-            for row in self.rows
-            for target in self.targets
-        )
+        cells = ((row, target) for row in self.rows for target in self.targets)
+        some = (set(self.cells.get(cell, {})) != seeds for cell in cells)
+        return bool(self.lost) or any(some)
 
     def labels(self, *kinds: str) -> tuple[str, ...]:
         """The labels of some kinds (of all without any), in order."""
@@ -234,11 +221,8 @@ class Board:
         """
         found = [self.cells.get((row, t)) for t in targets or self.targets]
         cells = [cell for cell in found if cell is not None]
-        whole = set.intersection(*map(set, cells)) if cells else set()
-        by_seed = spread(
-            statistics.fmean(cell[seed] for cell in cells)
-            for seed in sorted(whole)
-        )
+        whole = sorted(set.intersection(*map(set, cells))) if cells else []
+        by_seed = spread(statistics.fmean(c[s] for c in cells) for s in whole)
         mean = spread(spread(cell.values()).mean for cell in cells).mean
         return Spread(mean, by_seed.sd, by_seed.n, len(cells))
 
@@ -246,22 +230,16 @@ class Board:
     def common(self) -> Mapping[str, Set[str]]:
         """Target -> the sources that all of PoT's and PANDA's labels have."""
         labels = list(filter(self.done, self.labels("pot", "panda")))
-        return {
-            target: set.intersection(
-                *(self._sources(label, target) for label in labels)
-            )
-            for target in self.targets
-            if labels
-        }
+        every = {t: [self._sources(x, t) for x in labels] for t in self.targets}
+        return {t: set.intersection(*own) for t, own in every.items() if own}
 
     @property
     def is_uneven(self) -> bool:
         """Whether means of sources are over different ones."""
+        labels = list(filter(self.done, self.labels("pot", "panda")))
+        common = self.common.items()
         return any(
-            self._sources(label, target) != common
-            for target, common in self.common.items()
-            for label in self.labels("pot", "panda")
-            if self.done(label)
+            self._sources(x, t) != own for t, own in common for x in labels
         )
 
     def _sources(self, label: str, target: str) -> set[str]:
@@ -272,20 +250,15 @@ class Board:
         self, label: str, targets: Sequence[str] = (), *, common: bool = False
     ) -> Spread:
         """The average of a label's mean source (see `over_sources`)."""
-        found = [
-            self.over_sources(label, target, common=common)
-            for target in targets or self.targets
-        ]
+        targets = targets or self.targets
+        found = [self.over_sources(label, t, common=common) for t in targets]
         whole = spread(one.mean for one in found if one.n)
         return Spread(whole.mean, math.nan, 0, whole.n)
 
     def over_sources(
         self, label: str, target: str, *, common: bool = False
     ) -> Spread:
-        """Mean and sd of a target's cells over the n sources of a label.
-
-        With `common` over the sources that all labels have.
-        """
+        """Mean and sd of a target's cells over a label's sources, or common."""
         means = [
             self.cell(row, target).mean
             for row in self.of(label)
@@ -295,12 +268,8 @@ class Board:
 
     def gain(self, first: str, second: str) -> Gain:
         """What label `first` brings over `second` for the same source."""
-        pairs = [
-            (row, other)
-            for row in self.of(first)
-            for other in self.of(second)
-            if row.source == other.source
-        ]
+        both = itertools.product(self.of(first), self.of(second))
+        pairs = [(row, other) for row, other in both if row[2] == other[2]]
         values = [
             spread(self.differences(*pair, target).values()).mean
             for pair in pairs
@@ -313,16 +282,13 @@ class Board:
     def identical(self) -> list[tuple[str, str]]:
         """Controls and prompt-tunings that are the same wherever both are."""
         found = []
-        for first in self.labels("control"):
-            for second in self.labels("prompt"):
-                rows = self.of(first)[0], self.of(second)[0]
-                both = [
-                    difference
-                    for target in self.targets
-                    for difference in self.differences(*rows, target).values()
-                ]
-                if both and not any(both):
-                    found.append((first, second))
+        pairs = self.labels("control"), self.labels("prompt")
+        for first, second in itertools.product(*pairs):
+            rows = self.of(first)[0], self.of(second)[0]
+            apart = [self.differences(*rows, target) for target in self.targets]
+            both = [value for one in apart for value in one.values()]
+            if both and not any(both):
+                found.append((first, second))
         return found
 
     def differences(
@@ -364,11 +330,7 @@ def _board(
 ) -> Board:
     """One board; `wanted` are the targets that a grid lists."""
     sources = ("", LABELS["source"])
-    gaps = [
-        out
-        for out in left_out
-        if out.status in _LOST and out.label not in sources
-    ]
+    gaps = [x for x in left_out if x.status in _LOST and x.label not in sources]
     found = {run.target for run in runs if run.kind not in ("prompt", "source")}
     # Runs that failed are columns too, else averages would seem whole.
     found |= {out.target for out in gaps if out.label != LABELS["prompt"]}

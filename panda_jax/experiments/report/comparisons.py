@@ -21,21 +21,18 @@ class Comparison(NamedTuple):
 
     Attributes:
       backbone: its name; "" for all backbones together.
-      first, second: the labels.
       tasks: `all`, or `other`: without sources of the target's own name.
       targets, sources, seeds, pairs: over how many.
-      unpaired: names of the first's runs (source>target seed) that have no
-        partner.
+      unpaired: the first's runs (source>target seed) without a partner.
       difference: first minus second, points; above 0 = the first is better.
       low, high: of the interval; NaN where nothing can be said.
       p: two-sided, that the difference is 0.
-      holm: p corrected for the number of `tests`.
-      tests: comparisons of the backbone (and the same `tasks`) with a p.
+      holm: p corrected for the number of `tests` of the backbone and `tasks`.
       holds_for: what interval and p speak for, such as "other targets, these
         seeds"; sources and backbones are always these.
       caution: what stands beside them where targets or seeds are few; else "".
-      same_as: the second of a comparison before it with the very same
-        differences, which is corrected for once; else "".
+      same_as: the second of an earlier one of the very same differences, which
+        is corrected for once; else "".
     """
 
     backbone: str
@@ -59,11 +56,9 @@ class Comparison(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """The differences of two labels.
+    """(backbone, target) -> (seed, source) -> points of two labels apart.
 
-    Attributes:
-      cells: (backbone, target) -> (seed, source) -> points.
-      unpaired: source>target and seed of runs without a partner.
+    And `source>target seed` of the runs without a partner.
     """
 
     cells: dict[tuple[str, str], dict[tuple[int, str], float]]
@@ -73,31 +68,24 @@ class Pairs(NamedTuple):
 def compared(board: Board) -> list[tuple[str, str]]:
     """PANDA with all others, and PoT with prompt-tuning: labels of each."""
     plain, pots = board.labels("prompt"), board.labels("pot")
-    controls = board.labels("control")
-    return [
-        *(
-            (panda, other)
-            for panda in board.labels("panda")
-            for others in (pots, plain, controls)
-            for other in alike(board, panda, others)
-        ),
-        *((pot, other) for pot in pots for other in alike(board, pot, plain)),
-    ]
+    others = (*pots, *plain, *board.labels("control"))
+    pairs = [(panda, others) for panda in board.labels("panda")]
+    pairs += [(pot, plain) for pot in pots]
+    return [(one, x) for one, all_ in pairs for x in alike(board, one, all_)]
 
 
 def alike(board: Board, label: str, others: Sequence[str]) -> list[str]:
     """Those that agree in every setting in which both have variants.
 
-    A control has none in the weight of the distillation, so that it is for all
-    of these, and of the sweep's learning rates for its own.
+    A control has none in the distillation's weight, so that it is for all.
     """
     ours = board.variants.get(label, {})
-    found = []
-    for other in others:
+
+    def agrees(other: str) -> bool:
         theirs = board.variants.get(other, {})
-        if all(ours[name] == theirs[name] for name in ours.keys() & theirs):
-            found.append(other)
-    return found
+        return all(ours[name] == theirs[name] for name in ours.keys() & theirs)
+
+    return list(filter(agrees, others))
 
 
 def compare(
@@ -106,21 +94,16 @@ def compare(
     """PANDA against PoT, prompt-tuning and its control; PoT against the second.
 
     Targets and seeds are crossed, as a seed's source prompt serves all targets:
-    see `inference.infer`.
-
-    Args:
-      boards: one a backbone; of several there is also a comparison over all.
-      confidence: of the intervals.
+    see `inference.infer`. Of several backbones there is also one over all.
     """
     scopes = [(board.backbone, [board]) for board in boards]
     if len(boards) > 1:
         scopes.append(("", list(boards)))
-    return [
-        one
-        for backbone, members in scopes
-        for tasks in ("all", "other")
-        for one in _family(members, backbone, tasks, confidence)
-    ]
+    found = []
+    for backbone, members in scopes:
+        for tasks in ("all", "other"):
+            found += _family(members, backbone, tasks, confidence)
+    return found
 
 
 def _family(
@@ -199,9 +182,8 @@ def _compare(
         caution = f"{', '.join(few)}: no interval" if few else ""
         holds_for = "nothing else"
     elif found.columns:
-        holds_for = "other targets and seeds"
-        if not found.rows:
-            holds_for = "other seeds, these targets"
+        both = "other targets and seeds"
+        holds_for = both if found.rows else "other seeds, these targets"
     cells = pairs.cells.values()
     return Comparison(
         *names,
@@ -223,12 +205,9 @@ def _compare(
 
 
 def _table(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """What each target and seed adds to the difference.
+    """[targets, seeds] mean differences over sources and backbones; weights.
 
-    Returns:
-      [targets, seeds] mean differences over sources and backbones, and their
-      weights: a backbone's targets weigh alike, a target's sources, and a
-      source's seeds; 0 where there is no pair.
+    A backbone's targets weigh alike, a target's sources, and a source's seeds.
     """
     targets = sorted({target for _, target in pairs.cells})
     backbones = [backbone for backbone, _ in pairs.cells]

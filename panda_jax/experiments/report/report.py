@@ -29,6 +29,8 @@ from panda_jax.files import PathLike, write_text
 from panda_jax.scores import Scores, file_names
 
 TITLE = "Prompt transfer: results"
+# What is counted among the runs that are left out, in this order.
+_LOST = "failed,unfinished,not begun,unreadable,not listed,other metric,other"
 
 
 def write_report(
@@ -87,21 +89,15 @@ def write_report(
     with ownership.writing(
         out_dir, "report", overwrite=overwrite, removes=True
     ) as new:
-        drawn, paths = _draw(list(_maps(boards, gains)), new)
-        sections = [
-            _summary(results, boards, comparisons),
-            *(
-                _of_backbone(
-                    board,
-                    gains,
-                    scored.get(board.backbone, scored.get("")),
-                    drawn.get(board.backbone, ()),
-                )
-                for board in boards
-            ),
-            _statistics(gains, comparisons, confidence),
-            *_rest(results, boards),
-        ]
+        drawn, paths = _draw(boards, gains, new)
+        sections = [_summary(results, boards, comparisons)]
+        for board in boards:
+            name = board.backbone
+            own = [gain for of, gain in gains if of is board]
+            table, shown = scored.get(name, scored.get("")), drawn.get(name, ())
+            sections.append(_of_backbone(board, own, table, shown))
+        sections.append(_statistics(gains, comparisons, confidence))
+        sections += _rest(results, boards)
         paths += _write(new, sections, results)
     return [pathlib.Path(out_dir) / path.name for path in paths]
 
@@ -137,43 +133,32 @@ def _read_scores(
     return found
 
 
-# A heat map: the backbone, its title, sources, targets and points.
-_Map = tuple[str, str, Sequence[str], Sequence[str], np.ndarray]
-
-
-def _maps(
-    boards: Sequence[Board], gains: Sequence[tuple[Board, Gain]]
-) -> Iterator[_Map]:
-    """The heat maps: PoT, and what PANDA gains over it."""
+def _draw(
+    boards: Sequence[Board],
+    gains: Sequence[tuple[Board, Gain]],
+    folder: pathlib.Path,
+) -> tuple[dict[str, list[Picture]], list[pathlib.Path]]:
+    """Heat maps of PoT and PANDA's gains over it, by backbone; their files."""
+    maps = []
     for board in boards:
         for label in filter(board.done, board.labels("pot")):
-            rows = board.of(label)
-            matrix = [
-                [board.cell(r, t).mean for t in board.targets] for r in rows
-            ]
+            rows, targets = board.of(label), board.targets
+            points = [[board.cell(r, t).mean for t in targets] for r in rows]
             title = f"{label} on {board.backbone}"
             sources = [row.source for row in rows]
-            matrix = np.array(matrix)
-            yield board.backbone, title, sources, board.targets, matrix
+            maps.append((board.backbone, title, sources, targets, points))
     for board, gain in gains:
         title = f"{gain.first} minus {gain.second} on {board.backbone}"
-        yield board.backbone, title, *gain[2:]
-
-
-def _draw(
-    maps: Sequence[_Map], folder: pathlib.Path
-) -> tuple[dict[str, list[Picture]], list[pathlib.Path]]:
-    """The heat maps by backbone, and their files."""
+        maps.append((board.backbone, title, *gain[2:]))
     drawn: dict[str, list[Picture]] = {}
-    paths = []
+    paths: list[pathlib.Path] = []
     stems = file_names(title for _, title, *_ in maps)
     for backbone, title, sources, targets, matrix in maps:
         name = f"heatmap_{stems[title]}.png"
         title += ", points of 100"
         paths.append(folder / name)
-        pictures.heatmap(
-            paths[-1], matrix, rows=sources, columns=targets, title=title
-        )
+        matrix, axes = np.array(matrix), {"rows": sources, "columns": targets}
+        pictures.heatmap(paths[-1], matrix, **axes, title=title)
         drawn.setdefault(backbone, []).append(Picture(name, title))
     return drawn, paths
 
@@ -203,10 +188,9 @@ def _summary(
 ) -> Section:
     """What is read first: how many runs, the averages, and their cautions."""
     counts = Counter(out.status for out in results.left_out)
-    statuses = (
-        "failed,unfinished,not begun,unreadable,not listed,other metric,other"
-    )
-    lost = [f"{counts[s]} {s}" for s in statuses.split(",") if counts[s]]
+    lost = [
+        f"{counts[name]} {name}" for name in _LOST.split(",") if counts[name]
+    ]
     value = {
         "best": "best evaluation on the development split",
         "final": "last evaluation",
@@ -279,23 +263,18 @@ def _sentence(one: Comparison) -> str:
 
 def _of_backbone(
     board: Board,
-    gains: Sequence[tuple[Board, Gain]],
+    gains: Sequence[Gain],
     scores: Scores | None,
     drawn: Sequence[Picture],
 ) -> Section:
     if not board.rows:
         return Section(board.backbone, ["Nothing but source prompts so far."])
-    found = [
-        tables.wide(board),
-        *(tables.gain_table(gain, own) for own, gain in gains if own is board),
-        tables.above_model_tuning(board),
-        *(
-            tables.choice_table(board, label, scores)
-            for label in board.labels("pot", "panda")
-        ),
-    ]
-    shown = [table for table in found if table]
-    return Section(board.backbone, (), shown, drawn)
+    found = [tables.wide(board)]
+    found += [tables.gain_table(gain, board) for gain in gains]
+    found += tables.above_model_tuning(board)
+    for label in board.labels("pot", "panda"):
+        found += tables.choice_table(board, label, scores)
+    return Section(board.backbone, (), found, drawn)
 
 
 def _statistics(
@@ -345,18 +324,15 @@ def _statistics(
 def _rest(results: Results, boards: Sequence[Board]) -> Iterable[Section]:
     """The published numbers, source prompts, and what was left out."""
     beside = list(tables.beside_tables(boards))
-    text = (
-        []
-        if beside
-        else [
-            "No cell is in both: the paper has BERT-large to BERT-tiny "
-            "(bert-large ... bert-tiny here) on its nine targets."
-        ]
+    none = (
+        "No cell is in both: the paper has BERT-large to BERT-tiny (bert-large "
+        "... bert-tiny here) on its nine targets."
     )
+    text = [] if beside else [none]
     yield Section("Beside the published numbers", text, beside)
-    made = tables.source_prompts(boards)
+    made = list(tables.source_prompts(boards))
     if made:
-        yield Section("Source prompts", (), [made])
+        yield Section("Source prompts", (), made)
     lost = results.left_out
     text = [] if lost else ["None: every run that was found counts."]
     yield Section("Left out", text, [tables.left_out(lost)] * bool(lost))

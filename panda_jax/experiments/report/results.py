@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from panda_jax import identity
 from panda_jax.errors import UserError
-from panda_jax.experiments.grid.plan import GRID, read_list
+from panda_jax.experiments.grid.grid import GRID, read_list
 from panda_jax.files import PathLike, read_json
 
 # Kind -> the name of its rows; PANDA's have the recipe.
@@ -52,7 +52,7 @@ _DISTILLATION = (
 
 
 class Excluded(NamedTuple):
-    """A run that no average holds.
+    """A run that no average holds; "" for what it does not say of itself.
 
     Attributes:
       status: `failed` (the run says why), `unfinished`, `not begun` (a grid
@@ -62,9 +62,7 @@ class Excluded(NamedTuple):
         same cell counts).
       run_id: its name; its folder where it says none.
       folder: below the folder of all, with `/`.
-      reason: in words.
-      backbone: of the run, as are `label` (the row it would be in), `source`,
-        `target` and `seed`; "" where it does not say.
+      label: the row that it would be in.
     """
 
     status: str
@@ -83,23 +81,17 @@ class DoneRun:
     """One run that is done.
 
     Attributes:
-      run_id: its name.
       folder: below the folder of all, with `/`.
       nested: whether another run made it for itself.
-      backbone: its id.
       kind: `model`, `prompt`, `source`, `pot`, `panda` or `control`.
       label: of the rows it is in, such as "PANDA paper".
       source: the source task; "" where there is none.
-      target: the task it was trained on.
-      seed: its seed.
-      metric: of the value.
-      value: in points of 100; higher = better.
+      value: of its metric, in points of 100; higher = better.
       settings: those of `run.json`.
       needs: the prompts and data it rests on, by role.
-      floor: points of the best answer that reads nothing; NaN where the run
-        does not say.
-      variant: the settings in which the runs of its label differ, which the
-        label names.
+      floor: points of the best answer that reads nothing; NaN if not said.
+      variant: settings in which the runs of its label differ; the label has
+        their names.
     """
 
     run_id: str
@@ -126,11 +118,9 @@ class DoneRun:
     @property
     def compared(self) -> dict[str, Any]:
         """The settings that tell it from another run of the same cell."""
-        unused = set(_IDENTITY)
-        if self.kind != "panda":
-            unused |= set(_DISTILLATION)
-        if self.kind in ("model", "source"):
-            unused |= {"top_k"}
+        distillation = _DISTILLATION if self.kind != "panda" else ()
+        top_k = ["top_k"] if self.kind in ("model", "source") else ()
+        unused = {*_IDENTITY, *distillation, *top_k}
         return {k: v for k, v in self.settings.items() if k not in unused}
 
     def left_out(self, status: str, reason: str) -> Excluded:
@@ -141,11 +131,9 @@ class DoneRun:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All runs below a folder.
+    """All runs below a folder: those that count, by folder, and the others.
 
     Attributes:
-      runs: those that count, in order of their folders.
-      left_out: those that do not.
       value: which score was read: one of `VALUES`.
       targets: (backbone id, task) of what a grid lists as more than a source.
     """
@@ -200,11 +188,10 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
         grid = next((grids[p] for p in places if p in grids), {})
         run = next((grid[p] for p in places if p in grid), None)
         if run is None and any(place in grids for place in places):
-            why = "not listed", "not in the grid's present list"
             if isinstance(one, DoneRun):
-                left.append(one.left_out(*why))
-            else:
-                left.append(one._replace(status=why[0], reason=why[1]))
+                one = one.left_out("", "")
+            why = "not in the grid's present list"
+            left.append(one._replace(status="not listed", reason=why))
         elif isinstance(one, DoneRun):
             found.append(one)
         elif run and run.folder == name:
@@ -228,9 +215,7 @@ def read_results(runs_dir: PathLike, *, value: str = "best") -> Results:
 def _folders(root: pathlib.Path) -> list[tuple[pathlib.Path, bool]]:
     """Folders of runs and grids in order, and whether in another run's.
 
-    Raises:
-      UserError: a folder that cannot be looked into, so that runs would be
-        left out unseen.
+    One that cannot be looked into is an error: runs would be left out unseen.
     """
 
     def refuse(error: OSError) -> None:
@@ -261,8 +246,7 @@ def _listed(
 ) -> dict[str, Excluded]:
     """Run folder -> what a grid lists there, as runs that have not begun.
 
-    The (backbone, task) of those that are more than sources are added to
-    `targets`.
+    The (backbone, task) of those that are more than sources join `targets`.
     """
     found: dict[str, Excluded] = {}
     for run in read_list(folder):
@@ -272,30 +256,20 @@ def _listed(
         else:
             targets.add((run["backbone"], run["task"]))
         place = (pathlib.PurePosixPath(name) / run["folder"]).as_posix()
-        found[place] = Excluded(
-            "not begun",
-            run["name"],
-            place,
-            "no file of it is there yet",
-            run["backbone"],
-            LABELS.get(kind, f"PANDA {recipe or 'paper'}"),
-            _text(run["source"] or ""),
-            run["task"],
-            str(run["seed"]),
-        )
+        label = LABELS.get(kind, f"PANDA {recipe or 'paper'}")
+        cell = run["backbone"], label, _text(run["source"] or ""), run["task"]
+        said = "not begun", run["name"], place, "no file of it is there yet"
+        found[place] = Excluded(*said, *cell, str(run["seed"]))
     return found
 
 
 def read_folder(
     folder: pathlib.Path, name: str, *, nested: bool, value: str
 ) -> DoneRun | Excluded:
-    """What became of a run.
+    """What became of the run in a folder that has one of `MARKS`.
 
-    Args:
-      folder: of the run; has one of `MARKS`.
-      name: of the folder below that of all, with `/`.
-      nested: whether it lies in another run's.
-      value: one of `VALUES`.
+    The name is that below the folder of all; a nested one lies in another
+    run's. `value` is one of `VALUES`.
     """
     path = folder / "run.json"
     try:
@@ -320,13 +294,8 @@ def read_folder(
             settings = {"source": failure.get("source"), **settings, **said}
             run_id, status = failure.get("run_id") or run_id, "failed"
             reason = _text(failure.get("error") or "no reason is given")
-        return Excluded(
-            status,
-            _text(run_id or name),
-            name,
-            reason,
-            **_about(settings, about, name),
-        )
+        said = status, _text(run_id or name), name, reason
+        return Excluded(*said, *_about(settings, about, name))
     except UserError as error:
         # By name alone: where the files lie is no part of the results.
         reason = str(error).replace(repr(str(path)), f"{name}/{path.name}")
@@ -341,11 +310,7 @@ def _result(
     nested: bool,
     value: str,
 ) -> DoneRun:
-    """A run from what its files hold.
-
-    Raises:
-      UserError: something is missing or of another kind.
-    """
+    """A run from what its files hold; UserError where that is no run."""
     where = f"{name}/result.json"
     for key in ("run_id", "task", "backbone", "method"):
         if not isinstance(result.get(key), str) or not result[key]:
@@ -383,29 +348,35 @@ def _result(
 def kind_and_label(result: Mapping[str, Any], folder: str) -> tuple[str, str]:
     """What the run of a result file is in a table, and the name of its rows.
 
-    PANDA's weight-0 control has a weight of 0 that was set: one that is 0
-    because no similarity was found is PANDA all the same, and names the metric.
-
-    Returns:
-      `model`, `prompt`, `source`, `pot`, `panda` or `control`; and such as
-      "PANDA paper".
+    A control's weight of 0 was set: one that is 0 because no similarity was
+    found is PANDA all the same, and names the metric.
 
     Raises:
       UserError: another method.
     """
-    method = result["method"]
-    kind = "source" if method == "prompt" and _makes_source(folder) else method
-    if method == "panda":
-        recipe = _text(result.get("recipe") or "")
-        if result.get("kd_weight") != 0 or result.get("transfer_metric"):
-            return "panda", f"PANDA {recipe}".strip()
-        kind = "control"
-    if kind not in LABELS:
+    method, weight = result["method"], result.get("kd_weight")
+    kind = _kind(method, weight, folder)
+    if kind == "control" and result.get("transfer_metric"):
+        kind = "panda"
+    label = _label(kind, result.get("recipe"))
+    if not label:
         raise UserError(
             f"{folder}/result.json: method is {method!r}, expected prompt, "
             "pot, panda or model."
         )
-    return kind, LABELS[kind]
+    return kind, label
+
+
+def _kind(method: str, weight: Any, folder: str) -> str:
+    if method == "panda" and weight == 0:
+        return "control"
+    makes_source = SOURCES in pathlib.PurePosixPath(folder).parts
+    return "source" if method == "prompt" and makes_source else method
+
+
+def _label(kind: str, recipe: Any) -> str:
+    panda = f"PANDA {_text(recipe or '')}".strip()
+    return panda if kind == "panda" else LABELS.get(kind, "")
 
 
 def _source(kind: str, source: Any) -> str:
@@ -414,31 +385,21 @@ def _source(kind: str, source: Any) -> str:
 
 def _about(
     settings: dict[str, Any], about: Mapping[str, Any], folder: str
-) -> dict[str, str]:
-    """What a run without a result says of itself."""
-    kind = _text(settings.get("method") or "")
-    if kind == "prompt" and _makes_source(folder):
-        kind = "source"
-    if kind == "panda" and settings.get("kd_weight") == 0:
-        kind = "control"
-    label = LABELS.get(kind, "")
-    if kind == "panda":
-        label = f"PANDA {_text(settings.get('recipe') or '')}".strip()
+) -> tuple[str, str, str, str, str]:
+    """Backbone, label, source, target and seed of a run without a result."""
+    method = _text(settings.get("method") or "")
+    kind = _kind(method, settings.get("kd_weight"), folder)
     needed = _text(_mapping(about, "needs").get("source") or "")
     source = needed.partition("@")[0] or _text(settings.get("source") or "")
     seed = settings.get("seed")
-    return {
-        "backbone": _text(settings.get("backbone") or ""),
-        "label": label,
+    return (
+        _text(settings.get("backbone") or ""),
+        _label(kind, settings.get("recipe")),
         # A source may be given as the folder of its prompt.
-        "source": _source(kind, pathlib.PurePath(source).name),
-        "target": _text(settings.get("task") or ""),
-        "seed": "" if seed is None else _text(seed),
-    }
-
-
-def _makes_source(folder: str) -> bool:
-    return SOURCES in pathlib.PurePosixPath(folder).parts
+        _source(kind, pathlib.PurePath(source).name),
+        _text(settings.get("task") or ""),
+        "" if seed is None else _text(seed),
+    )
 
 
 def _number(value: Any) -> float:
@@ -470,39 +431,36 @@ def one_metric(
     counts: dict[tuple[str, str], Counter[str]] = {}
     for run in runs:
         counts.setdefault(_place(run), Counter())[run.metric] += 1
+    most = {p: max(sorted(n), key=n.__getitem__) for p, n in counts.items()}
     kept: list[DoneRun] = []
     others: list[Excluded] = []
     for run in runs:
-        found = counts[_place(run)]
-        metric = max(sorted(found), key=found.__getitem__)
+        metric = most[_place(run)]
         if run.metric == metric:
             kept.append(run)
-        else:
-            reason = (
-                f"its score is {run.metric or 'of no name'}, that of most "
-                f"runs of {run.target} is {metric or 'of no name'}"
-            )
-            others.append(run.left_out(_OTHER, reason))
+            continue
+        reason = (
+            f"its score is {run.metric or 'of no name'}, that of most runs of "
+            f"{run.target} is {metric or 'of no name'}"
+        )
+        others.append(run.left_out(_OTHER, reason))
     return kept, others
 
 
 def settle(runs: Iterable[DoneRun]) -> tuple[list[DoneRun], list[Excluded]]:
-    """Every run once, and at most one run a cell and seed.
+    """Every run once, at most one a cell and seed, by folder; and the others.
 
     Of a run that lies in several folders the outermost counts. A run that
     another made for itself gives way to one of its cell that stands alone.
     Where the runs of a cell still differ in a setting, it becomes part of their
-    label. What they rest on does not: each seed has its own prompts, so that
-    rows would be torn apart by seed.
-
-    Returns:
-      The runs that count, in order of their folders, and the others.
+    label. What they rest on does not: each seed has its own prompts.
     """
     excluded: list[Excluded] = []
     once: dict[str, DoneRun] = {}
-    for run in sorted(
+    ordered = sorted(
         runs, key=lambda r: (r.nested, r.folder.count("/"), r.folder)
-    ):
+    )
+    for run in ordered:
         first = once.setdefault(run.run_id, run)
         if first is not run:
             reason = f"the same run as {first.folder}"
@@ -548,35 +506,22 @@ def _alone(runs: list[DoneRun], excluded: list[Excluded]) -> list[DoneRun]:
 
 def _labelled(runs: list[DoneRun]) -> list[DoneRun]:
     """Adds to the labels what tells runs of one cell apart."""
-    rows: dict[tuple[str, str], list[DoneRun]] = {}
+    firsts: dict[Any, dict[str, Any]] = {}
+    names: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        rows.setdefault((run.backbone, run.label), []).append(run)
-    # Names of settings that differ between runs of the same cell.
-    names = {row: _differing(members) for row, members in rows.items()}
+        own = run.compared
+        first = firsts.setdefault(run.cell, own)
+        names.setdefault((run.backbone, run.label), set()).update(
+            n for n in {*first, *own} if first.get(n) != own.get(n)
+        )
     found = []
     for run in runs:
-        of_row = names[run.backbone, run.label]
+        of_row = sorted(names[run.backbone, run.label])
         variant = {name: run.settings.get(name) for name in of_row}
         parts = [f"{name}={_short(v)}" for name, v in variant.items()]
         label = run.label + (f" [{', '.join(parts)}]" if parts else "")
         found.append(dataclasses.replace(run, label=label, variant=variant))
     return found
-
-
-def _differing(runs: Sequence[DoneRun]) -> list[str]:
-    """The names of settings that differ between runs of the same cell."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run.cell, []).append(run.compared)
-    return sorted(
-        {
-            name
-            for first, *others in groups.values()
-            for values in others
-            for name in {*first, *values}
-            if values.get(name) != first.get(name)
-        }
-    )
 
 
 def _short(value: Any) -> str:
@@ -660,9 +605,8 @@ def _unlearnt(runs: Iterable[DoneRun]) -> list[str]:
         # One seed has no sd.
         sd = statistics.stdev(points) if len(points) > 1 else 0.0
         if statistics.fmean(points) - sd <= floors[place]:
-            told.setdefault(place[0], []).append(
-                f"{place[1]} ({floors[place]:.1f})"
-            )
+            target = f"{place[1]} ({floors[place]:.1f})"
+            told.setdefault(place[0], []).append(target)
     return [
         f"on {backbone} prompt-tuning is within one standard deviation of "
         f"what one answer to every question scores: {', '.join(targets)}. "

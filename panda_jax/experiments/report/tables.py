@@ -7,25 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from panda_jax.experiments import tables
 from panda_jax.experiments.report.board import (
     Board,
     Gain,
-    Row,
     Spread,
     published,
     spread,
 )
 from panda_jax.experiments.report.comparisons import Comparison
 from panda_jax.experiments.report.results import Excluded
-from panda_jax.experiments.tables import (
-    LOST,
-    MISSING,
-    Table,
-    chance,
-    change,
-    interval,
-    points,
-)
+from panda_jax.experiments.tables import LOST, MISSING, Table, change, points
 from panda_jax.scores import Scores
 
 # Chooses by the very scores that it is judged by.
@@ -36,19 +28,15 @@ ITSELF = "itself"
 
 def _cell(found: Spread, *, lost: bool = False, count: bool = False) -> str:
     """Mean and sd; n where it counts, and a mark where a run was lost."""
-    mark = LOST if lost else ""
-    if not found.n:
-        return mark or MISSING
-    n = f" ({found.n})" if count else ""
-    return f"{_with_sd(found)}{n}{mark}"
+    mark = LOST * lost
+    n = f" ({found.n})" * count
+    return f"{_with_sd(found)}{n}{mark}" if found.n else mark or MISSING
 
 
 def _mean_of(found: Spread, targets: int) -> str:
     """An average over targets; of how many, where some are missing."""
-    if math.isnan(found.mean):
-        return MISSING
-    part = f" ({found.of}/{targets})" if found.of < targets else ""
-    return f"{_with_sd(found)}{part}"
+    part = f" ({found.of}/{targets})" * (found.of < targets)
+    return MISSING if math.isnan(found.mean) else f"{_with_sd(found)}{part}"
 
 
 def _with_sd(found: Spread) -> str:
@@ -56,29 +44,11 @@ def _with_sd(found: Spread) -> str:
     return f"{points(found.mean)}{sd}"
 
 
-class _Line(NamedTuple):
-    """A row of the wide table.
-
-    Attributes:
-      row: of the board, or the mean of a label's.
-      cells: a target each.
-      averages: over each group of targets.
-      lost: of each target, whether a run was.
-      full: of each target, the n that is not worth a word.
-    """
-
-    row: Row
-    cells: list[Spread]
-    averages: list[Spread]
-    lost: list[bool]
-    full: int
-
-
 def wide(board: Board) -> Table:
     """All rows by target, with averages: the paper's own form.
 
-    Tasks that are none of the paper's targets get a second average without
-    them.
+    Behind several sources of a label stands their mean. Tasks that are none of
+    the paper's targets get a second average without them.
     """
     own = tuple(t for t in board.targets if t in published().targets)
     groups = [board.targets]
@@ -87,16 +57,36 @@ def wide(board: Board) -> Table:
         groups.append(own)
         ends.append(f"average of the paper's {len(own)}")
     counts = {len(seeds) for seeds in board.cells.values()}
-    sizes = [len(group) for group in groups]
     rows, data = [], []
-    for line in _lines(board, groups, counts):
-        cells = zip(line.cells, line.lost, strict=True)
-        shown = [_cell(c, lost=x, count=c.n != line.full) for c, x in cells]
-        averages = map(_mean_of, line.averages, sizes)
-        rows.append([line.row.name, *shown, *averages])
-        means = [found.mean for found in line.cells]
-        parts = [part for a in line.averages for part in (a.mean, a.of)]
-        data.append([line.row.label, line.row.source, *means, *parts])
+    for label in board.labels():
+        lines = [
+            (
+                row,
+                [board.cell(row, target) for target in board.targets],
+                [board.average(row, group) for group in groups],
+                [board.is_lost(row, target) for target in board.targets],
+                # The n that is not worth a word.
+                max(counts) if len(counts) == 1 else 0,
+            )
+            for row in board.of(label)
+        ]
+        sources = len(board.done(label))
+        if sources > 1:
+            row = lines[0][0]._replace(source=f"mean of {sources} sources")
+            means = [board.over_sources(label, t) for t in board.targets]
+            # What they differ by is no noise.
+            means = [found._replace(sd=math.nan) for found in means]
+            over = [board.mean_source(label, group) for group in groups]
+            lost = [any(c) for c in zip(*(x[3] for x in lines), strict=True)]
+            lines.append((row, means, over, lost, sources))
+        for row, cells, over, lost, full in lines:
+            marked = zip(cells, lost, strict=True)
+            shown = [_cell(c, lost=x, count=c.n != full) for c, x in marked]
+            rows.append(
+                [row.name, *shown, *map(_mean_of, over, map(len, groups))]
+            )
+            parts = [part for a in over for part in (a.mean, a.of)]
+            data.append([*row[1:], *(found.mean for found in cells), *parts])
     columns = [part for end in ends for part in (end, f"{end}: targets")]
     many = f"{max(counts, default=0)} seed{'s' * (counts != {1})}"
     if len(counts) > 1:
@@ -106,44 +96,18 @@ def wide(board: Board) -> Table:
         f"over {many}. That of an average is over the averages of the seeds "
         "that have all of the row's targets. An average over fewer targets "
         "than there are says so, and compares with no other; so does a mean "
-        "of fewer sources (in brackets)."
+        "of fewer sources (in brackets).",
+        f"{LOST}: a run of the cell has no result that counts: it failed, is "
+        "unfinished or not begun, or cannot be read.",
     ]
-    if board.lost:
-        notes.append(
-            f"{LOST}: a run of the cell has no result that counts: it failed, "
-            "is unfinished or not begun, or cannot be read."
-        )
     return Table(
         f"results_{board.backbone}",
         f"Results on {board.backbone}",
         ["", *board.targets, *ends],
         rows,
         [["label", "source", *board.targets, *columns], *data],
-        notes,
+        notes if board.lost else notes[:1],
     )
-
-
-def _lines(
-    board: Board, groups: Sequence[tuple[str, ...]], counts: set[int]
-) -> Iterator[_Line]:
-    """Each label's rows, and behind several sources their mean."""
-    seeds = max(counts) if len(counts) == 1 else 0
-    for label in board.labels():
-        members = board.of(label)
-        lost = [[board.is_lost(m, t) for t in board.targets] for m in members]
-        for row, own in zip(members, lost, strict=True):
-            cells = [board.cell(row, target) for target in board.targets]
-            averages = [board.average(row, group) for group in groups]
-            yield _Line(row, cells, averages, own, seeds)
-        sources = len(board.done(label))
-        if sources > 1:
-            means = [board.over_sources(label, t) for t in board.targets]
-            # What they differ by is no noise.
-            means = [found._replace(sd=math.nan) for found in means]
-            row = members[0]._replace(source=f"mean of {sources} sources")
-            averages = [board.mean_source(label, group) for group in groups]
-            some = [any(column) for column in zip(*lost, strict=True)]
-            yield _Line(row, means, averages, some, sources)
 
 
 def averages(boards: Sequence[Board]) -> Table:
@@ -163,16 +127,11 @@ def averages(boards: Sequence[Board]) -> Table:
                 for target in board.targets
             )
             shared = _mean_of(board.mean_source(label, common=True), targets)
-            rows.append(
-                [
-                    board.backbone,
-                    label,
-                    str(len(members)) if members[0].source else MISSING,
-                    points(found.mean) + LOST * lost,
-                    f"{found.of}/{targets}",
-                    *[shared] * uneven,
-                ]
-            )
+            many = str(len(members)) if members[0].source else MISSING
+            row = [board.backbone, label, many, points(found.mean)]
+            row[-1] += LOST * lost
+            row += [f"{found.of}/{targets}", shared]
+            rows.append(row if uneven else row[:-1])
     head = ["backbone", "row", "sources", "average", "targets"]
     notes = [f"{LOST}: some of its runs have no result that counts."]
     return Table(
@@ -185,26 +144,24 @@ def averages(boards: Sequence[Board]) -> Table:
     )
 
 
-def source_prompts(boards: Sequence[Board]) -> Table | None:
-    """What the source prompts score on their own tasks."""
+def source_prompts(boards: Sequence[Board]) -> Iterator[Table]:
+    """What the source prompts score on their own tasks, if there are any."""
     lines = [
         (board.backbone, label, task, spread(seeds.values()))
         for board in boards
         for (label, task), seeds in sorted(board.made.items())
     ]
-    if not lines:
-        return None
-    return Table(
-        "source_prompts",
-        "Prompts of the source tasks",
-        ["backbone", "row", "task", "score", "seeds"],
-        [[*names, _cell(found), str(found.n)] for *names, found in lines],
-        [
-            ["backbone", "label", "task", "mean", "sd", "n"],
-            *([*names, *found[:3]] for *names, found in lines),
-        ],
-        words=3,
-    )
+    rows = [[*names, _cell(found), str(found.n)] for *names, found in lines]
+    data = [[*names, *found[:3]] for *names, found in lines]
+    if lines:
+        yield Table(
+            "source_prompts",
+            "Prompts of the source tasks",
+            ["backbone", "row", "task", "score", "seeds"],
+            rows,
+            [["backbone", "label", "task", "mean", "sd", "n"], *data],
+            words=3,
+        )
 
 
 def left_out(runs: Sequence[Excluded]) -> Table:
@@ -229,13 +186,8 @@ def left_out(runs: Sequence[Excluded]) -> Table:
         "left_out",
         "Runs that are in no average",
         ["what", "run", "row", "source", "target", "seed", "reason"],
-        [
-            [
-                *(out.status, out.run_id, out.label, out.source, out.target),
-                *(out.seed, " ".join(out.reason.split())),
-            ]
-            for out in shown
-        ],
+        # Status and name; label to seed; the reason in one line.
+        [[*out[:2], *out[5:], " ".join(out.reason.split())] for out in shown],
         [Excluded._fields, *runs],
         [f"{n} {texts[status]}" for status, n in counts.items() if n],
         words=7,
@@ -244,15 +196,8 @@ def left_out(runs: Sequence[Excluded]) -> Table:
 
 def gain_table(gain: Gain, board: Board) -> Table:
     """The gain of every pair, with averages of both sides."""
-    lines = [
-        [name, *values, mean]
-        for name, values, mean in zip(
-            gain.sources,
-            gain.matrix.tolist(),
-            gain.by_source.tolist(),
-            strict=True,
-        )
-    ]
+    matrix = np.column_stack([gain.matrix, gain.by_source]).tolist()
+    lines = [[n, *row] for n, row in zip(gain.sources, matrix, strict=True)]
     columns = gain.matrix.T
     by_target = [spread(c[np.isfinite(c)].tolist()).mean for c in columns]
     lines.append(["mean of sources", *by_target, _mean(gain.by_source)])
@@ -268,6 +213,10 @@ def gain_table(gain: Gain, board: Board) -> Table:
             f"{gain.first} is better."
         ],
     )
+
+
+def _difference(first: str, second: str, tasks: str) -> str:
+    return f"{first} - {second}" + ", other tasks only" * (tasks == "other")
 
 
 def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
@@ -293,23 +242,12 @@ def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
         source, greatest = gain.sources[best], float(gain.by_source[best])
         of_pairs = len(values), float(mean), float(least), low, float(most)
         of_sources = _mean(gain.by_source), greatest, source
-        data.append(
-            [board.backbone, gain.first, gain.second, tasks]
-            + [*of_pairs, high, above, *of_sources]
-        )
-        rows.append(
-            [
-                board.backbone,
-                f"{gain.first} - {gain.second}"
-                + ", other tasks only" * (tasks == "other"),
-                change(mean, digits=2),
-                f"{change(least)} ({low})",
-                f"{change(most)} ({high})",
-                f"{above}/{len(values)}",
-                change(of_sources[0], digits=2),
-                f"{change(greatest)} ({source})",
-            ]
-        )
+        of = board.backbone, gain.first, gain.second, tasks
+        data.append([*of, *of_pairs, high, above, *of_sources])
+        row = [board.backbone, _difference(*of[1:]), change(mean, digits=2)]
+        row += [f"{change(least)} ({low})", f"{change(most)} ({high})"]
+        row += [f"{above}/{len(values)}", change(of_sources[0], digits=2)]
+        rows.append([*row, f"{change(greatest)} ({source})"])
     head = (
         "backbone,gain,mean of pairs,least,greatest,above 0,mean of sources,"
         "greatest of sources"
@@ -332,8 +270,8 @@ def gain_summary(gains: Sequence[tuple[Board, Gain]]) -> Table:
     )
 
 
-def above_model_tuning(board: Board) -> Table | None:
-    """Rows against model-tuning, over the targets that both have."""
+def above_model_tuning(board: Board) -> Iterator[Table]:
+    """Rows against model-tuning, over the targets that both have, if any."""
     rows, data = [], []
     for reference in (row for row in board.rows if row.kind == "model"):
         for row in (row for row in board.rows if row.kind != "model"):
@@ -351,20 +289,20 @@ def above_model_tuning(board: Board) -> Table | None:
             if more > 0:
                 shown = change(more, digits=2), f"{won}/{len(pairs)}"
                 rows.append([row.name, *shown])
-    if not data:
-        return None
     names = "backbone,label,source,against,difference,targets_won,targets"
-    return Table(
-        f"above_model_tuning_{board.backbone}",
-        f"Rows above model-tuning on {board.backbone}",
-        ["row", "above by", "targets won"],
-        rows,
-        [names.split(","), *data],
-        [
-            f"{len(rows)} of {len(data)} rows have a better average than "
-            "model-tuning over the targets that both have."
-        ],
+    note = (
+        f"{len(rows)} of {len(data)} rows have a better average than "
+        "model-tuning over the targets that both have."
     )
+    if data:
+        yield Table(
+            f"above_model_tuning_{board.backbone}",
+            f"Rows above model-tuning on {board.backbone}",
+            ["row", "above by", "targets won"],
+            rows,
+            [names.split(","), *data],
+            [note],
+        )
 
 
 def _mean(values: np.ndarray) -> float:
@@ -376,7 +314,6 @@ class Choice(NamedTuple):
     """A target's source by one way to choose.
 
     Attributes:
-      target: the target task.
       chooser: a metric, "oracle" or "itself".
       sources: the chosen one, or several that tie.
       value: what it did (the mean of those that tie), points.
@@ -393,15 +330,9 @@ class Choice(NamedTuple):
 def choose(board: Board, label: str, scores: Scores | None) -> list[Choice]:
     """The best other source of every target: by what it did, and by metrics.
 
-    The target's own prompt cannot be chosen (every similarity is 1 there) and
-    stands beside the others as `itself`. Targets with fewer than two other
-    sources are left out.
-
-    Args:
-      board: one backbone's results.
-      label: of the transfers.
-      scores: of any metrics; None for the oracle alone. A metric chooses among
-        the sources that it has scored.
+    A metric chooses among the sources that it has scored. The target's own
+    prompt cannot be chosen (every similarity is 1 there) and stands beside the
+    others as `itself`. Targets with fewer than two other sources are left out.
     """
     found = []
     for target in board.targets:
@@ -414,19 +345,15 @@ def choose(board: Board, label: str, scores: Scores | None) -> list[Choice]:
         if scores is not None and target in scores.targets:
             n = scores.targets.index(target)
             for metric, values in scores.values.items():
-                column = values[:, n].tolist()
-                each = dict(zip(scores.sources, column, strict=True))
-                each = {source: each.get(source, math.nan) for source in did}
-                marks[metric] = {
-                    s: v for s, v in each.items() if not math.isnan(v)
-                }
+                column = zip(scores.sources, values[:, n].tolist(), strict=True)
+                each = {s: v for s, v in column if not math.isnan(v)}
+                marks[metric] = {s: each[s] for s in did if s in each}
         for chooser, given in marks.items():
             chosen = tuple(s for s in given if given[s] == max(given.values()))
             if chosen:
                 value = statistics.fmean(did[source] for source in chosen)
-                found.append(
-                    Choice(target, chooser, chosen, value, value - best)
-                )
+                one = target, chooser, chosen, value, value - best
+                found.append(Choice(*one))
         if own is not None:
             found.append(Choice(target, ITSELF, (target,), own, own - best))
     return found
@@ -442,14 +369,11 @@ def _did(board: Board, label: str, target: str) -> dict[str, float]:
 
 def choice_table(
     board: Board, label: str, scores: Scores | None
-) -> Table | None:
-    """Targets down, choosers across, and what the mean source did.
-
-    None where no target has two sources.
-    """
+) -> Iterator[Table]:
+    """Targets down, choosers across, and the mean source, if there are two."""
     choices = choose(board, label, scores)
     if not choices:
-        return None
+        return
     by = {(one.target, one.chooser): one for one in choices}
     targets = list(dict.fromkeys(one.target for one in choices))
     choosers = list(dict.fromkeys(one.chooser for one in choices))
@@ -476,7 +400,7 @@ def choice_table(
         [board.backbone, label, *one[:2], "|".join(one.sources), *one[3:]]
         for one in choices
     ]
-    return Table(
+    yield Table(
         f"best_source_{board.backbone}_{label}",
         f"Best source of {label} on {board.backbone}",
         ["target", *choosers, "mean other source"],
@@ -508,20 +432,14 @@ def comparison_table(
     title: str = "Differences, paired",
 ) -> Table:
     """Each comparison with its interval, p, and what they hold for."""
-    rows = [
-        [
-            one.backbone or "all",
-            f"{one.first} - {one.second}"
-            + ", other tasks only" * (one.tasks == "other"),
-            *map(str, (one.targets, one.sources, one.seeds, one.pairs)),
-            change(one.difference, digits=2),
-            interval(one.low, one.high),
-            *map(chance, (one.p, one.holm)),
-            one.holds_for,
-            one.caution,
-        ]
-        for one in comparisons
-    ]
+    rows = []
+    for one in comparisons:
+        row = [one.backbone or "all", _difference(*one[1:4])]
+        row += map(str, (one.targets, one.sources, one.seeds, one.pairs))
+        bounds = tables.interval(one.low, one.high)
+        row += [change(one.difference, digits=2), bounds]
+        row += map(tables.chance, (one.p, one.holm))
+        rows.append([*row, one.holds_for, one.caution])
     head = (
         "backbone,difference,targets,sources,seeds,pairs,points,interval,p,"
         "Holm,holds for,caution"
@@ -560,10 +478,9 @@ def beside(boards: Sequence[Board]) -> list[Beside]:
         for row in board.rows:
             for target in board.targets:
                 ours = board.cell(row, target)
-                printed = cells.get(
-                    (board.backbone, row.kind, row.source, target)
-                )
-                if printed is not None and ours.n:
+                place = board.backbone, row.kind, row.source, target
+                printed = cells.get(place, math.nan)
+                if ours.n and not math.isnan(printed):
                     place = board.backbone, row.label, row.source, target
                     both = ours.mean, ours.n, printed, ours.mean - printed
                     found.append(Beside(*place, *both))
@@ -581,17 +498,11 @@ def beside_tables(boards: Sequence[Board]) -> Iterable[Table]:
         far = max(members, key=lambda one: abs(one.difference))
         place = f"{far.source} > {far.target}".removeprefix(" > ")
         ours, _, printed, apart = zip(*(m[4:] for m in members), strict=True)
-        rows.append(
-            [
-                *names,
-                str(len(members)),
-                points(statistics.fmean(ours)),
-                points(statistics.fmean(printed)),
-                change(statistics.fmean(apart)),
-                points(statistics.fmean(map(abs, apart))),
-                f"{change(far.difference)} ({place})",
-            ]
-        )
+        means = map(points, map(statistics.fmean, (ours, printed)))
+        size = points(statistics.fmean(map(abs, apart)))
+        most = f"{change(far.difference)} ({place})"
+        apart = change(statistics.fmean(apart))
+        rows.append([*names, str(len(members)), *means, apart, size, most])
     if rows:
         head = "backbone,row,cells,ours,published,difference,size,greatest"
         yield Table(

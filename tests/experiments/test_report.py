@@ -17,12 +17,24 @@ from scipy import stats
 
 from panda_jax import cli, pictures
 from panda_jax.errors import UserError
-from panda_jax.experiments import choices, html_page, report_text
-from panda_jax.experiments.boards import make_boards
-from panda_jax.experiments.comparisons import compare
-from panda_jax.experiments.layout import Section, Table
-from panda_jax.experiments.report import write_report
-from panda_jax.experiments.results import read_results
+from panda_jax.experiments.report.board import make_boards
+from panda_jax.experiments.report.comparisons import compare
+from panda_jax.experiments.report.report import write_report
+from panda_jax.experiments.report.results import read_results
+from panda_jax.experiments.report.tables import (
+    beside,
+    beside_tables,
+    choice_table,
+    choose,
+)
+from panda_jax.experiments.tables import (
+    Section,
+    Table,
+    latex,
+    markdown,
+    page,
+    tex,
+)
 from panda_jax.ownership import LISTING, Listing
 from panda_jax.scores import Scores
 
@@ -470,9 +482,7 @@ def test_best_source_by_metric(grid):
     }
     marks = np.array([[0.1, 0.5, np.nan], [0.3, 0.5, np.nan], [0.2, 0.1, 1.0]])
     table = Scores(SOURCES, TARGETS, {"e_avg": marks})
-    found = {
-        (c.target, c.chooser): c for c in choices.choose(board, "PoT", table)
-    }
+    found = {(c.target, c.chooser): c for c in choose(board, "PoT", table)}
     assert len(found) == 6
     for target in TARGETS:
         best = max(SOURCES, key=lambda s: did[s, target])
@@ -495,12 +505,12 @@ def test_the_targets_own_prompt_cannot_be_chosen(tmp_path):
     (board,) = make_boards(read_results(tmp_path))
     sources = ("cb", "mnli", "sst2")
     scores = Scores(sources, ("cb",), {"on": np.array([[1.0], [0.5], [0.2]])})
-    found = {c.chooser: c for c in choices.choose(board, "PoT", scores)}
+    found = {c.chooser: c for c in choose(board, "PoT", scores)}
     assert found["oracle"].sources == ("sst2",)
     assert found["on"].sources == ("mnli",)
     assert found["on"].behind == pytest.approx(-10)
     assert found["itself"].behind == pytest.approx(30)
-    table = choices.choice_table(board, "PoT", scores)
+    (table,) = choice_table(board, "PoT", scores)
     assert table is not None
     assert table.head == [
         "target",
@@ -657,19 +667,17 @@ def test_latex_needs_no_package(out):
     ],
 )
 def test_latex_prints_text_as_it_is(text, wanted):
-    assert report_text.tex(text) == wanted
+    assert tex(text) == wanted
 
 
 def test_names_cannot_break_out(tmp_path):
     evil = '<img src=x onerror="1"> | \\end{document}'
     table = Table("t", evil, ["", evil], [[evil, evil]], [], [evil])
     sections = [Section(evil, [evil], [table])]
-    page = html_page.page(evil, sections, tmp_path)
-    assert "<img" not in page
-    markdown = report_text.markdown("t", sections)
-    assert "<img" not in markdown.replace(r"\<img", "")
-    tex = report_text.latex("t", sections)
-    assert tex.count(r"\end{document}") == 1
+    assert "<img" not in page(evil, sections, tmp_path)
+    text = markdown("t", sections)
+    assert "<img" not in text.replace(r"\<img", "")
+    assert latex("t", sections).count(r"\end{document}") == 1
 
 
 def test_what_a_report_cannot_be_of(tmp_path):
@@ -784,3 +792,38 @@ def test_a_single_run(tmp_path):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| prompt-tuning | 50.0 | 50.0 |" in text
     assert "None: every run that was found counts." in text
+
+
+def test_ours_beside_the_papers(tmp_path):
+    write_run(tmp_path, "p0", value=0.70, task="cb", seed=0)
+    write_run(tmp_path, "p1", value=0.72, task="cb", seed=1)
+    write_run(
+        tmp_path, "pot", value=0.5, task="rte", method="pot", source="mnli"
+    )
+    write_run(tmp_path, "c", value=0.5, task="cb", method="panda")
+    write_run(tmp_path, "own", value=0.5, task="toy_review", method="model")
+    write_run(tmp_path, "m", value=0.6, task="cb", method="model")
+    boards = make_boards(read_results(tmp_path))
+    found = {one[1:4]: one for one in beside(boards)}
+    # As printed for BERT-tiny; it has no control and no toy_review.
+    assert {key: one.published for key, one in found.items()} == {
+        ("model-tuning", "", "cb"): 73.2,
+        ("prompt-tuning", "", "cb"): 71.4,
+        ("PoT", "mnli", "rte"): 66.1,
+    }
+    one = found["prompt-tuning", "", "cb"]
+    assert (one.n, one.ours) == (2, pytest.approx(71))
+    assert one.difference == pytest.approx(-0.4)
+    summary, wide = beside_tables(boards)
+    assert [row[1] for row in summary.rows] == [
+        "model-tuning",
+        "prompt-tuning",
+        "PoT",
+    ]
+    assert wide.rows[1] == ["prompt-tuning", "-0.4", "–"]
+
+
+def test_no_cell_in_common(tmp_path):
+    write_run(tmp_path, "a", value=0.5, backbone="minilm-l6")
+    boards = make_boards(read_results(tmp_path))
+    assert list(beside_tables(boards)) == []

@@ -15,10 +15,14 @@ from collections import Counter
 import pytest
 
 from panda_jax import UserError, assembly, cli
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import AXES, Grid
-from panda_jax.experiments.grid_text import listing
-from panda_jax.experiments.planned import LANES, Planned
+from panda_jax.experiments.grid.grid import (
+    AXES,
+    LANES,
+    Grid,
+    Planned,
+    expand,
+    listing,
+)
 from panda_jax.lane import Lane, Needs
 from panda_jax.runs import Run
 
@@ -74,8 +78,8 @@ def test_ids_are_hashes_of_settings_and_of_the_ids_of_needs():
 
 PROGRAM = """
 import sys
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid.grid import expand
+from panda_jax.experiments.grid.grid import Grid
 plan = expand(Grid(**{tiny}))
 assert not {{"jax", "numpy", "tensorflow"}} & set(sys.modules)
 print([(r.id, r.folder, *r.needs.items()) for r in plan.runs])

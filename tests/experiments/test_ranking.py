@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from panda_jax import errors
-from panda_jax.experiments import cells, ranking_stats, resampling, truth
-from panda_jax.experiments.ranking import evaluate_ranking
+from panda_jax.experiments import inference
+from panda_jax.experiments.ranking import data, statistics
+from panda_jax.experiments.ranking.ranking import evaluate_ranking
 from panda_jax.scores import Scores
 
 KS = (1, 2, 3)
@@ -34,12 +35,12 @@ distinct = st.integers(3, 9).flatmap(
 def of(score, truth, counts=None) -> dict[str, float]:
     """Every statistic of one column."""
     counts = [1] * len(score) if counts is None else counts
-    sample = ranking_stats.Sample(
+    sample = statistics.Sample(
         np.array(score, float), np.array(truth, float), np.array([counts])
     )
     return {
         name: float(statistic(sample)[0])
-        for name, statistic in ranking_stats.statistics(KS).items()
+        for name, statistic in statistics.statistics(KS).items()
     }
 
 
@@ -129,10 +130,10 @@ def test_the_truth_is_its_own_best_judge(drawn):
 def test_many_resamplings_are_each_alone(rng):
     score, truth = rng.integers(0, 5, size=(2, 12)).astype(float)
     counts = rng.multinomial(12, np.full(12, 1 / 12), size=20)
-    sample = ranking_stats.Sample(score, truth, counts)
-    for name, statistic in ranking_stats.statistics((3,)).items():
+    sample = statistics.Sample(score, truth, counts)
+    for name, statistic in statistics.statistics((3,)).items():
         alone = [
-            statistic(ranking_stats.Sample(score, truth, counts[r : r + 1]))[0]
+            statistic(statistics.Sample(score, truth, counts[r : r + 1]))[0]
             for r in range(20)
         ]
         np.testing.assert_allclose(statistic(sample), alone, err_msg=name)
@@ -142,7 +143,7 @@ def test_a_resampling_that_holds_nothing_is_undefined():
     assert all(map(math.isnan, of([1, 2, 3], [1, 2, 3], [0, 0, 0]).values()))
 
 
-def table(rng, M=8, N=4, noise=1.0) -> tuple[Scores, truth.Truth]:
+def table(rng, M=8, N=4, noise=1.0) -> tuple[Scores, data.Truth]:
     """Two metrics, one of which knows the truth but for noise."""
     sources = tuple(f"s{m}" for m in range(M))
     targets = tuple(f"t{n}" for n in range(N))
@@ -153,7 +154,7 @@ def table(rng, M=8, N=4, noise=1.0) -> tuple[Scores, truth.Truth]:
     }
     return (
         Scores(sources, targets, values),
-        truth.Truth(sources, targets, results[None]),
+        data.Truth(sources, targets, results[None]),
     )
 
 
@@ -242,7 +243,7 @@ def test_shuffles_are_one_for_all_targets(rng):
         names,
         {m: np.repeat(v, 6, axis=1) for m, v in scores.values.items()},
     )
-    known = truth.Truth(scores.sources, names, results.seeds.repeat(6, axis=2))
+    known = data.Truth(scores.sources, names, results.seeds.repeat(6, axis=2))
     alone = evaluate_ranking(scores, results, **FAST)
     copies = evaluate_ranking(many, known, **FAST)
     for metric in alone.metrics:
@@ -274,7 +275,7 @@ def test_bootstrap_interval_against_resampling_by_hand(rng):
     names = tuple(f"s{m:02d}" for m in range(15))
     report = evaluate_ranking(
         Scores(names, ("t",), {"m": x[:, None]}),
-        truth.Truth(names, ("t",), y[None, :, None]),
+        data.Truth(names, ("t",), y[None, :, None]),
         resamples=2000,
         permutations=0,
     )
@@ -298,7 +299,7 @@ def test_one_targets_interval_is_the_jackknifes(rng):
     names = tuple(f"s{m:02d}" for m in range(15))
     report = evaluate_ranking(
         Scores(names, ("t",), {"m": x[:, None]}),
-        truth.Truth(names, ("t",), y[None, :, None]),
+        data.Truth(names, ("t",), y[None, :, None]),
         **FAST,
     )
     whole = stats.spearmanr(x, y)[0]
@@ -322,7 +323,7 @@ def test_targets_that_differ_widen_the_averages_interval(rng):
     y = x * [1, -1, 1, -1] + 1e-3 * rng.normal(size=x.shape)
     report = evaluate_ranking(
         Scores(names, tuple("abcd"), {"m": x}),
-        truth.Truth(names, tuple("abcd"), y[None]),
+        data.Truth(names, tuple("abcd"), y[None]),
         **FAST,
     )
     average = report.get("m")
@@ -336,7 +337,7 @@ def test_targets_that_differ_widen_the_averages_interval(rng):
     assert math.isnan(alone.low)
     noisy = evaluate_ranking(
         Scores(names, tuple("abcd"), {"m": x}),
-        truth.Truth(names, tuple("abcd"), (x + rng.normal(size=x.shape))[None]),
+        data.Truth(names, tuple("abcd"), (x + rng.normal(size=x.shape))[None]),
         **FAST,
     )
     assert noisy.get("m", target="a").low > 0.9
@@ -348,7 +349,7 @@ def test_targets_that_differ_widen_the_averages_interval(rng):
 def test_a_target_is_drawn_for_all_of_its_cells(rng):
     """By its name: a backbone again is no second draw, and no evidence."""
     made = [cell(f"t{n % 3}", f"b{n // 3}") for n in range(9)]
-    drawn = resampling.draw(made, sources=3, resamples=200, seed=0).targets
+    drawn = statistics.draw(made, sources=3, resamples=200, seed=0).targets
     assert drawn.shape == (201, 9)
     for copy in (drawn[:, 3:6], drawn[:, 6:]):
         np.testing.assert_array_equal(copy, drawn[:, :3])
@@ -404,7 +405,7 @@ def test_intervals_cover_and_p_keeps_its_level(rng):
         }
         report = evaluate_ranking(
             Scores(sources, targets, values),
-            truth.Truth(sources, targets, known[None]),
+            data.Truth(sources, targets, known[None]),
             ks=(3,),
             resamples=0,
             permutations=99,
@@ -434,15 +435,15 @@ def test_intervals_cover_and_p_keeps_its_level(rng):
 
 
 def test_holm():
-    assert resampling.holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx(
+    assert inference.holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx(
         [0.03, 0.06, math.nan, 0.06], nan_ok=True
     )
-    assert resampling.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert inference.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def cell(target="t", backbone="", **values) -> cells.Cell:
+def cell(target="t", backbone="", **values) -> data.Cell:
     known = np.arange(3.0)
-    made = cells.Cell(
+    made = data.Cell(
         backbone, target, np.arange(3), known, known[None], {}, None
     )
     return dataclasses.replace(made, **values)
@@ -472,7 +473,7 @@ def test_self_pairs(rng):
     values = rng.normal(size=(5, 2))
     values[[0, 1], [0, 1]] = 9.0
     scores = Scores(names, names[:2], {"m": values})
-    known = truth.Truth(names, names[:2], results[None])
+    known = data.Truth(names, names[:2], results[None])
     both = [
         evaluate_ranking(scores, known, **FAST, include_self=choice)
         for choice in (True, False)
@@ -502,7 +503,7 @@ def test_seeds_give_a_ceiling(rng):
     )
     report = evaluate_ranking(
         Scores(sources, targets, {"signal": signal}),
-        truth.Truth(sources, targets, seeds),
+        data.Truth(sources, targets, seeds),
         resamples=0,
         permutations=0,
     )
@@ -525,10 +526,10 @@ def test_odd_numbers_of_seeds(rng):
             seeds=seeds[..., 0],
         )
     ]
-    found = resampling.split_half(made)
+    found = statistics.split_half(made)
     assert found is not None
     assert found.reliability == pytest.approx(3 / 4, abs=0.03)
-    assert resampling.split_half([cell()]) is None
+    assert statistics.split_half([cell()]) is None
 
 
 def test_a_ceiling_is_judged_like_a_metric(rng):
@@ -577,7 +578,7 @@ def test_what_is_missing_is_named(rng):
     known[0, 2:, 2] = math.nan
     known[0, :, 3] = 0.5
     names = (*results.sources[:5], "else")
-    results = truth.Truth(names, (*results.targets[:4], "only"), known)
+    results = data.Truth(names, (*results.targets[:4], "only"), known)
     report = evaluate_ranking(scores, results, **FAST)
     found = {entry.reason: entry.names for entry in report.left_out}
     assert found == {
@@ -661,7 +662,7 @@ def test_files(tmp_path):
     assert report.backbones == ("",)
     assert report.about["pairs"] == 10
     in_memory = evaluate_ranking(
-        Scores.from_csv(scores), truth.Truth.by_backbone(known)[""], **FAST
+        Scores.from_csv(scores), data.Truth.by_backbone(known)[""], **FAST
     )
     assert report.table() == in_memory.table()
 
@@ -710,7 +711,7 @@ def test_one_table_of_scores_is_of_the_truths_one_backbone(tmp_path):
 def test_truth_of_several_seeds_is_their_mean(tmp_path):
     rows = with_column(TRUTH, "seed", ["0", "1"]).splitlines()
     rows[1] = rows[1].replace("s0,t0,0", "s0,t0,3")
-    known = truth.Truth.by_backbone(
+    known = data.Truth.by_backbone(
         write(tmp_path / "t.csv", "\n".join(rows[:-1]))
     )[""]
     assert known.seeds.shape == (2, 5, 2)

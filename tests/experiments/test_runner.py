@@ -17,12 +17,11 @@ import panda_jax as pj
 from panda_jax import UserError, lane, loop
 from panda_jax.claims import Claims
 from panda_jax.errors import InterruptedRun, StorageError
-from panda_jax.experiments import attempts, news, runner
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.report import write_report
-from panda_jax.experiments.runner import run_grid
+from panda_jax.experiments.grid import runner
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ledger
+from panda_jax.experiments.grid.runner import run_grid
+from panda_jax.experiments.report.report import write_report
 from panda_jax.store import PromptBank, content_hash, load_prompt
 from panda_jax.writers import read_metrics
 
@@ -82,7 +81,7 @@ def named(part, plan=PLAN):
 @pytest.fixture(autouse=True)
 def backbone(tiny, monkeypatch):
     """Loaded once. The processes of `Workers` load their own."""
-    monkeypatch.setattr(attempts, "load_backbone", lambda name, dtype: tiny)
+    monkeypatch.setattr(runner, "load_backbone", lambda name, dtype: tiny)
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +403,7 @@ def test_a_damaged_prompt_fails_the_runs_that_start_from_it(copied):
 def test_a_source_that_becomes_a_target_is_not_trained_again(
     whole, copied, monkeypatch
 ):
-    monkeypatch.setattr(attempts, "train_fleet", lambda *given, **more: 1 / 0)
+    monkeypatch.setattr(runner, "train_fleet", lambda *given, **more: 1 / 0)
     grid = Grid(**{**SMALL, "targets": "toy_sentiment", "methods": "prompt"})
     found = run_grid(grid, copied, **QUICK)
     assert (found.total, found.done) == (2, 2)
@@ -443,7 +442,7 @@ def test_a_need_that_another_has_mended_dooms_nothing(copied, monkeypatch):
 
 def refusing(monkeypatch, error, *, when):
     """Lets `train_fleet` raise for some lanes; returns what it was given."""
-    real, calls = attempts.train_fleet, []
+    real, calls = runner.train_fleet, []
 
     def fails(backbone, lanes, **options):
         calls.append(list(lanes))
@@ -451,7 +450,7 @@ def refusing(monkeypatch, error, *, when):
             raise error
         return real(backbone, lanes, **options)
 
-    monkeypatch.setattr(attempts, "train_fleet", fails)
+    monkeypatch.setattr(runner, "train_fleet", fails)
     return calls
 
 
@@ -633,7 +632,7 @@ def test_killed_between_two_results_the_rest_only_finish(
 
 def test_work_that_was_taken_over_is_left_to_the_other(copied, monkeypatch):
     """And made after all, where the other falls silent too."""
-    real, calls = attempts.train_fleet, []
+    real, calls = runner.train_fleet, []
 
     def slow(backbone, lanes, **options):
         calls.append(list(lanes))
@@ -643,7 +642,7 @@ def test_work_that_was_taken_over_is_left_to_the_other(copied, monkeypatch):
             time.sleep(60)
         return real(backbone, lanes, **options)
 
-    monkeypatch.setattr(attempts, "train_fleet", slow)
+    monkeypatch.setattr(runner, "train_fleet", slow)
     # As in the background of a script.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -674,7 +673,7 @@ def test_the_time_left_is_that_of_like_runs(tmp_path):
     expected = 40 / 3 + 100 + 2 * 140 / 4
     assert ledger.seconds_left(1) == pytest.approx(expected)
     assert ledger.seconds_left(2) == pytest.approx(expected / 2)
-    assert [news.spoken(s) for s in (5, 600, 7200)] == [
+    assert [runner.spoken(s) for s in (5, 600, 7200)] == [
         "5 s",
         "10 min",
         "2.0 h",

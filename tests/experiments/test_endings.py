@@ -15,12 +15,10 @@ from collections import Counter
 import pytest
 
 from panda_jax import UserError, claims
-from panda_jax.experiments import attempts, worker
-from panda_jax.experiments.endings import Ending, Endings
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.runner import run_grid
+from panda_jax.experiments.grid import runner
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ending, Endings, Ledger
+from panda_jax.experiments.grid.runner import run_grid
 from panda_jax.lane import TrainResult
 from panda_jax.store import StoredPrompt
 
@@ -123,9 +121,9 @@ def trained(monkeypatch, request):
         result = {"seconds": 60.0}
         return {lane: TrainResult(PROMPT, result) for lane in lanes}
 
-    monkeypatch.setattr(attempts, "train_fleet", stand_in)
-    monkeypatch.setattr(attempts, "load_prompt", lambda folder: None)
-    monkeypatch.setattr(attempts, "load_backbone", lambda name, dtype: None)
+    monkeypatch.setattr(runner, "train_fleet", stand_in)
+    monkeypatch.setattr(runner, "load_prompt", lambda folder: None)
+    monkeypatch.setattr(runner, "load_backbone", lambda name, dtype: None)
     return names
 
 
@@ -171,7 +169,7 @@ def patient(monkeypatch):
 
     monkeypatch.setattr(Ledger, "end", end)
     clock = types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
-    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(runner, "time", clock)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

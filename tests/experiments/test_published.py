@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from panda_jax.tasks import specs
 
-from panda_jax.experiments.ranking import evaluate_ranking
-from panda_jax.experiments.truth import PUBLISHED, Truth
+from panda_jax.experiments.ranking.data import PUBLISHED, Truth
+from panda_jax.experiments.ranking.ranking import evaluate_ranking
 from panda_jax.scores import Scores
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = ("large", "base", "medium", "small", "tiny")
 
 

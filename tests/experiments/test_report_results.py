@@ -10,13 +10,12 @@ import pytest
 from made_up_runs import describe, fail, write_run
 
 from panda_jax.errors import UserError
-from panda_jax.experiments.boards import make_boards
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.pairs import compared
-from panda_jax.experiments.report import write_report
-from panda_jax.experiments.results import read_results
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ledger
+from panda_jax.experiments.report.board import make_boards
+from panda_jax.experiments.report.comparisons import compared
+from panda_jax.experiments.report.report import write_report
+from panda_jax.experiments.report.results import read_results
 
 
 def statuses(found):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from panda_jax.experiments import two_way
-from panda_jax.experiments.board import Board, Row
-from panda_jax.experiments.comparisons import compare
+from panda_jax.experiments import inference
+from panda_jax.experiments.report.board import Board, Row
+from panda_jax.experiments.report.comparisons import compare
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def flat(T, S):
@@ -24,7 +24,7 @@ def flat(T, S):
 def test_few_units_of_a_side_are_not_drawn(rng, T, S):
     """The t test of the other side's means, and it says so."""
     values = rng.normal(size=(T, S)) + 0.5
-    found = two_way.infer(values, flat(T, S), confidence=0.9)
+    found = inference.infer(values, flat(T, S), confidence=0.9)
     wanted = stats.ttest_1samp(values.mean(1 if S < 3 else 0), 0)
     low, high = wanted.confidence_interval(0.9)
     assert (found.rows, found.columns) == (S < 3, T < 3)
@@ -34,7 +34,7 @@ def test_few_units_of_a_side_are_not_drawn(rng, T, S):
 
 def test_of_too_few_nothing_is_said(rng):
     for T, S in ((1, 1), (2, 1), (2, 2)):
-        found = two_way.infer(rng.normal(size=(T, S)), flat(T, S))
+        found = inference.infer(rng.normal(size=(T, S)), flat(T, S))
         assert np.isnan([found.low, found.high, found.p]).all()
         assert (found.rows, found.columns) == (False, False)
 
@@ -53,7 +53,7 @@ def test_a_whole_table_by_hand(rng):
     freedom = (A + B - E) ** 2 / (
         A**2 / (T - 1) + B**2 / (S - 1) + E**2 / ((T - 1) * (S - 1))
     )
-    found = two_way.infer(values, flat(T, S))
+    found = inference.infer(values, flat(T, S))
     assert found.freedom == pytest.approx(freedom)
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
@@ -66,7 +66,7 @@ def test_a_part_that_does_not_show_is_pooled(rng, axis):
     for side in (0, 1):
         values -= values.mean(axis=side, keepdims=True)
     values += 5 * rng.normal(size=(1, 8) if axis == 0 else (6, 1))
-    found = two_way.infer(values, flat(6, 8))
+    found = inference.infer(values, flat(6, 8))
     means = values.mean(axis)
     assert found.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert found.rows
@@ -77,7 +77,7 @@ def test_columns_of_one_row_each_are_parts_of_it(rng):
     values = np.zeros((5, 15))
     known = np.kron(np.eye(5), np.ones(3))
     values[known > 0] = rng.normal(size=15)
-    found = two_way.infer(values, known)
+    found = inference.infer(values, known)
     means = values.sum(1) / 3
     assert found.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
 
@@ -87,13 +87,13 @@ def test_missing_cells_are_not_looked_at(rng):
     weights = flat(9, 4)
     weights[2, 1] = weights[5, 3] = 0
     wild = np.where(weights > 0, values, 1e9)
-    assert two_way.infer(values, weights) == two_way.infer(wild, weights)
+    assert inference.infer(values, weights) == inference.infer(wild, weights)
     shown = values[weights > 0].mean()
-    assert two_way.infer(values, weights).mean == pytest.approx(shown)
+    assert inference.infer(values, weights).mean == pytest.approx(shown)
 
 
 def test_cells_that_are_all_alike_say_nothing_of_spread():
-    found = two_way.infer(np.full((9, 3), 0.1), flat(9, 3))
+    found = inference.infer(np.full((9, 3), 0.1), flat(9, 3))
     assert np.isnan([found.low, found.high, found.p]).all()
 
 
