@@ -145,10 +145,10 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
             if table.rows:
                 columns = range(len(table.head))
                 rules = ["---" if table.is_word(i) else "--:" for i in columns]
-                rows = [map(_plain, row) for row in (table.head, *table.rows)]
-                rows.insert(1, iter(rules))
-                lines = (f"| {' | '.join(cells)} |" for cells in rows)
-                blocks.append("\n".join(lines))
+                rows = [[*map(_plain, r)] for r in (table.head, *table.rows)]
+                rows.insert(1, rules)
+                lines = (" | ".join(cells) for cells in rows)
+                blocks.append("\n".join(f"| {line} |" for line in lines))
             blocks += map(_plain, table.notes)
         blocks += [f"![{_plain(p.title)}]({p.name})" for p in section.pictures]
     return "\n\n".join(blocks) + "\n"

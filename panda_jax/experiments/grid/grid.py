@@ -414,8 +414,8 @@ class Plan:
     def named_in(self, out: pathlib.Path) -> "Plan":
         """The plan with the names that 0.1 gave to runs begun in a folder."""
         names = {}
-        for run in (run for run in self.runs if run.former):
-            former = dataclasses.replace(run.former, roles=run.roles)
+        for run, former in [(x, x.former) for x in self.runs if x.former]:
+            former = dataclasses.replace(former, roles=run.roles)
             fleet = out / "runs" / former.fleet
             places = fleet / former.lane, fleet / former.other_lane
             if any(place.exists() for place in places):

@@ -109,12 +109,9 @@ class Truth:
 
 
 class Group(NamedTuple):
-    """Scores and truth of one backbone.
+    """Scores and truth of one backbone, or a file's; "" where there is but one.
 
-    Attributes:
-      name: the backbone, or its file's stem; "" where there is but one.
-      scores, truth: of every metric, and what they are judged by.
-      ceiling: another truth, which is judged beside the metrics.
+    The ceiling is another truth, which is judged beside the metrics.
     """
 
     name: str
@@ -259,13 +256,9 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Everything that is judged.
+    """Everything that is judged, and what is not.
 
-    Attributes:
-      cells: backbone by backbone, targets in order of name.
-      sources: all names, in order.
-      metrics: all names, combinations last.
-      left_out: what is not judged.
+    Cells are by backbone and target, names in order, combinations last.
     """
 
     cells: list[Cell]

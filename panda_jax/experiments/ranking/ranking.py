@@ -90,9 +90,10 @@ def evaluate_ranking(
     pairs = [(s, cell) for cell in cells for s in map(int, cell.sources)]
     about = {"sources": len({s for s, _ in pairs}), "cells": len(cells)}
     own = sum(found.sources[s] == cell.target for s, cell in pairs)
-    about |= {"pairs": len(pairs), "self_pairs": own, "resamples": resamples}
+    about |= {"pairs": len(pairs), "self_pairs": own}
+    about |= {"include_self": include_self, "resamples": resamples}
     about |= {"permutations": permutations, "confidence": confidence}
-    about |= {"include_self": include_self, "seed": seed}
+    about["seed"] = seed
     estimates = [e for n in (*names, CHANCE) for e in judge.estimates(n)]
     return RankingReport(
         metrics=found.metrics,

@@ -25,13 +25,12 @@ _LOST = ("failed", "unfinished", "not begun", "unreadable", "other metric")
 
 
 class Published(NamedTuple):
-    """The paper's tables.
+    """The paper's tables, names in its order.
 
     Attributes:
       cells: (backbone, method, source, target) -> points of 100, of `model`,
         `prompt`, `pot`, `panda`, `prompt_first_epoch` and `pot_first_epoch`;
         the source is "" where there is none.
-      backbones: in the paper's order, as are `sources` and `targets`.
     """
 
     cells: Mapping[tuple[str, str, str, str], float]

@@ -55,14 +55,8 @@ class Comparison(NamedTuple):
     same_as: str
 
 
-class Pairs(NamedTuple):
-    """(backbone, target) -> (seed, source) -> points of two labels apart.
-
-    And `source>target seed` of the runs without a partner.
-    """
-
-    cells: dict[tuple[str, str], dict[tuple[int, str], float]]
-    unpaired: list[str]
+# (backbone, target) -> (seed, source) -> points between two labels.
+Cells = dict[tuple[str, str], dict[tuple[int, str], float]]
 
 
 def compared(board: Board) -> list[tuple[str, str]]:
@@ -116,12 +110,13 @@ def _family(
         others = tasks == "other"
         if others and not any(board.own_tasks(first) for board in boards):
             continue
-        pairs = paired(boards, first, second, other_tasks=others)
-        if not pairs.cells:
+        cells, unpaired = paired(boards, first, second, other_tasks=others)
+        if not cells:
             continue
-        one = _compare(pairs, (backbone, first, second, tasks), confidence)
+        names = backbone, first, second, tasks
+        one = _compare(cells, names, confidence)._replace(unpaired=unpaired)
         # What differs from two twins by the same has been tested once.
-        key = repr((first, pairs.cells))
+        key = repr((first, cells))
         same = unique.setdefault(key, one)
         if same is not one:
             one = one._replace(same_as=same.second)
@@ -138,12 +133,12 @@ def paired(
     second: str,
     *,
     other_tasks: bool = False,
-) -> Pairs:
-    """The differences of label `first` minus label `second` on some boards.
+) -> tuple[Cells, tuple[str, ...]]:
+    """Label `first` minus label `second`, and the first's without a partner.
 
     With `other_tasks` sources of the target's own name are left out.
     """
-    cells: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
+    cells: Cells = {}
     unpaired: list[str] = []
     for board in boards:
         partners = {row.source: row for row in board.of(second)}
@@ -162,14 +157,14 @@ def paired(
                 ]
             if values:
                 cells[board.backbone, target] = values
-    return Pairs(cells, unpaired)
+    return cells, tuple(unpaired)
 
 
 def _compare(
-    pairs: Pairs, names: tuple[str, str, str, str], confidence: float
+    cells: Cells, names: tuple[str, str, str, str], confidence: float
 ) -> Comparison:
     """One comparison, not yet corrected."""
-    values, weights = _table(pairs)
+    values, weights = _table(cells)
     found = inference.infer(values, weights, confidence=confidence)
     targets, seeds = weights.shape
     unknown = np.isnan(found.p)
@@ -184,14 +179,13 @@ def _compare(
     elif found.columns:
         both = "other targets and seeds"
         holds_for = both if found.rows else "other seeds, these targets"
-    cells = pairs.cells.values()
     return Comparison(
         *names,
         targets=targets,
-        sources=len({source for cell in cells for _, source in cell}),
+        sources=len({source for cell in cells.values() for _, source in cell}),
         seeds=seeds,
-        pairs=sum(map(len, cells)),
-        unpaired=tuple(pairs.unpaired),
+        pairs=sum(map(len, cells.values())),
+        unpaired=(),
         difference=float(found.mean),
         low=float(found.low),
         high=float(found.high),
@@ -204,18 +198,17 @@ def _compare(
     )
 
 
-def _table(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+def _table(cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     """[targets, seeds] mean differences over sources and backbones; weights.
 
     A backbone's targets weigh alike, a target's sources, and a source's seeds.
     """
-    targets = sorted({target for _, target in pairs.cells})
-    backbones = [backbone for backbone, _ in pairs.cells]
-    every = {place for cell in pairs.cells.values() for place in cell}
-    seeds = sorted({seed for seed, _ in every})
+    targets = sorted({target for _, target in cells})
+    backbones = [backbone for backbone, _ in cells]
+    seeds = sorted({seed for cell in cells.values() for seed, _ in cell})
     values = np.zeros((len(targets), len(seeds)))
     weights = values.copy()
-    for (backbone, target), cell in pairs.cells.items():
+    for (backbone, target), cell in cells.items():
         sources = sorted({source for _, source in cell})
         table = np.array(
             [[cell.get((seed, s), math.nan) for s in sources] for seed in seeds]

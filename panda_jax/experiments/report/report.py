@@ -156,9 +156,11 @@ def _draw(
     for backbone, title, sources, targets, matrix in maps:
         name = f"heatmap_{stems[title]}.png"
         title += ", points of 100"
-        paths.append(folder / name)
-        matrix, axes = np.array(matrix), {"rows": sources, "columns": targets}
-        pictures.heatmap(paths[-1], matrix, **axes, title=title)
+        path, matrix = folder / name, np.array(matrix)
+        pictures.heatmap(
+            path, matrix, rows=sources, columns=targets, title=title
+        )
+        paths.append(path)
         drawn.setdefault(backbone, []).append(Picture(name, title))
     return drawn, paths
 

@@ -450,15 +450,7 @@ def comparison_table(
 
 
 class Beside(NamedTuple):
-    """A cell that we and the paper have.
-
-    Attributes:
-      backbone, label, source, target: where.
-      ours: points, the mean over n seeds.
-      n: seeds.
-      published: points, of one seed.
-      difference: ours minus published.
-    """
+    """A cell of ours, the mean over n seeds, and the paper's, in points."""
 
     backbone: str
     label: str
