@@ -19,7 +19,6 @@ from typing import NamedTuple
 from panda_jax.tasks import specs
 
 from panda_jax import csv_rows
-from panda_jax.experiments.ranking.data import PUBLISHED
 from panda_jax.experiments.report.board import (
     Board,
     Published,
@@ -31,6 +30,7 @@ from panda_jax.experiments.report.results import LABELS
 from panda_jax.experiments.report.tables import comparison_table
 from panda_jax.experiments.tables import (
     MISSING,
+    PUBLISHED,
     Section,
     Table,
     markdown,

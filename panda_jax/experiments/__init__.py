@@ -4,5 +4,5 @@
 both `report` and `ranking`, and `inference.py` says how sure a mean is. The
 paper's figures lie in `published`.
 
-`grid` and `ranking` import nothing of the two others; `report` may import both.
+Of each other, `report` alone imports anything: how `grid.json` is read.
 """

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from panda_jax import csv_rows
 from panda_jax.scores import file_names
 
+# The paper's tables, as csv; README.md there says more.
+PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
 MISSING = "–"
 # Behind a cell some of whose runs failed, are unfinished or not begun.
 LOST = "†"

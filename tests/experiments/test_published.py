@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from panda_jax.tasks import specs
 
-from panda_jax.experiments.ranking.data import PUBLISHED, Truth
+from panda_jax.experiments.ranking.data import Truth
 from panda_jax.experiments.ranking.ranking import evaluate_ranking
+from panda_jax.experiments.tables import PUBLISHED
 from panda_jax.scores import Scores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -5,5 +5,5 @@ results of transfers, `statistics.py` has the statistics and how they are
 resampled, and `report.py` what was found, as values, text, files and pictures.
 
 Imports `experiments.inference` and `experiments.tables`, scores and what lies
-below them; nothing of `grid` or `report`, and no JAX.
+below them; nothing of `grid` or `report`.
 """

@@ -17,13 +17,12 @@ import numpy as np
 from panda_jax import csv_rows
 from panda_jax.combine import combined
 from panda_jax.errors import UserError, unknown_name
+from panda_jax.experiments.tables import PUBLISHED
 from panda_jax.files import PathLike
 from panda_jax.scores import Scores
 
 COLUMNS = ("source", "target", "score")
 
-# The figures of the paper's appendix; README.md there says more.
-PUBLISHED = pathlib.Path(__file__).resolve().parent.parent / "published"
 # Sources that a target must have.
 FEWEST = 3
 

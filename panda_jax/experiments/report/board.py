@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from panda_jax import csv_rows
-from panda_jax.experiments.ranking.data import PUBLISHED
 from panda_jax.experiments.report.results import (
     LABELS,
     DoneRun,
     Excluded,
     Results,
 )
+from panda_jax.experiments.tables import PUBLISHED
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
 # Runs that leave a gap where a score should be.
