@@ -260,11 +260,10 @@ class Ledger:
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
-        done, failed = (
-            {run.lane: by_id[run.id] for run in group.runs if run.id in by_id}
-            for by_id in (self._seconds, self.failures)
-        )
-        self._endings.tell(Ending(group.name, done, failed))
+        done, failed = self._seconds, self.failures
+        took = {r.lane: done[r.id] for r in group.runs if r.id in done}
+        why = {r.lane: failed[r.id] for r in group.runs if r.id in failed}
+        self._endings.tell(Ending(group.name, took, why))
 
     def state(self, run: Planned) -> str:
         """`done`, `failed` or `todo`, when last looked at."""
@@ -321,7 +320,8 @@ class Ledger:
         all rows of its task, whose number is not known here, a run does.
         """
         counted = all(run.rows for run in self.plan.runs)
-        spent, done, left = (dict.fromkeys(STAGES, 0.0) for _ in range(3))
+        spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        done, left = dict(spent), dict(spent)
         for group in self.plan.groups:
             took = [0.0]
             for run in group.runs:

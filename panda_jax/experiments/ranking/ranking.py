@@ -174,8 +174,9 @@ class _Judge:
         for s, name in enumerate(self.judged):
             corrected = inference.holm([float(row[3][s]) for row in rows])
             for pair, row, p in zip(pairs, rows, corrected, strict=True):
-                numbers = [float(part[s]) for part in row[:4]]
-                told.append(Comparison(*pair, name, *numbers, p, row[4]))
+                apart, low, high, raw = (float(part[s]) for part in row[:4])
+                more = apart, low, high, raw, p, row[4]
+                told.append(Comparison(*pair, name, *more))
         return told
 
     def _sure(

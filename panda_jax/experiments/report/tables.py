@@ -118,8 +118,9 @@ def averages(boards: Sequence[Board]) -> Table:
         targets = len(board.targets)
         for label in board.labels():
             members = board.done(label) or board.of(label)
-            found = board.average(members[0])
-            if len(members) > 1:
+            first, many = members[0], len(members)
+            found = board.average(first)
+            if many > 1:
                 found = board.mean_source(label)
             lost = any(
                 board.is_lost(row, target)
@@ -127,8 +128,8 @@ def averages(boards: Sequence[Board]) -> Table:
                 for target in board.targets
             )
             shared = _mean_of(board.mean_source(label, common=True), targets)
-            many = str(len(members)) if members[0].source else MISSING
-            row = [board.backbone, label, many, points(found.mean)]
+            sources = str(many) if first.source else MISSING
+            row = [board.backbone, label, sources, points(found.mean)]
             row[-1] += LOST * lost
             row += [f"{found.of}/{targets}", shared]
             rows.append(row if uneven else row[:-1])
