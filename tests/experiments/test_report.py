@@ -8,6 +8,8 @@ import pathlib
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -827,3 +829,12 @@ def test_no_cell_in_common(tmp_path):
     write_run(tmp_path, "a", value=0.5, backbone="minilm-l6")
     boards = make_boards(read_results(tmp_path))
     assert list(beside_tables(boards)) == []
+
+
+def test_its_modules_load_without_jax():
+    code = (
+        "import sys\n"
+        "from panda_jax.experiments.report import report\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
