@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --draws=4000 --out=FILE.json
 
 Draws tables of differences by target and seed from worlds whose mean is known,
-and gives them to `two_way.infer`, which the report uses, and to other ways to
+and gives them to `inference.infer`, which the report uses, and to other ways to
 test the same: t over targets, which takes a target's seeds for its own; t over
 seeds; the pigeonhole bootstrap (Owen 2007) with percentiles; two-way clustered
 errors (Cameron, Gelbach & Miller 2011); the plain quasi-F (Satterthwaite's df,
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from panda_jax.experiments import two_way
+from panda_jax.experiments import inference
 
 LEVEL = 0.05
 # Targets x seeds, and the share of cells that are missing.
@@ -197,7 +197,7 @@ def study(
     for number, (name, world) in enumerate(worlds(targets, seeds).items()):
         rng = np.random.default_rng([targets, seeds, number])
         values, (of_targets, of_seeds) = tables(rng, world, weights, draws)
-        found = two_way.infer(values, weights)
+        found = inference.infer(values, weights)
         # What is true of other units, or of these where it is for these.
         for part, held in (
             (of_targets, found.rows),
@@ -205,7 +205,7 @@ def study(
         ):
             if not held:
                 values = values - part[:, None, None]
-        found = two_way.infer(values, weights)
+        found = inference.infer(values, weights)
         line: dict[str, Any] = {
             "targets": targets,
             "seeds": seeds,
@@ -227,7 +227,7 @@ def study(
         line["covers"] = float(((found.low <= 0) & (found.high >= 0)).mean())
         line["width"] = float(np.median(found.high - found.low))
         line["power"] = [
-            float((two_way.infer(values + effect, weights).p <= LEVEL).mean())
+            float((inference.infer(values + effect, weights).p <= LEVEL).mean())
             for effect in (1, 2, 3, 4)
         ]
         if others and not missing and min(targets, seeds) > 1:

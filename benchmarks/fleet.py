@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 import panda_jax as pj
-from panda_jax.experiments.attempts import programs
+from panda_jax.experiments.grid.runner import programs
 from panda_jax.runs import versions
 
 SOURCES = ("toy_sentiment", "toy_topic", "toy_acceptability", "toy_tense")

@@ -34,7 +34,7 @@ def made_up_grid(scale: str) -> Any:
     """18 sources, 22 targets, two seeds, by four methods."""
     from panda_jax.tasks import specs
 
-    from panda_jax.experiments.grid import Grid
+    from panda_jax.experiments.grid.grid import Grid
 
     tasks = [x for x in specs.names() if x not in specs.MIXTURES][:22]
     sizes = SIZES[:1] if scale == "small" else SIZES
@@ -50,7 +50,7 @@ def made_up_grid(scale: str) -> Any:
 
 def work(out: str, scale: str, shard: str) -> None:
     """One worker; prints the seconds that it spent on looking for work."""
-    from panda_jax.experiments import attempts, runner, worker
+    from panda_jax.experiments.grid import runner
     from panda_jax.lane import TrainResult
 
     def stand_in(backbone, lanes, *, out_dir, **options):
@@ -65,7 +65,7 @@ def work(out: str, scale: str, shard: str) -> None:
         return {lane: TrainResult(prompt, result) for lane in lanes}
 
     spent = [0.0, 0]
-    find = worker.Worker._next
+    find = runner.Worker._next
 
     def timed(self):
         began = time.perf_counter()
@@ -74,9 +74,9 @@ def work(out: str, scale: str, shard: str) -> None:
         spent[1] += 1
         return found
 
-    worker.Worker._next = timed
-    attempts.train_fleet = stand_in
-    attempts.load_prompt = attempts.load_backbone = lambda *a, **k: None
+    runner.Worker._next = timed
+    runner.train_fleet = stand_in
+    runner.load_prompt = runner.load_backbone = lambda *a, **k: None
     found = runner.run_grid(
         made_up_grid(scale), out, shard=shard, quiet=True, poll_seconds=1.0
     )
@@ -157,7 +157,7 @@ def main() -> None:
     if args.work:
         work(args.work, args.scale, args.shard)
         return
-    from panda_jax.experiments.expansion import expand
+    from panda_jax.experiments.grid.grid import expand
 
     plan = expand(made_up_grid(args.scale))
     calls = traced(args)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from panda_jax.backbone import load_backbone as load_backbone
     from panda_jax.errors import UserError as UserError
     from panda_jax.evaluation import evaluate as evaluate
-    from panda_jax.experiments.ranking import (
+    from panda_jax.experiments.ranking.ranking import (
         evaluate_ranking as evaluate_ranking,
     )
     from panda_jax.lane import TrainResult as TrainResult
@@ -50,7 +50,7 @@ _HOME = {
     "TrainResult": "lane.TrainResult",
     "UserError": "errors.UserError",
     "evaluate": "evaluation.evaluate",
-    "evaluate_ranking": "experiments.ranking.evaluate_ranking",
+    "evaluate_ranking": "experiments.ranking.ranking.evaluate_ranking",
     "load_backbone": "backbone.load_backbone",
     "load_prompt": "store.load_prompt",
     "predict": "predictions.predict",

@@ -37,13 +37,11 @@ from panda_jax import (
 from panda_jax.claims import Claims
 from panda_jax.errors import UserError
 from panda_jax.examples import Examples
-from panda_jax.experiments import agreement, boards
-from panda_jax.experiments.endings import Ending, Endings
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.results import read_results
-from panda_jax.experiments.truth import Truth
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ending, Endings, Ledger
+from panda_jax.experiments.ranking.data import Truth
+from panda_jax.experiments.report.board import make_boards
+from panda_jax.experiments.report.results import read_results, warnings
 from panda_jax.files import read_json, write_json
 from panda_jax.interop import (
     hf,
@@ -538,9 +536,9 @@ def _write_runs(root: pathlib.Path) -> None:
 
 def _read_runs(folder: pathlib.Path, seed: str) -> None:
     found = read_results(folder)
-    agreement.warnings(found.runs, found.left_out)
+    warnings(found.runs, found.left_out)
     if found.runs:
-        boards.make_boards(found)
+        make_boards(found)
 
 
 _ABOUT = {

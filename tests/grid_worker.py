@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from panda_jax.errors import UserError
-from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid.grid import Grid
 
 SMALL = {
     "backbones": "random:bert-tiny",
@@ -110,7 +110,7 @@ def main() -> None:
     """Forks a process for every line of standard input."""
     # What takes long to import, and starts no thread yet.
     from panda_jax import checkpoints, cluster, distributed  # noqa: F401
-    from panda_jax.experiments.runner import run_grid
+    from panda_jax.experiments.grid.runner import run_grid
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no dead behind
     print("ready", flush=True)
@@ -143,14 +143,14 @@ def main() -> None:
 
 def _lack(what: str | None) -> None:
     """As where a machine's disk holds less than those of the others."""
-    from panda_jax.experiments import attempts
+    from panda_jax.experiments.grid import runner
 
     def fails(*unused: object, **options: object) -> None:
         raise UserError(f"no {what} here")
 
     name = {"data": "train_fleet", "prompts": "load_prompt"}.get(what or "")
     if name is not None:
-        setattr(attempts, name, fails)
+        setattr(runner, name, fails)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ def serve() -> None:
     """Forks a process for every line of standard input."""
     # What takes long to import, and starts no thread yet.
     from panda_jax import checkpoints, exchange, training  # noqa: F401
-    from panda_jax.experiments import report, runner  # noqa: F401
+    from panda_jax.experiments.grid import runner  # noqa: F401
+    from panda_jax.experiments.report import report  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)

@@ -52,7 +52,7 @@ SHOWN = {
     "docs/grid.md: source prompt ──>": "a drawing",
     "docs/pods.md: FROM python": "a Dockerfile",
     "docs/ranking.md: 5 backbones x": "what the command above it prints; "
-    "tests/test_published.py holds its figures",
+    "tests/experiments/test_published.py holds its figures",
     "docs/tutorial.md: prompt   ": "what the page printed, in full size",
     "docs/tasks.md: ": "what `panda-jax tasks --markdown` writes; "
     "tests/test_catalogue.py holds the page",

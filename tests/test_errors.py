@@ -39,7 +39,8 @@ def test_the_tests_that_it_names_are_there(table):
     for path in HERE.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                known.add(f"{path.name}::{node.name}")
+                name = path.relative_to(HERE).as_posix()
+                known.add(f"{name}::{node.name}")
     for where, messages in table.items():
         for message, test in messages.items():
             if test.startswith(error_sites.UNPROVOKED):

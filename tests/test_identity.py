@@ -15,11 +15,10 @@ from command_line import mistake
 import panda_jax as pj
 from panda_jax import cli, identity, ownership, runs, settings, store
 from panda_jax.errors import UnusedSetting
-from panda_jax.experiments import runner
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.results import read_results
+from panda_jax.experiments.grid import runner
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ledger
+from panda_jax.experiments.report.results import read_results
 from panda_jax.interop import hf
 from panda_jax.runs import Run
 from panda_jax.tokenizer import Tokenizer
@@ -374,8 +373,8 @@ LATER = """
 import json, sys
 import panda_jax as pj
 from panda_jax import runs
-from panda_jax.experiments.expansion import expand
-from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid.grid import expand
+from panda_jax.experiments.grid.grid import Grid
 assert runs.DEFAULTS["novelty"] == 0.25
 run, grid, more = json.loads(sys.argv[1])
 print(json.dumps([(r.id, r.folder) for r in expand(Grid(**grid)).runs]))

@@ -14,7 +14,7 @@ from fuzzing_readers import READERS
 
 from panda_jax import files, identity, runs
 from panda_jax.errors import UserError
-from panda_jax.experiments.results import read_results
+from panda_jax.experiments.report.results import read_results
 from panda_jax.interop import peft, t5x_files
 from panda_jax.tokenizer import Tokenizer
 

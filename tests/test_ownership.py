@@ -580,9 +580,8 @@ def test_a_run_that_begins_anew_leaves_the_user_s_files(trained, tmp_path):
 
 
 def test_a_user_s_link_in_a_grid_s_bank_stays(tmp_path):
-    from panda_jax.experiments.expansion import expand
-    from panda_jax.experiments.grid import Grid
-    from panda_jax.experiments.ledger import Ledger
+    from panda_jax.experiments.grid.grid import Grid, expand
+    from panda_jax.experiments.grid.ledger import Ledger
 
     plan = expand(
         Grid(

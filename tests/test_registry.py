@@ -8,8 +8,8 @@ from command_line import mistake
 
 import panda_jax as pj
 from panda_jax import cli, measures, optim, registry, runs, several, starts
-from panda_jax.experiments.expansion import expand
 from panda_jax.experiments.grid import Grid
+from panda_jax.experiments.grid.grid import expand
 
 # As docs/extending.md shows it.
 MODULE = """

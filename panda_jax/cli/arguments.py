@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from panda_jax import fields, registry
 from panda_jax.cluster import Settings
-from panda_jax.experiments import grid
+from panda_jax.experiments.grid import grid
 from panda_jax.fields import (
     BackboneName,
     File,

@@ -160,7 +160,7 @@ def _dry_run(verb: str, args: Any, config: str, output: verbs.Output) -> int:
     """What would be done: the settings, and a grid's runs."""
     text = config.strip()
     if verb == "grid":
-        from panda_jax.experiments.grid_text import listing
+        from panda_jax.experiments.grid.grid import listing
 
         text += f"\n{listing(args)}"
     document = {"verb": verb, "settings": dataclasses.asdict(args)}

@@ -184,7 +184,7 @@ def _rank(args: arguments.Rank, output: Output) -> int:
 
 
 def _evaluate_ranking(args: arguments.EvaluateRanking, output: Output) -> int:
-    from panda_jax.experiments.ranking import evaluate_ranking
+    from panda_jax.experiments.ranking.ranking import evaluate_ranking
 
     values = dataclasses.asdict(args)
     out_dir, scatters = values.pop("out_dir"), values.pop("scatters")
@@ -386,7 +386,7 @@ def _plan(args: arguments.Plan, output: Output) -> int:
 
 def _grid(args: arguments.Grid, output: Output) -> int:
     distributed.initialize(args)
-    from panda_jax.experiments.runner import run_grid
+    from panda_jax.experiments.grid.runner import run_grid
     from panda_jax.sharding import Partitioner
 
     partitioner = Partitioner.of_flags(
@@ -423,7 +423,7 @@ def _grid(args: arguments.Grid, output: Output) -> int:
 
 
 def _report(args: arguments.Report, output: Output) -> int:
-    from panda_jax.experiments.report import write_report
+    from panda_jax.experiments.report.report import write_report
 
     values = dataclasses.asdict(args)
     for name in ("resamples", "seed"):

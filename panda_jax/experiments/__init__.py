@@ -1,1 +1,8 @@
-"""What is asked of many runs: how good a metric is, and what was published."""
+"""What is asked of many runs: `grid` makes them, `report` tells what they show.
+
+`ranking` judges metrics by what transfers did. `tables.py` prints tables for
+both `report` and `ranking`, and `inference.py` says how sure a mean is. The
+paper's figures lie in `published`.
+
+Of each other, `report` alone imports anything: how `grid.json` is read.
+"""

@@ -18,8 +18,8 @@ import panda_jax as pj
 from panda_jax import cli, fields, plan, runs
 from panda_jax.cli import arguments, doctor, flags
 from panda_jax.cli.default_folder import default_folder
-from panda_jax.experiments import runner
-from panda_jax.experiments.worker import Summary
+from panda_jax.experiments.grid import runner
+from panda_jax.experiments.grid.runner import Summary
 
 TRAIN = [
     "train",

@@ -14,7 +14,7 @@ from test_package import GIN, whole
 
 from panda_jax import assembly, cli, fleet, models, runs, starts, steps
 from panda_jax.backbone import Backbone
-from panda_jax.experiments.expansion import expand
+from panda_jax.experiments.grid.grid import expand
 from panda_jax.fleet import Feed, Lanes
 from panda_jax.runs import Run
 from panda_jax.text_tokenizer import TextTokenizer
