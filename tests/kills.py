@@ -238,6 +238,8 @@ def check_run(out: pathlib.Path) -> None:
     from panda_jax.store import load_prompt
 
     for mark in [*out.rglob("run.json"), *out.rglob("result.json")]:
+        if any(part.startswith(".") for part in mark.relative_to(out).parts):
+            continue
         about = json.loads((mark.parent / "run.json").read_text())
         value = json.loads(mark.read_text())
         assert value["run_id"] == about["run_id"], mark

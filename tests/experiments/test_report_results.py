@@ -130,6 +130,21 @@ def test_broken_files_are_left_out_by_name(tmp_path, text, name):
     assert str(tmp_path) not in found.left_out[0].reason
 
 
+def test_what_a_killed_process_had_on_its_way_is_no_run(tmp_path):
+    """It may be an older result than the one that took its place."""
+    path = write_run(tmp_path, "a", value=0.5)
+    staged = path.parent / ".panda_jax.0123456789ab"
+    staged.mkdir()
+    shutil.copy(path, staged)
+    found = read_results(tmp_path)
+    assert [run.folder for run in found.runs] == ["a"]
+    assert found.left_out == ()
+    path.unlink()
+    found = read_results(tmp_path)
+    assert not found.runs
+    assert statuses(found) == {"a": "unfinished"}
+
+
 def test_a_run_in_two_folders_counts_once(tmp_path):
     write_run(tmp_path, "p/target_prompt", value=0.5, run_id="x")
     write_run(tmp_path, "a/deep/x", value=0.5, run_id="x")

@@ -236,8 +236,13 @@ def _folders(root: pathlib.Path) -> list[tuple[pathlib.Path, bool]]:
         if is_run or nested:
             inside.add(place)
             skipped = _NO_RUNS
-        # In place: os.walk goes where this says, in this order.
-        folders[:] = sorted(name for name in folders if name not in skipped)
+        # In place: os.walk goes where this says, in this order. A killed
+        # process may have left a result on its way in a hidden folder.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in skipped and not name.startswith(".")
+        )
     return found
 
 
