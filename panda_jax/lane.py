@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from panda_jax import identity, run_folder, runs, several, store
+from panda_jax import identity, run_folder, runs, store
 from panda_jax.backbone import Backbone
 from panda_jax.claims import Claim
 from panda_jax.errors import UserError
@@ -30,6 +30,7 @@ class Needs:
       source: whose vectors vanilla transfer starts from.
       teacher: of PANDA: the source's prompt tuned on the target.
       similarity: of source and target, where it was measured.
+      transform: what made a part of the KD weight of that.
       kd_weight: factor on the distillation loss.
       mixture: of late fusion: all teachers, each with its logits' weight;
         `teacher` is the first.
@@ -42,6 +43,7 @@ class Needs:
     kd_weight: float = 0.0
     mixture: tuple[tuple[StoredPrompt, float], ...] = ()
     choice: dict[str, Any] | None = None
+    transform: str | None = None
 
     @property
     def teachers(self) -> tuple[tuple[StoredPrompt, float], ...]:
@@ -331,7 +333,7 @@ class Lane:
             "teacher": teacher.info.task if teacher else None,
             "similarity": self.needs.similarity,
             "transfer_metric": weighed and run.transfer_metric,
-            "kd_transform": weighed and several.transform_of(run),
+            "kd_transform": weighed and self.needs.transform,
             "kd_weight": self.needs.kd_weight,
             "choice": self.needs.choice,
             "seed": run.seed,

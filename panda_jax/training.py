@@ -416,7 +416,7 @@ def _fill_needs(
             prompt_kind=source.prompt.kind,
             prompt_length=source.prompt.length,
         )
-    weight = run.kd_weight
+    weight, transform = run.kd_weight, None
     if weight is None and run.recipe == "released":
         weight = losses.released_weight(run.kd_beta, run.batch_size)
     if weight is None:
@@ -445,7 +445,9 @@ def _fill_needs(
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return Needs(source, teacher, similarity, float(weight))
+    return Needs(
+        source, teacher, similarity, float(weight), transform=transform
+    )
 
 
 def _similarities(
