@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from panda_jax import models
+from panda_jax.config.runs import versions
 from panda_jax.models import bert, decode, layers, t5
 from panda_jax.prompts import Prompt
-from panda_jax.runs import versions
 
 OURS = layers.attend
 # Queries, keys, heads and rows: T5 1.1 base where not said otherwise.

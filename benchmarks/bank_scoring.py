@@ -24,11 +24,13 @@ import jax
 import numpy as np
 
 import panda_jax as pj
-from panda_jax import probing, runs, similarity, steps
-from panda_jax.evaluation import load_view
-from panda_jax.files import write_json
+from panda_jax.config import runs
+from panda_jax.io.files import write_json
 from panda_jax.prompts import Prompt
-from panda_jax.store import PromptInfo
+from panda_jax.step import steps
+from panda_jax.store.prompt_folders import PromptInfo
+from panda_jax.training.evaluation import load_view
+from panda_jax.transfer import probing, similarity
 
 ROWS = 100
 MAX_LENGTH = 64

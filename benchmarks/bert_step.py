@@ -96,9 +96,10 @@ def ours(backbone: str, method: str, unit: int, work: Work) -> turns.Way:
     """The trainer's step, `unit` steps a dispatch."""
     import jax
 
-    from panda_jax import fleet, load_backbone, steps
-    from panda_jax.hlo import costs
+    from panda_jax import load_backbone
+    from panda_jax.planning.hlo import costs
     from panda_jax.prompts import Prompt
+    from panda_jax.step import fleet, steps
     from panda_jax.types import Batch
 
     loaded = load_backbone(backbone, dtype=work.dtype)
@@ -178,7 +179,7 @@ def _our_outputs(
     """Losses and gradients of the first rows, without dropout."""
     import jax
 
-    from panda_jax import steps
+    from panda_jax.step import steps
     from panda_jax.types import Batch
 
     still = dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)

@@ -20,8 +20,8 @@ import time
 
 SHARED = """
 import json, sys, time
-from panda_jax.backbone import minilm_folder
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.store.backbones import minilm_folder
+from panda_jax.data.tokenizer import Tokenizer
 task, folder = sys.argv[1:3]
 tokenizer = Tokenizer.from_folder(minilm_folder())
 """
@@ -93,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from panda_jax.tasks import readers, specs
 
-    from panda_jax.runs import versions
+    from panda_jax.config.runs import versions
 
     folder = pathlib.Path(arguments.data_dir)
     names = [name for name in arguments.tasks.split(",") if name] or [

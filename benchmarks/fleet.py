@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 import panda_jax as pj
+from panda_jax.config.runs import versions
 from panda_jax.experiments.grid.runner import programs
-from panda_jax.runs import versions
 
 SOURCES = ("toy_sentiment", "toy_topic", "toy_acceptability", "toy_tense")
 

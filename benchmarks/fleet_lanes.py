@@ -41,9 +41,10 @@ def ways(
     """All lanes by `unit` steps; chunk 0 is one lane after another."""
     import jax
 
-    from panda_jax import fleet, load_backbone, steps
-    from panda_jax.hlo import costs
+    from panda_jax import load_backbone
+    from panda_jax.planning.hlo import costs
     from panda_jax.prompts import Prompt
+    from panda_jax.step import fleet, steps
     from panda_jax.types import Batch
 
     loaded = load_backbone(backbone, dtype=dtype)

@@ -51,7 +51,7 @@ def made_up_grid(scale: str) -> Any:
 def work(out: str, scale: str, shard: str) -> None:
     """One worker; prints the seconds that it spent on looking for work."""
     from panda_jax.experiments.grid import runner
-    from panda_jax.lane import TrainResult
+    from panda_jax.training.lane import TrainResult
 
     def stand_in(backbone, lanes, *, out_dir, **options):
         os.access(MARKS[0], os.F_OK)

@@ -171,7 +171,7 @@ class Pulse:
 
 def bare() -> None:
     """Imports all that a run imports, and makes a device."""
-    from panda_jax import checkpoints, cli, training  # noqa: F401
+    from panda_jax.api import training  # noqa: F401
 
     _device()
 
@@ -194,15 +194,9 @@ def inside(what: str, argv: list[str]) -> None:
 
     # JAX reads where its cache is when it is imported.
     entry._keep_compiled()
-    from panda_jax import (  # noqa: F401
-        assembly,
-        checkpoints,
-        evaluation,
-        fleet,
-        givens,
-        lane,
-        training,
-    )
+    from panda_jax.api import run_inputs, training
+    from panda_jax.step import fleet
+    from panda_jax.training import evaluation, lane, step_inputs
 
     found: dict[str, Any] = {}
     if what == "programs":
@@ -213,8 +207,8 @@ def inside(what: str, argv: list[str]) -> None:
         pulse = Pulse()
         owners = {
             "training": training,
-            "givens": givens,
-            "Assembly": assembly.Assembly,
+            "givens": run_inputs,
+            "Assembly": step_inputs.Assembly,
             "fleet": fleet,
             "evaluation": evaluation,
             "Lane": lane.Lane,
@@ -239,7 +233,7 @@ def inside(what: str, argv: list[str]) -> None:
 
 
 def _size(params: Any) -> int:
-    from panda_jax import trees
+    from panda_jax.models import trees
 
     return trees.size(params)
 

@@ -81,8 +81,8 @@ class Work(NamedTuple):
 def ours(work: Work) -> Way:
     """A call of `pj.score` for the whole bank."""
     import panda_jax as pj
-    from panda_jax.probing import Ask, Prober, rows_without_text
-    from panda_jax.store import content_hash
+    from panda_jax.store.prompt_folders import content_hash
+    from panda_jax.transfer.probing import Ask, Prober, rows_without_text
 
     backbone = pj.load_backbone(str(work.folder / "backbone"))
     bank = pj.PromptBank(work.folder / "bank")
@@ -268,7 +268,7 @@ def _model(folder: pathlib.Path) -> Any:
     import transformers
     from torch import nn
 
-    from panda_jax.tokenizer import Tokenizer
+    from panda_jax.data.tokenizer import Tokenizer
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -334,7 +334,7 @@ def prepare(folder: pathlib.Path, prompts: int, length: int) -> None:
     import panda_jax as pj
     from panda_jax.interop import hf
     from panda_jax.prompts import Prompt
-    from panda_jax.store import PromptInfo
+    from panda_jax.store.prompt_folders import PromptInfo
 
     backbone = pj.load_backbone("random:bert-tiny")
     hf.save(folder / "backbone", backbone.params, backbone.config)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from panda_jax.tasks import specs
 
-from panda_jax import csv_rows
 from panda_jax.experiments.report.board import (
     Board,
     Published,
@@ -37,6 +36,7 @@ from panda_jax.experiments.tables import (
     points,
     write_csv,
 )
+from panda_jax.io import csv_rows
 
 # What the abstract says of PANDA over vanilla PoT: "2.3% average score (up to
 # 24.1%) among all tasks and model sizes".

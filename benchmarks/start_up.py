@@ -238,10 +238,13 @@ def inside(argv: list[str]) -> None:
     import optax  # noqa: F401
 
     clock.mark("import flax and optax")
-    from panda_jax import assembly, backbone, givens, lane, loop, training
+    from panda_jax.api import run_inputs, training
+    from panda_jax.store import backbones
+    from panda_jax.training import lane, step_inputs, trainer
 
     clock.mark("import panda_jax")
-    from panda_jax import checkpoints, progress
+    from panda_jax.io import progress
+    from panda_jax.training import checkpoints
 
     clock.mark("import orbax")
     compiler: dict[str, dict[str, float]] = {}
@@ -255,13 +258,13 @@ def inside(argv: list[str]) -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
     owners = {
         "training": training,
-        "backbone": backbone,
-        "hf": backbone.hf,
-        "givens": givens,
-        "Assembly": assembly.Assembly,
+        "backbone": backbones,
+        "hf": backbones.hf,
+        "givens": run_inputs,
+        "Assembly": step_inputs.Assembly,
         "Checkpoints": checkpoints.Checkpoints,
         "Lane": lane.Lane,
-        "fleet": loop.fleet,
+        "fleet": trainer.fleet,
     }
     for place, name in _PARTS.items():
         owner, _, attribute = place.partition(".")

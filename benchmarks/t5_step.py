@@ -49,14 +49,16 @@ import jax.numpy as jnp
 import numpy as np
 from turns import Way, measure, parser, report
 
-from panda_jax import fleet, hlo, models, steps
-from panda_jax.assembly import MOST_STEPS
-from panda_jax.fleet import Feed, Lanes
+from panda_jax import models
 from panda_jax.interop import hf
 from panda_jax.models import t5
+from panda_jax.models.trees import flatten
+from panda_jax.planning import hlo
 from panda_jax.prompts import Prompt
-from panda_jax.steps import Hyper, StepSpec, Trainable
-from panda_jax.trees import flatten
+from panda_jax.step import fleet, steps
+from panda_jax.step.fleet import Feed, Lanes
+from panda_jax.step.steps import Hyper, StepSpec, Trainable
+from panda_jax.training.step_inputs import MOST_STEPS
 from panda_jax.types import Batch
 
 MODEL = "t5_1_1-small"

@@ -15,7 +15,7 @@ import json
 import pathlib
 
 import panda_jax as pj
-from panda_jax.measures import METRICS
+from panda_jax.transfer.transfer_metrics import METRICS
 
 SOURCES = "cb,rte,mrpc,cola,stsb,sst2,copa,wic,conll04"
 TARGETS = "cb,rte,mrpc,cola,stsb"

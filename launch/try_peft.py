@@ -179,10 +179,10 @@ def _export(
     task_type: str,
     numbers: dict[str, Any],
 ) -> None:
-    from panda_jax import store
     from panda_jax.interop import peft_code
+    from panda_jax.store import prompt_folders
 
-    info = store.PromptInfo(
+    info = prompt_folders.PromptInfo(
         task=TASKS[task_type],
         backbone=None,
         fingerprint=None,
@@ -190,9 +190,9 @@ def _export(
         method="import-peft",
         task_type=task_type,
     )
-    store.save_prompt(folder, prompt, info)
+    prompt_folders.save_prompt(folder, prompt, info)
     head = bool(prompt.head)
-    layout = store.layout_of(prompt.vectors.shape, info, head=head)
+    layout = prompt_folders.layout_of(prompt.vectors.shape, info, head=head)
     outputs = len(prompt.head["bias"]) if head else 0
     base = str(backbone)
     code = peft_code.with_peft(layout, base, outputs=outputs)

@@ -12,26 +12,26 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from panda_jax.backbone import Backbone as Backbone
-    from panda_jax.backbone import load_backbone as load_backbone
+    from panda_jax.api.scoring import rank as rank
+    from panda_jax.api.scoring import score as score
+    from panda_jax.api.training import train as train
+    from panda_jax.api.training import train_fleet as train_fleet
     from panda_jax.errors import UserError as UserError
-    from panda_jax.evaluation import evaluate as evaluate
     from panda_jax.experiments.ranking.ranking import (
         evaluate_ranking as evaluate_ranking,
     )
-    from panda_jax.lane import TrainResult as TrainResult
-    from panda_jax.predictions import predict as predict
+    from panda_jax.parallel.sharding import Partitioner as Partitioner
     from panda_jax.prompts import Prompt as Prompt
-    from panda_jax.scores import Scores as Scores
-    from panda_jax.scoring import rank as rank
-    from panda_jax.scoring import score as score
-    from panda_jax.sharding import Partitioner as Partitioner
-    from panda_jax.store import PromptBank as PromptBank
-    from panda_jax.store import StoredPrompt as StoredPrompt
-    from panda_jax.store import load_prompt as load_prompt
-    from panda_jax.store import save_prompt as save_prompt
-    from panda_jax.training import train as train
-    from panda_jax.training import train_fleet as train_fleet
+    from panda_jax.store.backbones import Backbone as Backbone
+    from panda_jax.store.backbones import load_backbone as load_backbone
+    from panda_jax.store.prompt_folders import PromptBank as PromptBank
+    from panda_jax.store.prompt_folders import StoredPrompt as StoredPrompt
+    from panda_jax.store.prompt_folders import load_prompt as load_prompt
+    from panda_jax.store.prompt_folders import save_prompt as save_prompt
+    from panda_jax.training.evaluation import evaluate as evaluate
+    from panda_jax.training.lane import TrainResult as TrainResult
+    from panda_jax.training.predictions import predict as predict
+    from panda_jax.transfer.scores import Scores as Scores
 
 _here = pathlib.Path(__file__).resolve().parent
 if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
@@ -41,24 +41,24 @@ if not (_here / "tasks").is_dir() and (_here.parent / "tasks").is_dir():
 
 # Public name -> where it is defined.
 _HOME = {
-    "Backbone": "backbone.Backbone",
-    "Partitioner": "sharding.Partitioner",
+    "Backbone": "store.backbones.Backbone",
+    "Partitioner": "parallel.sharding.Partitioner",
     "Prompt": "prompts.Prompt",
-    "PromptBank": "store.PromptBank",
-    "Scores": "scores.Scores",
-    "StoredPrompt": "store.StoredPrompt",
-    "TrainResult": "lane.TrainResult",
+    "PromptBank": "store.prompt_folders.PromptBank",
+    "Scores": "transfer.scores.Scores",
+    "StoredPrompt": "store.prompt_folders.StoredPrompt",
+    "TrainResult": "training.lane.TrainResult",
     "UserError": "errors.UserError",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "training.evaluation.evaluate",
     "evaluate_ranking": "experiments.ranking.ranking.evaluate_ranking",
-    "load_backbone": "backbone.load_backbone",
-    "load_prompt": "store.load_prompt",
-    "predict": "predictions.predict",
-    "rank": "scoring.rank",
-    "save_prompt": "store.save_prompt",
-    "score": "scoring.score",
-    "train": "training.train",
-    "train_fleet": "training.train_fleet",
+    "load_backbone": "store.backbones.load_backbone",
+    "load_prompt": "store.prompt_folders.load_prompt",
+    "predict": "training.predictions.predict",
+    "rank": "api.scoring.rank",
+    "save_prompt": "store.prompt_folders.save_prompt",
+    "score": "api.scoring.score",
+    "train": "api.training.train",
+    "train_fleet": "api.training.train_fleet",
 }
 
 __all__ = sorted(_HOME)

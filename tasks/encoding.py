@@ -10,8 +10,8 @@ from panda_jax.tasks import views
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import TaskSpec
 
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
-from panda_jax.tokenizer import Tokenizer
 
 # As in BERT's own SQuAD code: no question takes more pieces than this.
 _LONGEST_QUESTION = 64

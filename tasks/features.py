@@ -18,7 +18,7 @@ import tensorflow as tf
 from panda_jax.tasks import encoding, views
 from panda_jax.tasks.spec import TaskSpec
 
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data.tokenizer import Tokenizer
 
 Features = Mapping[str, seqio.Feature]
 Preprocessor = Callable[..., tf.data.Dataset]

@@ -13,7 +13,7 @@ from panda_jax.tasks.rows import Place, listed, row_fields
 from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax.errors import UserError
-from panda_jax.files import parse_json
+from panda_jax.io.files import parse_json
 
 Found = Iterator[tuple[Place, dict[str, Any]]]
 

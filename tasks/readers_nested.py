@@ -9,7 +9,7 @@ from panda_jax.tasks.readers_flat import Found, json_lines, text
 from panda_jax.tasks.rows import Place
 from panda_jax.tasks.spec import TaskSpec
 
-from panda_jax.files import parse_json
+from panda_jax.io.files import parse_json
 
 T = TypeVar("T", dict, list, str, int)
 

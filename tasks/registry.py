@@ -30,11 +30,11 @@ from panda_jax.tasks import features, sources, specs, views
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 from panda_jax.tasks.vocabulary import WordPieceVocabulary
 
-from panda_jax import answers, examples, metrics
+from panda_jax.data import answers, examples, task_metrics
+from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.io.files import PathLike
 
 # Input is read on the host; TensorFlow must not take the accelerators' memory.
 with contextlib.suppress(RuntimeError):  # a program that set TensorFlow up
@@ -312,7 +312,7 @@ def _text_metric(spec: TaskSpec, name: str) -> Callable[..., Any]:
     def metric(
         targets: Sequence[Any], predictions: Sequence[Any]
     ) -> dict[str, float]:
-        value = metrics.compute(
+        value = task_metrics.compute(
             name, targets, predictions, classes=len(spec.labels)
         )
         return {name: value}

@@ -45,7 +45,7 @@ class TaskSpec:
         row are kept, the right ones always; 0 for all.
       labels: class names in the order of their ids; of kind tags the types of
         spans; empty for regression, spans and listed choices.
-      metrics: names in `panda_jax.metrics.METRICS`, the main one first.
+      metrics: names in `panda_jax.data.task_metrics.METRICS`, the main first.
       reader: which of `tasks.readers.READERS` reads the files.
       files: split -> files under the data folder, read one after another.
         `a|b` is the first that exists; `*` and `**` match as in `glob`.

@@ -14,7 +14,7 @@ from typing import Any
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import TaskSpec
 
-from panda_jax.metrics import Grouped, tag_spans
+from panda_jax.data.task_metrics import Grouped, tag_spans
 
 # What a text-to-text answer says where no words are tagged.
 NOTHING = "none"
@@ -230,7 +230,7 @@ def text_target(spec: TaskSpec, reference: Row) -> Any:
 
 
 def target(spec: TaskSpec, reference: Mapping[str, Any]) -> Any:
-    """The right answer: what `panda_jax.metrics` takes as a target.
+    """The right answer: what `panda_jax.data.task_metrics` takes as a target.
 
     A class id (with its question where the task has such groups), a score,
     the list of accepted texts, or tag names.

@@ -10,7 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data.tokenizer import Tokenizer
 
 
 class WordPieceVocabulary(seqio.Vocabulary):

@@ -38,7 +38,7 @@ import jax
 import numpy as np
 import pytest
 
-from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.store.backbones import Backbone, load_backbone
 
 # Of 65,530 that Linux gives a process; one file takes some thousands.
 _MOST_MAPS = 10_000

@@ -25,24 +25,17 @@ import t5x_writing as writing
 from fuzzing_changes import Change
 from panda_jax.tasks import readers, specs, views
 
-from panda_jax import (
-    cli,
-    identity,
-    predictions,
-    store,
-    token_cache,
-    trees,
-    writers,
-)
-from panda_jax.claims import Claims
+from panda_jax import cli
+from panda_jax.data import token_cache
+from panda_jax.data.examples import Examples
+from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.data.tokenizer import SPECIALS, Tokenizer
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
 from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ending, Endings, Ledger
 from panda_jax.experiments.ranking.data import Truth
 from panda_jax.experiments.report.board import make_boards
 from panda_jax.experiments.report.results import read_results, warnings
-from panda_jax.files import read_json, write_json
 from panda_jax.interop import (
     hf,
     hf_bert,
@@ -55,13 +48,17 @@ from panda_jax.interop import (
     tensors,
     torch_files,
 )
+from panda_jax.io import writers
+from panda_jax.io.claims import Claims
+from panda_jax.io.files import read_json, write_json
+from panda_jax.models import trees
 from panda_jax.models.bert import BertConfig
 from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt
-from panda_jax.scores import Scores
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.tokenizer import SPECIALS, Tokenizer
-from panda_jax.vector_cache import VectorCache
+from panda_jax.store import prompt_folders
+from panda_jax.training import identity, predictions
+from panda_jax.transfer.scores import Scores
+from panda_jax.transfer.vector_cache import VectorCache
 
 BERT = BertConfig(
     vocab_size=14,
@@ -298,7 +295,7 @@ def _write_release(root: pathlib.Path) -> None:
     path.write_bytes(_torch({k: named[k] for k in sorted(named)}))
 
 
-def _prompts() -> dict[str, tuple[Prompt, store.PromptInfo]]:
+def _prompts() -> dict[str, tuple[Prompt, prompt_folders.PromptInfo]]:
     head = {"kernel": _vectors(8, 3), "bias": _vectors(3)}
     made = {
         "deep": Prompt(_vectors(2, 2, 3, 2, 4), head),
@@ -308,7 +305,7 @@ def _prompts() -> dict[str, tuple[Prompt, store.PromptInfo]]:
     return {
         name: (
             prompt,
-            store.PromptInfo(
+            prompt_folders.PromptInfo(
                 task="cb",
                 backbone="b",
                 fingerprint="f" * 16,
@@ -327,19 +324,19 @@ def _write_prompts(root: pathlib.Path) -> None:
     for name, (prompt, info) in _prompts().items():
         place = root / name
         # One is that of a run folder.
-        store.save_prompt(
+        prompt_folders.save_prompt(
             place / "prompt" if name == "shallow" else place, prompt, info
         )
 
 
 def _read_prompt(folder: pathlib.Path, seed: str) -> None:
-    found = store.load_prompt(folder)
+    found = prompt_folders.load_prompt(folder)
     # What is taken can be written, and is the same then; in the folder, which
     # is watched.
     with tempfile.TemporaryDirectory(dir=folder) as there:
         place = pathlib.Path(there) / "prompt"
-        again = store.save_prompt(place, found.prompt, found.info)
-        same = trees.content_hash(store.load_prompt(place).prompt)
+        again = prompt_folders.save_prompt(place, found.prompt, found.info)
+        same = trees.content_hash(prompt_folders.load_prompt(place).prompt)
         assert again.info == found.info
         assert same == trees.content_hash(found.prompt)
 
@@ -348,8 +345,8 @@ def _write_adapters(root: pathlib.Path) -> None:
     for name, (prompt, info) in _prompts().items():
         if name == "none":
             continue
-        store.save_prompt(root / name, prompt, info)
-        (root / name / store.INFO).unlink()
+        prompt_folders.save_prompt(root / name, prompt, info)
+        (root / name / prompt_folders.INFO).unlink()
     old = root / "old"
     shutil.copytree(root / "shallow", old)
     (old / peft.TENSORS).unlink()
@@ -752,7 +749,11 @@ def _all() -> list[Reader]:
             "prompt",
             _write_prompts,
             _read_prompt,
-            {store.INFO: _JSON, peft.CONFIG: _JSON, peft.TENSORS: _SAFE},
+            {
+                prompt_folders.INFO: _JSON,
+                peft.CONFIG: _JSON,
+                peft.TENSORS: _SAFE,
+            },
             guarded=True,
         ),
         Reader(

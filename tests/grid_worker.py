@@ -109,8 +109,8 @@ class Worker:
 def main() -> None:
     """Forks a process for every line of standard input."""
     # What takes long to import, and starts no thread yet.
-    from panda_jax import checkpoints, cluster, distributed  # noqa: F401
     from panda_jax.experiments.grid.runner import run_grid
+    from panda_jax.parallel import cluster, distributed
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no dead behind
     print("ready", flush=True)

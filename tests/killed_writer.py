@@ -5,7 +5,7 @@ import pathlib
 import signal
 from typing import Any
 
-from panda_jax import files, ownership
+from panda_jax.io import files, ownership
 
 
 def write(what: str, out: str, at: int, *, swaps: bool) -> None:

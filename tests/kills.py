@@ -137,7 +137,7 @@ class Command:
 def serve() -> None:
     """Forks a process for every line of standard input."""
     # What takes long to import, and starts no thread yet.
-    from panda_jax import checkpoints, exchange, training  # noqa: F401
+    from panda_jax.api import training  # noqa: F401
     from panda_jax.experiments.grid import runner  # noqa: F401
     from panda_jax.experiments.report import report  # noqa: F401
 
@@ -206,7 +206,7 @@ class Case:
 
 def left(out: pathlib.Path) -> dict[str, Any]:
     """What a command left, without what no two runs share."""
-    from panda_jax.writers import read_metrics
+    from panda_jax.io.writers import read_metrics
 
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
@@ -234,8 +234,8 @@ def left(out: pathlib.Path) -> dict[str, Any]:
 
 def check_run(out: pathlib.Path) -> None:
     """A run's folder is readable, and all in it is of one run."""
-    from panda_jax.backbone import load_backbone
-    from panda_jax.store import load_prompt
+    from panda_jax.store.backbones import load_backbone
+    from panda_jax.store.prompt_folders import load_prompt
 
     for mark in [*out.rglob("run.json"), *out.rglob("result.json")]:
         if any(part.startswith(".") for part in mark.relative_to(out).parts):
@@ -257,7 +257,7 @@ def check_run(out: pathlib.Path) -> None:
             loaded = load_backbone(str(model)).fingerprint
             assert loaded == stored.info.fingerprint, "two of different times"
     for listing in out.rglob(".panda_jax.json"):
-        from panda_jax.ownership import Listing
+        from panda_jax.io.ownership import Listing
 
         assert Listing.read(listing.parent) is not None, listing
 
@@ -291,7 +291,7 @@ def check_files_of(
 
 def prepare(root: pathlib.Path) -> None:
     """What the commands read."""
-    from panda_jax.backbone import load_backbone
+    from panda_jax.store.backbones import load_backbone
 
     tiny = load_backbone("random:bert-tiny")
     made_up_bank.write(root / "bank", tiny)

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 from panda_jax.tasks import specs
 
-from panda_jax import store
-from panda_jax.backbone import Backbone
 from panda_jax.prompts import Prompt
+from panda_jax.store import prompt_folders
+from panda_jax.store.backbones import Backbone
 
 TASKS = ("toy_review", "toy_sentiment")
 
@@ -28,7 +28,7 @@ def write(folder: pathlib.Path, backbone: Backbone) -> pathlib.Path:
                 "bias": np.zeros(len(names), np.float32),
             },
         )
-        info = store.PromptInfo(
+        info = prompt_folders.PromptInfo(
             task=task,
             backbone=backbone.id,
             fingerprint=backbone.fingerprint,
@@ -38,5 +38,5 @@ def write(folder: pathlib.Path, backbone: Backbone) -> pathlib.Path:
             scores={"accuracy": 0.5},
             labels=list(names),
         )
-        store.save_prompt(folder / task, prompt, info)
+        prompt_folders.save_prompt(folder / task, prompt, info)
     return folder

@@ -12,12 +12,13 @@ import pytest
 import sentencepiece
 from stepping import train_step
 
-from panda_jax import data, steps
-from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.data import loading
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.interop import hf
 from panda_jax.models import T5Config, t5
 from panda_jax.prompts import Prompt
-from panda_jax.text_tokenizer import TextTokenizer
+from panda_jax.step import steps
+from panda_jax.store.backbones import Backbone, load_backbone
 
 CONFIG = T5Config(
     vocab_size=192,
@@ -39,7 +40,7 @@ def vocabulary(folder: pathlib.Path) -> TextTokenizer:
     plain = TextTokenizer.of_bytes()
     texts = []
     for task in TASKS:
-        rows = data.load_text_examples(
+        rows = loading.load_text_examples(
             task, "train", tokenizer=plain, input_length=400, limit=512
         )
         texts += [plain.decode(x) for x in (*rows.inputs, *rows.targets)]
@@ -77,7 +78,7 @@ def shared(factory: pytest.TempPathFactory) -> Backbone:
 def write(folder: pathlib.Path) -> Backbone:
     """A Hugging Face folder of the T5, model-tuned on `toy_sentiment`."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = data.load_text_examples(
+    rows = loading.load_text_examples(
         "toy_sentiment",
         "train",
         tokenizer=vocabulary(folder),

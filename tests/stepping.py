@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from panda_jax import steps
 from panda_jax.prompts import Prompt, fresh_head
+from panda_jax.step import steps
 
 train_step = jax.jit(
     steps.update, static_argnames=("spec",), donate_argnames=("state",)

@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from panda_jax.models import t5
-from panda_jax.trees import flatten
+from panda_jax.models.trees import flatten
 
 CONFIG = t5.T5Config(
     vocab_size=50,

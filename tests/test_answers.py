@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from panda_jax.tasks import specs
 
-from panda_jax import answers
+from panda_jax.data import answers
+from panda_jax.data.examples import Examples
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
 
 
 def make(kind, question, references, *, labels=None, T=6, **spans):

@@ -7,9 +7,9 @@ import made_up_data
 import pytest
 from panda_jax.tasks import specs
 
-from panda_jax import catalogue
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data import catalogue
+from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.builtin()
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tasks.md"

@@ -10,8 +10,9 @@ import warnings
 
 import pytest
 
-from panda_jax import UserError, claims
-from panda_jax.claims import Claims, parse_shard
+from panda_jax import UserError
+from panda_jax.io import claims
+from panda_jax.io.claims import Claims, parse_shard
 
 
 def said(folder, name="fleet"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from panda_jax import Scores, UserError, combine, experiments
+from panda_jax import Scores, UserError, experiments
+from panda_jax.transfer import combine
 
 NAN = math.nan
 PUBLISHED = pathlib.Path(experiments.__file__).parent / "published"

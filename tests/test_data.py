@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panda_jax.tasks import offline, specs
 
-from panda_jax import data, token_cache
+from panda_jax.data import loading, token_cache
+from panda_jax.data.examples import Examples
+from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
-from panda_jax.examples import Examples
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.builtin()
 
@@ -34,7 +34,7 @@ def made_up(tmp_path, cache) -> pathlib.Path:
 
 
 def _load(task="toy_review", split="validation", **kwargs):
-    return data.load_examples(task, split, tokenizer=TOKENIZER, **kwargs)
+    return loading.load_examples(task, split, tokenizer=TOKENIZER, **kwargs)
 
 
 def _no_fill(monkeypatch):
@@ -142,7 +142,9 @@ def test_limits_keep_questions_whole(made_up):
 )
 def test_batches_are_permutations(examples, batch_size, seed, epoch):
     def order(seed, epoch):
-        return data.batch_indices(examples, batch_size, seed=seed, epoch=epoch)
+        return loading.batch_indices(
+            examples, batch_size, seed=seed, epoch=epoch
+        )
 
     batches = order(seed, epoch)
     assert batches.dtype == np.int32
@@ -159,13 +161,13 @@ def test_batches_are_permutations(examples, batch_size, seed, epoch):
 
 def test_seed_and_epoch_change_the_order():
     orders = {
-        data.batch_indices(64, 8, seed=seed, epoch=epoch).tobytes()
+        loading.batch_indices(64, 8, seed=seed, epoch=epoch).tobytes()
         for seed in (0, 1, 2)
         for epoch in (0, 1, 2)
     }
     assert len(orders) == 9
     with pytest.raises(UserError, match="0 examples"):
-        data.batch_indices(0, 8, seed=0, epoch=0)
+        loading.batch_indices(0, 8, seed=0, epoch=0)
 
 
 # --- the token cache ---------------------------------------------------------
@@ -210,7 +212,7 @@ def test_a_changed_vocabulary_is_never_read_stale(made_up, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     two = Tokenizer.from_folder(tmp_path)
     first, second = (
-        data.load_examples("cb", "train", tokenizer=t, data_dir=made_up)
+        loading.load_examples("cb", "train", tokenizer=t, data_dir=made_up)
         for t in (one, two)
     )
     assert first.tokens[0, :3].tolist() == [2, 5, 6]
@@ -305,7 +307,7 @@ def test_a_malformed_row_reaches_the_user_as_it_is(made_up, cache):
 LOAD = """
 import sys, json
 from panda_jax import data
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data.tokenizer import Tokenizer
 loaded = data.load_examples(
     "toy_topic", "train", tokenizer=Tokenizer.builtin(), limit=64
 )
@@ -388,7 +390,7 @@ def test_text_examples_are_cached_by_vocabulary_and_length(
     bytes_ = TextTokenizer.of_bytes()
 
     def load(**kwargs):
-        return data.load_text_examples(
+        return loading.load_text_examples(
             "cb", "train", tokenizer=bytes_, data_dir=made_up, **kwargs
         )
 

@@ -19,13 +19,17 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, files, ownership, pictures, predictions, store
+from panda_jax import cli
 from panda_jax.cli import entry
 from panda_jax.errors import StorageError
 from panda_jax.interop import hf, npy, tensors
+from panda_jax.io import files, ownership
 from panda_jax.prompts import Prompt
-from panda_jax.scores import Scores
-from panda_jax.vector_cache import VectorCache
+from panda_jax.store import prompt_folders
+from panda_jax.training import predictions
+from panda_jax.transfer import pictures
+from panda_jax.transfer.scores import Scores
+from panda_jax.transfer.vector_cache import VectorCache
 
 # Spaces, quotes, other scripts, and what Matplotlib, gin and shells read more
 # into than is there.
@@ -65,8 +69,8 @@ def room(size: int):
 
 def _prompt(folder: pathlib.Path, tiny, value: float) -> None:
     prompt = Prompt(np.full((500, 16), value, np.float32), {})
-    info = store.PromptInfo("cb", "b", "f" * 16, "shallow", "prompt")
-    store.save_prompt(folder / "prompt", prompt, info)
+    info = prompt_folders.PromptInfo("cb", "b", "f" * 16, "shallow", "prompt")
+    prompt_folders.save_prompt(folder / "prompt", prompt, info)
 
 
 def _model(folder: pathlib.Path, tiny, value: float) -> None:
@@ -338,7 +342,7 @@ def test_every_verb_in_odd_places_leaves_what_it_reads_alone(
         assert cli.main(argv) == 0, argv
     assert f"run folder: {run}" in capsys.readouterr().out
     assert state(made, own) == before
-    assert store.load_prompt(out / "q").info.task == "toy_review"
+    assert prompt_folders.load_prompt(out / "q").info.task == "toy_review"
     assert json.loads((run / "result.json").read_text())["source"]
     assert (out / "scores" / "heatmap_panda.png").is_file()
     # The same again, of a folder whose names are formulas to Matplotlib.

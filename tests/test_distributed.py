@@ -11,9 +11,10 @@ import types
 
 import pytest
 
-from panda_jax import cli, cluster, distributed, fields
+from panda_jax import cli, fields
 from panda_jax.cli import arguments, doctor
 from panda_jax.errors import UserError
+from panda_jax.parallel import cluster, distributed
 
 # The verb `train` replaced by a loop of collectives, in the real program.
 WORKER = """
@@ -321,7 +322,7 @@ def test_others_make_no_other_run(alone, capsys):
         return types.SimpleNamespace(result=result, best=0.5)
 
     module = types.SimpleNamespace(train=train)
-    alone.setitem(sys.modules, "panda_jax.training", module)
+    alone.setitem(sys.modules, "panda_jax.api.training", module)
     flags = ["--process_count=1", "--initialization_timeout=9"]
     assert cli.main(["train", "--task=cb"]) == 0
     assert cli.main(["train", "--task=cb", *flags]) == 0

@@ -23,11 +23,13 @@ import pytest
 import yaml
 from panda_jax.tasks import specs
 
-from panda_jax import cli, measures, metrics, models
+from panda_jax import cli, models
 from panda_jax.cli import arguments, flags
+from panda_jax.data import task_metrics
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.interop import hf, tables
 from panda_jax.models import BertConfig, T5Config
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.transfer import transfer_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if not (ROOT / "README.md").is_file():
@@ -378,7 +380,12 @@ def data(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Adds the quick backbone, and leaves the tables as they were."""
-    known = (specs._SPECS, measures.METRICS, metrics.METRICS, models.CONFIGS)
+    known = (
+        specs._SPECS,
+        transfer_metrics.METRICS,
+        task_metrics.METRICS,
+        models.CONFIGS,
+    )
     before = [dict(table) for table in known]
     models.CONFIGS[BACKBONE.removeprefix("random:")] = QUICK
     yield

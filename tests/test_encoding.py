@@ -7,7 +7,7 @@ import pytest
 import transformers
 from panda_jax.tasks import encoding, specs
 
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data.tokenizer import Tokenizer
 
 WORDS = ["Mrs.", "Unpronounceable-Name", "flew", "to", "Zürich", "in", "1994"]
 

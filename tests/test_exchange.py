@@ -21,25 +21,19 @@ from markdown_it import MarkdownIt
 from peft import PeftModel
 from torch_bert import HEADS, LAYERS, WIDTH
 
-from panda_jax import (
-    cards,
-    cli,
-    errors,
-    evaluation,
-    exchange,
-    prompts,
-    scoring,
-    similarity,
-    store,
-)
-from panda_jax.backbone import Backbone
+from panda_jax import cli, errors, prompts
+from panda_jax.api import scoring
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.interop import hf, npy, peft_pairs
+from panda_jax.io.ownership import LISTING
 from panda_jax.models import bert
 from panda_jax.models.t5 import T5Config
-from panda_jax.ownership import LISTING
+from panda_jax.models.trees import content_hash
 from panda_jax.prompts import Prompt
-from panda_jax.tokenizer import Tokenizer
-from panda_jax.trees import content_hash
+from panda_jax.store import cards, exchange, prompt_folders
+from panda_jax.store.backbones import Backbone
+from panda_jax.training import evaluation
+from panda_jax.transfer import similarity
 
 RELEASED = pathlib.Path(__file__).parents[2] / "shared/data/prompts"
 RELEASED_TASKS = ("mrpc", "rte", "sst2")
@@ -82,7 +76,7 @@ def test_npy_both_ways(tmp_path, small_t5, fortran):
     stored = exchange.import_prompt("npy", path, backbone=small_t5)
     assert stored.prompt.vectors.tobytes() == vectors.tobytes()
     assert stored.prompt.head == {}
-    assert stored.info == store.PromptInfo(
+    assert stored.info == prompt_folders.PromptInfo(
         task="mrpc",
         backbone="random:some-t5",
         fingerprint="f" * 16,
@@ -90,8 +84,8 @@ def test_npy_both_ways(tmp_path, small_t5, fortran):
         method="import-npy",
         tokenizer_fingerprint=small_t5.tokenizer.identity,
     )
-    store.save_prompt(tmp_path / "p", stored.prompt, stored.info)
-    loaded = store.load_prompt(tmp_path / "p")
+    prompt_folders.save_prompt(tmp_path / "p", stored.prompt, stored.info)
+    loaded = prompt_folders.load_prompt(tmp_path / "p")
     written = exchange.export_prompt("npy", loaded, tmp_path / "out")
     assert written == tmp_path / "out" / "mrpc.npy"
     assert np.load(written).tobytes() == vectors.tobytes()
@@ -123,8 +117,10 @@ def test_the_three_released_prompts(tmp_path, t5_base, prompt_files, bound):
         path = prompt_files / f"{task}.npy"
         stored = exchange.import_prompt("npy", path, backbone=backbone)
         assert stored.info.task == task
-        store.save_prompt(tmp_path / "bank" / task, stored.prompt, stored.info)
-    bank = store.PromptBank(tmp_path / "bank")
+        prompt_folders.save_prompt(
+            tmp_path / "bank" / task, stored.prompt, stored.info
+        )
+    bank = prompt_folders.PromptBank(tmp_path / "bank")
     for task in RELEASED_TASKS:
         vectors = bank[task].prompt.vectors
         path = prompt_files / f"{task}.npy"
@@ -152,10 +148,12 @@ def test_another_t5_than_the_prompts(tmp_path, t5_base, prompt_files):
         with pytest.raises(errors.UserError, match=message):
             exchange.import_prompt("npy", path, backbone=other)
     stored = exchange.import_prompt("npy", path, backbone=t5_base)
-    store.save_prompt(tmp_path / "p", stored.prompt, stored.info)
+    prompt_folders.save_prompt(tmp_path / "p", stored.prompt, stored.info)
     other = dataclasses.replace(t5_base, fingerprint="e" * 16)
     with pytest.raises(errors.UserError, match=r"weights f{16}\), got .*eee"):
-        store.load_prompt(tmp_path / "p", fingerprint=other.fingerprint)
+        prompt_folders.load_prompt(
+            tmp_path / "p", fingerprint=other.fingerprint
+        )
     with pytest.raises(errors.UserError, match=r"weights f{16}\), got .*eee"):
         exchange.import_prompt("peft", tmp_path / "p", backbone=other)
     with pytest.raises(errors.UserError, match=r"weights f{16}\), got .*eee"):
@@ -168,7 +166,7 @@ def test_another_t5_than_the_prompts(tmp_path, t5_base, prompt_files):
 UNBOUND = "'mrpc' is not bound to a backbone.*again with --backbone=DIR"
 
 
-def _unbound(folder: pathlib.Path, format: str) -> store.StoredPrompt:
+def _unbound(folder: pathlib.Path, format: str) -> prompt_folders.StoredPrompt:
     """A prompt [5, 16] for `mrpc`, imported without a backbone and stored."""
     folder.mkdir()
     path = folder / "mrpc"
@@ -177,14 +175,14 @@ def _unbound(folder: pathlib.Path, format: str) -> store.StoredPrompt:
     else:
         torch.save(torch.tensor(_vectors(5, 16)), path)
     stored = exchange.import_prompt(format, path)
-    store.save_prompt(folder / "stored", stored.prompt, stored.info)
-    return store.load_prompt(folder / "stored")
+    prompt_folders.save_prompt(folder / "stored", stored.prompt, stored.info)
+    return prompt_folders.load_prompt(folder / "stored")
 
 
 @pytest.mark.parametrize("format", ["npy", "prompthub"])
 def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, small_t5, format):
     stored = _unbound(tmp_path / "p", format)
-    assert stored.info == store.PromptInfo(
+    assert stored.info == prompt_folders.PromptInfo(
         task="mrpc",
         backbone=None,
         fingerprint=None,
@@ -197,7 +195,7 @@ def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, small_t5, format):
     assert np.load(written).tobytes() == _vectors(5, 16).tobytes()
     written = exchange.export_prompt("peft", stored, tmp_path / "peft")
     assert exchange.import_prompt("peft", written).info == stored.info
-    (written / store.INFO).unlink()  # as others write it
+    (written / prompt_folders.INFO).unlink()  # as others write it
     again = exchange.import_prompt("peft", written, task="mrpc")
     assert again.info.fingerprint is None
     assert again.info.task_type == "SEQ_2_SEQ_LM"
@@ -205,10 +203,12 @@ def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, small_t5, format):
     assert exchange.import_prompt("peft", stored.path or "").info == stored.info
     # and not used.
     for use in (
-        lambda: store.check_backbone(stored.info, "e" * 16, "b"),
-        lambda: store.load_prompt(stored.path or "", fingerprint="e" * 16),
+        lambda: prompt_folders.check_backbone(stored.info, "e" * 16, "b"),
+        lambda: prompt_folders.load_prompt(
+            stored.path or "", fingerprint="e" * 16
+        ),
         lambda: scoring.check_prompt(small_t5, "source", stored),
-        lambda: store.bound_backbone(stored.info),
+        lambda: prompt_folders.bound_backbone(stored.info),
         lambda: evaluation.evaluate(stored, backbone=small_t5, task="rte"),
     ):
         with pytest.raises(errors.UserError, match=UNBOUND):
@@ -583,10 +583,10 @@ def test_panda_is_no_t5(tmp_path, released, small_t5):
 # --- The front ---
 
 
-def _prompt(kind: str, *, head: bool = True) -> store.StoredPrompt:
+def _prompt(kind: str, *, head: bool = True) -> prompt_folders.StoredPrompt:
     shape = prompts.prompt_shape(kind, P, layers=2, width=128, heads=2)
     weights = {"kernel": _vectors(128, 3), "bias": _vectors(3)}
-    info = store.PromptInfo(
+    info = prompt_folders.PromptInfo(
         task="cb",
         backbone="b",
         fingerprint="f",
@@ -594,7 +594,7 @@ def _prompt(kind: str, *, head: bool = True) -> store.StoredPrompt:
         method="prompt",
         labels=["a", "b", "c"] if head else [],
     )
-    return store.StoredPrompt(
+    return prompt_folders.StoredPrompt(
         Prompt(_vectors(*shape), weights if head else {}), info
     )
 
@@ -617,7 +617,7 @@ def test_a_folder_of_ours_keeps_its_description(tmp_path, tiny):
     info = dataclasses.replace(
         made.info, fingerprint=tiny.fingerprint, seed=7, scores={"a": 0.5}
     )
-    store.save_prompt(tmp_path / "p", made.prompt, info)
+    prompt_folders.save_prompt(tmp_path / "p", made.prompt, info)
     stored = exchange.import_prompt("peft", tmp_path / "p", backbone=tiny)
     assert stored.info == info
     assert exchange.import_prompt("peft", tmp_path / "p").info == info
@@ -627,7 +627,7 @@ def test_a_folder_of_ours_keeps_its_description(tmp_path, tiny):
     assert renamed.info == dataclasses.replace(info, task="mnli")
     with pytest.raises(errors.UserError, match="has 3 outputs, task 'rte' ne"):
         exchange.import_prompt("peft", tmp_path / "p", task="rte")
-    store.save_prompt(tmp_path / "q", made.prompt, made.info)
+    prompt_folders.save_prompt(tmp_path / "q", made.prompt, made.info)
     with pytest.raises(errors.UserError, match=r"'b' \(weights f\), got"):
         exchange.import_prompt("peft", tmp_path / "q", backbone=tiny)
 
@@ -647,7 +647,7 @@ def test_other_sizes(tmp_path, tiny, kind, sizes, match):
     info = dataclasses.replace(stored.info, task_type="FEATURE_EXTRACTION")
     stored = dataclasses.replace(stored, info=info)
     exchange.export_prompt("peft", stored, tmp_path / "p")
-    (tmp_path / "p" / store.INFO).unlink()
+    (tmp_path / "p" / prompt_folders.INFO).unlink()
     other = dataclasses.replace(
         tiny, config=dataclasses.replace(tiny.config, **sizes)
     )
@@ -658,7 +658,7 @@ def test_other_sizes(tmp_path, tiny, kind, sizes, match):
 
 def test_the_task_must_have_as_many_outputs(tmp_path, tiny):
     exchange.export_prompt("peft", _prompt("deep"), tmp_path / "cb")
-    (tmp_path / "cb" / store.INFO).unlink()
+    (tmp_path / "cb" / prompt_folders.INFO).unlink()
     stored = exchange.import_prompt("peft", tmp_path / "cb", backbone=tiny)
     assert stored.info.task == "cb"
     for task in ("mnli", "unheard-of"):
@@ -722,7 +722,9 @@ def weights(tiny, tmp_path_factory) -> str:
     return str(folder)
 
 
-def _trained(kind: str, tiny: Backbone, weights: str) -> store.StoredPrompt:
+def _trained(
+    kind: str, tiny: Backbone, weights: str
+) -> prompt_folders.StoredPrompt:
     stored = _prompt(kind)
     info = dataclasses.replace(
         stored.info,
@@ -766,14 +768,14 @@ def test_a_bank_is_exported_to_share(
     }
     for name, stored in made.items():
         folder = tmp_path / "bank" / name / "prompt"  # a run's folder
-        store.save_prompt(folder, stored.prompt, stored.info)
+        prompt_folders.save_prompt(folder, stored.prompt, stored.info)
     out = tmp_path / "out"
     argv = ["export", "peft", str(tmp_path / "bank"), f"--out_dir={out}"]
     assert cli.main([*argv, "--base_model=some/bert"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     names = {path.name for path in out.iterdir()}
     assert names == {*made, cards.FILE, LISTING}
-    assert store.PromptBank(out).names == sorted(made)
+    assert prompt_folders.PromptBank(out).names == sorted(made)
     index = (out / cards.FILE).read_text()
     front, page = index.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(front) == {
@@ -791,11 +793,13 @@ def test_a_bank_is_exported_to_share(
     for name, stored in made.items():
         monkeypatch.chdir(out / name)
         assert {path.name for path in (out / name).iterdir()} == {
-            *store.FILES,
+            *prompt_folders.FILES,
             cards.FILE,
         }
         card = (out / name / cards.FILE).read_text()
-        _assert_told(card, json.loads((out / name / store.INFO).read_text()))
+        _assert_told(
+            card, json.loads((out / name / prompt_folders.INFO).read_text())
+        )
         ours, theirs, *without_peft = _blocks(card)
         assert len(without_peft) == (stored.info.kind == "deep")
         found: dict = {}
@@ -961,8 +965,8 @@ def test_an_export_replaces_its_like_and_nothing_else(tmp_path):
     second = dataclasses.replace(second, info=info)
     out = tmp_path / "out"
     banks = [
-        store.PromptBank.of({"a": first, "b": first}),
-        store.PromptBank.of({"a": first, "b": second}),
+        prompt_folders.PromptBank.of({"a": first, "b": first}),
+        prompt_folders.PromptBank.of({"a": first, "b": second}),
     ]
     exchange.export_bank(banks[0], out)
     before = _files(tmp_path)
@@ -973,17 +977,17 @@ def test_an_export_replaces_its_like_and_nothing_else(tmp_path):
         exchange.export_prompt("peft", first, out)
     with pytest.raises(errors.UserError, match=r"holds README.md, which"):
         exchange.export_bank(banks[0], out / "a")
-    gone = store.PromptBank.of({"a": first})
+    gone = prompt_folders.PromptBank.of({"a": first})
     with pytest.raises(errors.UserError, match="holds b/README.md, b/adapter"):
         exchange.export_bank(gone, out)
     headless = Prompt(np.zeros((2, 2, 0, 2, 64), np.float32), {})
     tuned = dataclasses.replace(first, prompt=headless)
-    broken = store.PromptBank.of({"a": first, "b": second, "c": tuned})
+    broken = prompt_folders.PromptBank.of({"a": first, "b": second, "c": tuned})
     with pytest.raises(errors.UserError, match="'c': .*no prompt to export"):
         exchange.export_bank(broken, out, overwrite=True)
     assert _files(tmp_path) == before
     exchange.export_bank(banks[1], out)
-    assert store.load_prompt(out / "b").info == info
+    assert prompt_folders.load_prompt(out / "b").info == info
     (out / "b" / "notes.txt").write_text("mine")
     (out / "b" / cards.FILE).write_text("edited")
     before = _files(tmp_path)
@@ -1018,7 +1022,7 @@ def test_an_npy_file_is_replaced_while_it_is_ours(tmp_path):
 def test_one_base_model_is_of_one_backbone(tmp_path):
     one = _prompt("deep")
     info = dataclasses.replace(one.info, fingerprint="g", backbone="c")
-    bank = store.PromptBank.of(
+    bank = prompt_folders.PromptBank.of(
         {"a": one, "b": dataclasses.replace(one, info=info)}
     )
     with pytest.raises(errors.UserError, match="are of 2 backbones"):
@@ -1029,7 +1033,7 @@ def test_one_base_model_is_of_one_backbone(tmp_path):
 def test_a_bank_is_not_exported_as_npy(tmp_path, capsys):
     stored = _prompt("shallow", head=False)
     folder = tmp_path / "bank"
-    store.save_prompt(folder / "a", stored.prompt, stored.info)
+    prompt_folders.save_prompt(folder / "a", stored.prompt, stored.info)
     argv = ["export", "npy", str(folder), f"--out_dir={tmp_path / 'out'}"]
     assert cli.main(argv) == 2
     assert "is a bank, which is exported as peft" in capsys.readouterr().err

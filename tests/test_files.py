@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 
-from panda_jax import files, ownership
+from panda_jax.io import files, ownership
 
 
 def test_threads_that_write_leave_the_umask_as_it_was(tmp_path):

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import chunks, evaluation, fleet, loop, models, registry, runs
-from panda_jax.assembly import Assembly, bucket, step_spec
-from panda_jax.checkpoints import Checkpoints
+from panda_jax import models
+from panda_jax.config import registry, runs
 from panda_jax.errors import UserError
-from panda_jax.lane import Lane, Needs
-from panda_jax.loop import Fleet
-from panda_jax.sharding import Partitioner
-from panda_jax.writers import read_metrics
+from panda_jax.io.writers import read_metrics
+from panda_jax.parallel.sharding import Partitioner
+from panda_jax.step import fleet
+from panda_jax.training import evaluation, lane_memory, trainer
+from panda_jax.training.checkpoints import Checkpoints
+from panda_jax.training.lane import Lane, Needs
+from panda_jax.training.step_inputs import Assembly, bucket, step_spec
+from panda_jax.training.trainer import Fleet
 
 TASK = "toy_review"
 # Sums in another order: what eight devices may differ by from one. Adam divides
@@ -144,16 +147,16 @@ def test_chunks_change_nothing(tiny, rows, source, solo, chunk):
 
 def test_a_chunk_is_as_many_lanes_as_should_fit():
     large = dataclasses.replace(models.config("bert-large"), dtype="bfloat16")
-    lane_ = chunks.lane_bytes(large, rows=16, positions=148)
+    lane_ = lane_memory.lane_bytes(large, rows=16, positions=148)
     # The TPU compiler's own: (20.64 - 4.13) GiB for five lanes more.
     assert lane_ == pytest.approx((20.64 - 4.13) / 5 * 2**30, rel=0.1)
     again = dataclasses.replace(large, remat=True)
-    assert chunks.lane_bytes(again, rows=16, positions=148) < lane_ / 6
-    one = chunks.lane_bytes(large, rows=8, positions=148)
+    assert lane_memory.lane_bytes(again, rows=16, positions=148) < lane_ / 6
+    one = lane_memory.lane_bytes(large, rows=8, positions=148)
     assert one == pytest.approx(lane_ / 2)
 
     def at_once(memory):
-        return chunks.choose(
+        return lane_memory.choose(
             large,
             rows=16,
             positions=148,
@@ -375,7 +378,7 @@ def test_a_run_compiles_once_and_moves_nothing_to_the_device(
         with jax.transfer_guard_host_to_device("disallow_explicit"):
             return real(*args, **options)
 
-    monkeypatch.setattr(loop.fleet, "run_steps", guarded)
+    monkeypatch.setattr(trainer.fleet, "run_steps", guarded)
     before = real._cache_size()
     # Whatever an earlier test made of JAX's logging.
     dispatch = logging.getLogger("jax._src.dispatch")
@@ -408,7 +411,7 @@ def test_a_dispatch_costs_no_python_that_grows_with_lanes(
             counts[-1].append(sum(calls))
 
     monkeypatch.setattr(Fleet, "_log", counted)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1000)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1000)
     for size in (2, 8):
         lanes = [lane(n, source, batch_size=1, epochs=1) for n in range(size)]
         counts.append([])
@@ -478,7 +481,7 @@ def test_the_first_epoch_s_score_is_that_of_its_end(
     """Though the split is scored before it, too."""
     scores = iter([0.3, 0.9, 0.5, 0.6, 0.9, 0.1])
     monkeypatch.setattr(
-        loop.evaluation,
+        trainer.evaluation,
         "fleet_scores",
         lambda *args, **options: [{"accuracy": next(scores)}],
     )
@@ -560,7 +563,7 @@ def test_rows_that_do_not_fit_the_device_are_fed_by_dispatch(
 ):
     lanes = [lane(n, source) for n in range(3)]
     wanted = final(Fleet(tiny, lanes, *rows, quiet=True))
-    monkeypatch.setattr("panda_jax.assembly.MOST_RESIDENT", 0)
+    monkeypatch.setattr("panda_jax.training.step_inputs.MOST_RESIDENT", 0)
     lanes = [lane(n, source) for n in range(3)]
     streamed = Fleet(tiny, lanes, *rows, quiet=True)
     close(final(streamed), wanted, rtol=0, atol=0)
@@ -592,14 +595,14 @@ def test_a_fleet_writes_run_folders_and_resumes(
     }
     options = {"quiet": True, "out_dir": tmp_path / "fleet"}
     # Killed, as it were, after the second epoch's checkpoint.
-    real = loop.Fleet._save
+    real = trainer.Fleet._save
 
     def save(self, checkpoints, states):
         real(self, checkpoints, states)
         if len(self.lanes) == 3 and int(states.step[0]) == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Fleet, "_save", save)
+    monkeypatch.setattr(trainer.Fleet, "_save", save)
     with pytest.raises(KeyboardInterrupt):
         pj.train_fleet(tiny, lanes, **options)
     monkeypatch.undo()

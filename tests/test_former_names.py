@@ -9,10 +9,12 @@ from panda_jax.experiments.ledger import Ledger
 from panda_jax.experiments.results import read_results
 
 import panda_jax as pj
-from panda_jax import cli, evaluation, identity, runs, settings
+from panda_jax import cli
 from panda_jax.cli.default_folder import default_folder
+from panda_jax.config import runs, settings
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.grid.grid import expand
+from panda_jax.training import evaluation, identity
 
 SMALL = {
     "steps": 2,

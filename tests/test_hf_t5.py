@@ -26,8 +26,8 @@ from panda_jax import UserError
 from panda_jax.interop import hf
 from panda_jax.interop.t5x import load_t5x
 from panda_jax.models import bert, t5
+from panda_jax.models.trees import flatten
 from panda_jax.prompts import Prompt
-from panda_jax.trees import flatten
 
 RELEASED = (
     pathlib.Path(__file__).parents[2] / "shared/data/t5x_tiny/checkpoint_3"

@@ -19,10 +19,11 @@ import torch
 from t5x_writing import CONFIG
 from transformers import BertConfig, BertModel
 
-from panda_jax import UserError, exchange, store
+from panda_jax import UserError
 from panda_jax.interop import hf
 from panda_jax.interop.t5x import load_t5x
 from panda_jax.prompts import Prompt
+from panda_jax.store import exchange, prompt_folders
 
 # What a refusal may cost; the bombs below ask for far more.
 MOST_BYTES = 200 << 20
@@ -214,9 +215,11 @@ SETTINGS = "adapter_config.json"
 def adapter(tmp_path) -> pathlib.Path:
     """As PEFT writes it; with `panda.json` it would be one of ours."""
     prompt = Prompt(np.ones((5, 16), np.float32), {})
-    info = store.PromptInfo("cb", "b", "f" * 16, "shallow", "prompt")
-    store.save_prompt(tmp_path / "p", prompt, info)
-    (tmp_path / "p" / store.INFO).rename(tmp_path / store.INFO)
+    info = prompt_folders.PromptInfo("cb", "b", "f" * 16, "shallow", "prompt")
+    prompt_folders.save_prompt(tmp_path / "p", prompt, info)
+    (tmp_path / "p" / prompt_folders.INFO).rename(
+        tmp_path / prompt_folders.INFO
+    )
     assert read_adapter(tmp_path / "p").kind == "shallow"
     return tmp_path / "p"
 
@@ -227,8 +230,8 @@ def read_adapter(folder: pathlib.Path) -> Prompt:
 
 def read_ours(folder: pathlib.Path) -> Prompt:
     """The same with its description."""
-    shutil.copy(folder.parent / store.INFO, folder)
-    return store.load_prompt(folder).prompt
+    shutil.copy(folder.parent / prompt_folders.INFO, folder)
+    return prompt_folders.load_prompt(folder).prompt
 
 
 @pytest.fixture(params=[read_adapter, read_ours], ids=["theirs", "ours"])
@@ -280,12 +283,12 @@ def test_a_prompt_file_that_is_a_pickle(tmp_path, format, tiny):
     assert not (tmp_path / "done").exists()
 
 
-@pytest.mark.parametrize("name", [SETTINGS, store.INFO])
+@pytest.mark.parametrize("name", [SETTINGS, prompt_folders.INFO])
 def test_json_bombs_of_a_prompt_folder(adapter, tmp_path, name):
     def load(folder):
         return exchange.import_prompt("peft", folder)
 
-    shutil.copy(tmp_path / store.INFO, adapter)
+    shutil.copy(tmp_path / prompt_folders.INFO, adapter)
     for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 100_000, "[]", ""):
         (adapter / name).write_text(text)
         refused(load, adapter, "is not valid JSON|holds a JSON list")
@@ -296,7 +299,7 @@ def test_json_bombs_of_a_prompt_folder(adapter, tmp_path, name):
     refused(load, adapter, "has 4398046511104 bytes, expected at most")
 
 
-@pytest.mark.parametrize("name", [SETTINGS, ADAPTER, OLD, store.INFO])
+@pytest.mark.parametrize("name", [SETTINGS, ADAPTER, OLD, prompt_folders.INFO])
 def test_a_link_out_of_a_prompt_folder(adapter, tmp_path, name):
     """The file is there, and is the right one."""
     if name == OLD:
@@ -305,7 +308,7 @@ def test_a_link_out_of_a_prompt_folder(adapter, tmp_path, name):
         torch.save(tensors, adapter / OLD)
         (adapter / ADAPTER).unlink()
         read_adapter(adapter)
-    if name != store.INFO:
+    if name != prompt_folders.INFO:
         (adapter / name).rename(tmp_path / "elsewhere")
         (adapter / name).symlink_to(tmp_path / "elsewhere")
     else:

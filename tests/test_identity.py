@@ -13,15 +13,19 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, identity, ownership, runs, settings, store
+from panda_jax import cli
+from panda_jax.config import runs, settings
+from panda_jax.config.runs import Run
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UnusedSetting
 from panda_jax.experiments.grid import runner
 from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ledger
 from panda_jax.experiments.report.results import read_results
 from panda_jax.interop import hf
-from panda_jax.runs import Run
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.io import ownership
+from panda_jax.store import prompt_folders
+from panda_jax.training import identity
 
 SMALL = {
     "steps": 4,
@@ -464,11 +468,11 @@ def test_a_prompt_finds_its_backbone_from_everywhere(
     for path in (elsewhere / "shared").iterdir():
         assert str(folder_backbone).encode() not in path.read_bytes()
     # And where it is gone, the message says where it was looked for.
-    about = store.load_prompt(run)
+    about = prompt_folders.load_prompt(run)
     moved = dataclasses.replace(
         about.info, backbone_folder=str(tmp_path / "gone")
     )
-    store.save_prompt(tmp_path / "moved", about.prompt, moved)
+    prompt_folders.save_prompt(tmp_path / "moved", about.prompt, moved)
     capsys.readouterr()
     said = mistake(capsys, "evaluate", f"--prompt={tmp_path / 'moved'}")
     assert "gone' does not exist" in said
@@ -534,7 +538,7 @@ def test_a_prompt_is_bound_to_its_tokenizer(
     assert "was trained under another tokenizer" in said
     with pytest.raises(pj.UserError, match="tokenizer: '.*' there, '.*' now"):
         pj.train(str(model), model_dir=run, **TASK, **SMALL)
-    bank = {"a": store.load_prompt(run)}
+    bank = {"a": prompt_folders.load_prompt(run)}
     with pytest.raises(pj.UserError, match="under another tokenizer"):
         pj.score(sources=bank, targets=bank, metrics=("panda",))
 

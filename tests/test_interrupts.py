@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import cli, plan
-from panda_jax.claims import LOCK
+from panda_jax import cli
 from panda_jax.cli import doctor
 from panda_jax.errors import UserError
-from panda_jax.ownership import LISTING
+from panda_jax.io.claims import LOCK
+from panda_jax.io.ownership import LISTING
+from panda_jax.planning import plan
 
 SMALL = [
     "--prompt_length=4",

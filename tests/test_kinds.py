@@ -10,9 +10,10 @@ from command_line import mistake
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import assembly, evaluation, store
+from panda_jax.io.writers import read_metrics
 from panda_jax.prompts import Prompt
-from panda_jax.writers import read_metrics
+from panda_jax.store import prompt_folders
+from panda_jax.training import evaluation, step_inputs
 
 COMMON = {
     "max_length": 40,
@@ -94,7 +95,7 @@ def test_a_teacher_too_large_to_cache_says_the_same_online(
         return [line["kd_loss"] for line in kd_metrics(tmp_path / name)]
 
     cached = kd_losses("cached")
-    monkeypatch.setattr(assembly, "MOST_CACHED", 0)
+    monkeypatch.setattr(step_inputs, "MOST_CACHED", 0)
     online = kd_losses("online")
     np.testing.assert_allclose(online, cached, rtol=1e-4)
 
@@ -123,9 +124,11 @@ def test_a_head_s_outputs_go_where_their_names_are(rng, order):
     wanted = {"kernel": rng.normal(size=(8, 3)), "bias": rng.normal(size=3)}
     said = [cb.output_names[i] for i in order]
     head = {name: part[..., list(order)] for name, part in wanted.items()}
-    stored = store.StoredPrompt(
+    stored = prompt_folders.StoredPrompt(
         Prompt(np.zeros((2, 8)), head),
-        store.PromptInfo("cb", "b", "f", "shallow", "prompt", labels=said),
+        prompt_folders.PromptInfo(
+            "cb", "b", "f", "shallow", "prompt", labels=said
+        ),
     )
     found = evaluation._prompt_for(stored, cb).head
     for name, part in wanted.items():

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from fuzzing_readers import READERS
 
-from panda_jax import files, identity, runs
+from panda_jax.config import runs
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 from panda_jax.experiments.report.results import read_results
 from panda_jax.interop import peft, t5x_files
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.io import files
+from panda_jax.training import identity
 
 HUGE = 10**400
 MOST = 70 << 20

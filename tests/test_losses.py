@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from panda_jax import losses, runs
+from panda_jax.config import runs
+from panda_jax.step import losses
 
 KINDS = ["classification", "regression", "choice", "tags", "span"]
 B, K, T, C = 4, 3, 6, 5

@@ -15,20 +15,16 @@ import safetensors.numpy
 import torch
 from safetensors.torch import load_file as torch_load
 
-from panda_jax import (
-    arrays,
-    examples,
-    labelled,
-    probing,
-    prompts,
-    steps,
-    store,
-    token_cache,
-    trees,
-)
-from panda_jax.checkpoints import Checkpoints
+from panda_jax import prompts
+from panda_jax.data import examples, token_cache
 from panda_jax.interop import hf, npy, tensors
-from panda_jax.vector_cache import VectorCache
+from panda_jax.io import arrays
+from panda_jax.models import trees
+from panda_jax.step import steps
+from panda_jax.store import prompt_folders
+from panda_jax.training.checkpoints import Checkpoints
+from panda_jax.transfer import probing, target_features
+from panda_jax.transfer.vector_cache import VectorCache
 
 PLAIN = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -127,11 +123,13 @@ def test_prompt_folders(tmp_path, rng, layout, kind):
     given = prompts.Prompt(
         layout(vectors), {k: layout(x) for k, x in head.items()}
     )
-    info = store.PromptInfo("cb", "b", "abc", kind, "prompt")
-    store.save_prompt(tmp_path / "p", given, info)
-    found = store.load_prompt(tmp_path / "p").prompt
+    info = prompt_folders.PromptInfo("cb", "b", "abc", kind, "prompt")
+    prompt_folders.save_prompt(tmp_path / "p", given, info)
+    found = prompt_folders.load_prompt(tmp_path / "p").prompt
     jax.tree.map(np.testing.assert_array_equal, found, plain)
-    assert store.content_hash(given) == store.content_hash(plain)
+    assert prompt_folders.content_hash(given) == prompt_folders.content_hash(
+        plain
+    )
 
 
 def test_npy_files(tmp_path, layout):
@@ -188,7 +186,7 @@ def test_rows_are_named_by_what_they_say(lay):
         yield text.fingerprint
         probed = probing.rows_of(tokens, 0 * tokens)
         yield probed.name
-        yield labelled.Labelled(probed, tags, 5, words=tokens).name
+        yield target_features.Labelled(probed, tags, 5, words=tokens).name
 
     here, there = list(names(lay)), list(names(lambda x: np.array(lay(x))))
     assert here == there

@@ -10,9 +10,9 @@ from panda_jax.tasks import specs
 from scipy import stats
 from sklearn import metrics as sk
 
-from panda_jax import metrics
+from panda_jax.data import task_metrics
+from panda_jax.data.task_metrics import Grouped, compute, tag_spans
 from panda_jax.errors import UserError
-from panda_jax.metrics import Grouped, compute, tag_spans
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -298,7 +298,7 @@ def test_spans_count_over_all_sentences():
 
 def test_every_task_names_known_metrics():
     used = {name for task in specs.names() for name in specs.get(task).metrics}
-    assert used == set(metrics.METRICS)
+    assert used == set(task_metrics.METRICS)
 
 
 @pytest.mark.parametrize(

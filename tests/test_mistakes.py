@@ -25,29 +25,22 @@ from panda_jax.tasks import specs
 from panda_jax.tasks.spec import TaskSpec
 
 import panda_jax as pj
-from panda_jax import (
-    checkpoints,
-    chips,
-    cluster,
-    distributed,
-    evaluation,
-    exchange,
-    loop,
-    optim,
-    ownership,
-    plan,
-    runs,
-    store,
-    training,
-    transferability,
-)
-from panda_jax.backbone import Backbone
+from panda_jax.api import training
+from panda_jax.config import runs
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.interop import hf, tensors
+from panda_jax.io import ownership
 from panda_jax.models import BertConfig, bert
+from panda_jax.parallel import cluster, distributed
+from panda_jax.planning import chips, plan
 from panda_jax.prompts import Prompt
-from panda_jax.steps import TrainState
-from panda_jax.text_tokenizer import TextTokenizer
+from panda_jax.step import optimizers
+from panda_jax.step.steps import TrainState
+from panda_jax.store import exchange, prompt_folders
+from panda_jax.store.backbones import Backbone
+from panda_jax.training import checkpoints, evaluation, trainer
+from panda_jax.transfer import transferability
 
 SMALL = {
     "task": "toy_review",
@@ -213,7 +206,7 @@ def test_a_data_type_that_there_is_not():
 
 def test_an_optimizer_that_there_is_not():
     with pytest.raises(UserError, match="optimizer 'sgd'.*Known: adafactor, a"):
-        optim.transform("sgd")
+        optimizers.transform("sgd")
 
 
 def test_what_a_score_reads(bank, tiny):
@@ -264,7 +257,7 @@ def test_a_head_is_no_source(bank, tiny, tmp_path):
     vectors = stored.prompt.vectors[:, :, :0]
     prompt = Prompt(vectors, stored.prompt.head)
     info = dataclasses.replace(stored.info, method="finetune")
-    store.save_prompt(tmp_path / "tuned", prompt, info)
+    prompt_folders.save_prompt(tmp_path / "tuned", prompt, info)
     words = "is the head of a model-tuned backbone and has no prompt"
     with pytest.raises(UserError, match=rf"source \(toy_sentiment\) {words}"):
         pj.train(tiny, method="pot", source=tmp_path / "tuned", **SMALL)
@@ -486,7 +479,7 @@ def test_tensors_that_cannot_be_written(tmp_path):
 def test_asked_to_end_without_a_folder(tiny, monkeypatch):
     """By SIGTERM, in the midst of the steps."""
     monkeypatch.setattr(
-        loop, "watch", lambda _: signal.raise_signal(signal.SIGTERM)
+        trainer, "watch", lambda _: signal.raise_signal(signal.SIGTERM)
     )
     with pytest.raises(InterruptedRun, match=r"asked at step \d+; nothing kep"):
         pj.train(tiny, **{**SMALL, "steps": 100})
@@ -599,10 +592,10 @@ def test_an_array_that_orbax_names_twice(tmp_path):
 def test_a_diverged_prompt_of_a_t5(t5):
     """Its vectors are numbers still, and their products are none."""
     vectors = np.full((3, 2, 4, T5.heads, T5.head_dim), 3e38, np.float32)
-    info = store.PromptInfo(
+    info = prompt_folders.PromptInfo(
         "toy_review", t5.id, t5.fingerprint, "deep", "prompt", max_length=16
     )
-    stored = store.StoredPrompt(Prompt(vectors, {}), info)
+    stored = prompt_folders.StoredPrompt(Prompt(vectors, {}), info)
     with pytest.raises(UserError, match="'toy_review': NaN or infinite logits"):
         evaluation.evaluate(stored, backbone=t5, eval_examples=8)
 
@@ -610,8 +603,10 @@ def test_a_diverged_prompt_of_a_t5(t5):
 def test_a_t5_takes_no_head(t5, tmp_path):
     head = {"kernel": np.ones((T5.width, 2)), "bias": np.zeros(2)}
     prompt = Prompt(np.ones((4, T5.width)), head)
-    info = store.PromptInfo("toy_review", None, None, "shallow", "import-peft")
-    store.save_prompt(tmp_path / "p", prompt, info)
+    info = prompt_folders.PromptInfo(
+        "toy_review", None, None, "shallow", "import-peft"
+    )
+    prompt_folders.save_prompt(tmp_path / "p", prompt, info)
     with pytest.raises(UserError, match="has a head, backbone .* takes none"):
         exchange.import_prompt("peft", tmp_path / "p", backbone=t5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from panda_jax.tasks import offline, specs
 
-from panda_jax.tokenizer import Tokenizer
+from panda_jax.data.tokenizer import Tokenizer
 
 NAMES = sorted(offline.GENERATORS)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 import update_rules
 
-from panda_jax import UserError, optim, registry
+from panda_jax import UserError
+from panda_jax.config import registry
+from panda_jax.step import optimizers
 
 # Of several sizes and scales: what holds of one need not hold of all.
 SHAPES = {"vectors": (2, 3, 4), "kernel": (5, 3), "bias": (3,)}
@@ -25,13 +27,13 @@ def leaves(rng, *outer):
 
 def updated(optimizer, start, gradients, *, rates, weight_decay, clip):
     """After each of our updates of the whole tree."""
-    transform = optim.transform(optimizer, clip=clip)
+    transform = optimizers.transform(optimizer, clip=clip)
     ours = jax.tree.map(jnp.asarray, start)
     state = transform.init(ours)
     for step, rate in enumerate(rates):
         gradient = {name: jnp.asarray(g[step]) for name, g in gradients.items()}
         direction, state = transform.update(gradient, state, ours)
-        ours = optim.apply(
+        ours = optimizers.apply(
             ours,
             direction,
             rate=jnp.float32(rate),
@@ -75,7 +77,7 @@ def test_twelve_updates_equal_torch(rng, clip):
         assert np.abs(ours[name] - start[name]).max() > 0.01
 
 
-@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("clip", [1e6, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_both_rules_equal_numpy(rng, optimizer, clip, weight_decay):
@@ -140,10 +142,10 @@ def test_adafactor_is_that_of_optax(rng):
 
 
 def rate_at(step, schedule, *, total=12, epoch_steps=4, peak=0.5):
-    numbers = optim.schedule_numbers(
+    numbers = optimizers.schedule_numbers(
         schedule, total=total, epoch_steps=epoch_steps
     )
-    return optim.learning_rate(
+    return optimizers.learning_rate(
         jnp.float32(peak),
         jnp.int32(step),
         total=jnp.float32(numbers["total_steps"]),
@@ -164,6 +166,6 @@ def test_numbers_choose_the_schedule():
 
 def test_unknown_schedule():
     for schedule in registry.SCHEDULES:
-        optim.schedule_numbers(schedule, total=1, epoch_steps=1)
+        optimizers.schedule_numbers(schedule, total=1, epoch_steps=1)
     with pytest.raises(UserError, match="linear"):
-        optim.schedule_numbers("linaer", total=1, epoch_steps=1)
+        optimizers.schedule_numbers("linaer", total=1, epoch_steps=1)

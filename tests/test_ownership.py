@@ -18,9 +18,11 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import claims, cli, files, lane, loop, ownership, run_folder
+from panda_jax import cli
 from panda_jax.errors import UserError
-from panda_jax.ownership import LISTING, Listing, replacing, writing
+from panda_jax.io import claims, files, ownership
+from panda_jax.io.ownership import LISTING, Listing, replacing, writing
+from panda_jax.training import lane, run_folder, trainer
 
 SMALL = {
     "task": "toy_review",
@@ -714,13 +716,13 @@ def test_two_runs_on_one_folder(tiny, trained, tmp_path):
 
 
 def test_a_run_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
-    real = loop.Fleet._save
+    real = trainer.Fleet._save
 
     def lost(self, *given):
         self.lanes[0].claim.lost = True
         real(self, *given)
 
-    monkeypatch.setattr(loop.Fleet, "_save", lost)
+    monkeypatch.setattr(trainer.Fleet, "_save", lost)
     with pytest.raises(UserError, match="was taken over by another process"):
         pj.train(tiny, model_dir=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run" / "result.json").exists()

@@ -12,8 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 import pytest
 
 import panda_jax as pj
-from panda_jax import cli, identity, runs
+from panda_jax import cli
 from panda_jax.cli import demo
+from panda_jax.config import runs
+from panda_jax.training import identity
 
 ROOT = pathlib.Path(pj.__file__).resolve().parent
 GIN = next(p for p in (ROOT / "gin", ROOT.parent / "gin") if p.is_dir())

@@ -16,13 +16,15 @@ import torch_bert
 import transformers
 from torch_bert import HEADS, LAYERS, WIDTH
 
-from panda_jax import errors, exchange, ownership, prompts, store
-from panda_jax.backbone import Backbone
+from panda_jax import errors, prompts
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.interop import hf, peft_layout, peft_pairs
+from panda_jax.io import ownership
 from panda_jax.models import bert, t5
+from panda_jax.models.trees import content_hash
 from panda_jax.prompts import Prompt
-from panda_jax.tokenizer import Tokenizer
-from panda_jax.trees import content_hash
+from panda_jax.store import exchange, prompt_folders
+from panda_jax.store.backbones import Backbone
 
 P, CLASSES = 5, 3
 D_KV = 6
@@ -218,7 +220,7 @@ def test_a_folder_that_peft_wrote(tmp_path, encoder, backbone, task_type, kind):
         backbone.fingerprint,
     )
     # It is stored as it came, and so PEFT reads it back from our folder.
-    store.save_prompt(tmp_path / "q", stored.prompt, info)
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, info)
     again = peft.PeftModel.from_pretrained(
         _torch_model(task_type, encoder), str(tmp_path / "q")
     )
@@ -237,8 +239,10 @@ def _random_prompt(shape: tuple[int, ...], outputs: int) -> Prompt:
     return Prompt(vectors, head if outputs else {})
 
 
-def _info(prompt: Prompt, backbone: Backbone, task: str) -> store.PromptInfo:
-    return store.PromptInfo(
+def _info(
+    prompt: Prompt, backbone: Backbone, task: str
+) -> prompt_folders.PromptInfo:
+    return prompt_folders.PromptInfo(
         task=task,
         backbone=backbone.id,
         fingerprint=backbone.fingerprint,
@@ -259,16 +263,16 @@ def test_peft_computes_what_we_compute(
     prompt = _random_prompt(shape, _outputs(task_type))
     info = _info(prompt, backbone, TASKS[task_type])
     if how == "stored":
-        store.save_prompt(tmp_path / "p", prompt, info)
+        prompt_folders.save_prompt(tmp_path / "p", prompt, info)
     else:
-        stored = store.StoredPrompt(prompt, info)
+        stored = prompt_folders.StoredPrompt(prompt, info)
         written = exchange.export_prompt("peft", stored, tmp_path / "p")
         assert written == tmp_path / "p"
         names = {path.name for path in written.iterdir()}
         names.remove(ownership.LISTING)
-        assert names == {CONFIG, TENSORS, store.INFO, "README.md"}
+        assert names == {CONFIG, TENSORS, prompt_folders.INFO, "README.md"}
         # What PEFT itself writes: without our own description.
-        (written / store.INFO).unlink()
+        (written / prompt_folders.INFO).unlink()
     config = json.loads((tmp_path / "p" / CONFIG).read_text())
     assert config["task_type"] == task_type
     module = "qa_outputs" if task_type == "QUESTION_ANS" else "classifier"
@@ -293,13 +297,13 @@ def test_a_prompt_without_a_head(tmp_path, encoder, backbone, kind):
     stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     assert stored.prompt.head == {}
     _assert_same_features(backbone, stored.prompt, made)
-    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
-    loaded = store.load_prompt(tmp_path / "q")
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    loaded = prompt_folders.load_prompt(tmp_path / "q")
     np.testing.assert_array_equal(loaded.prompt.vectors, stored.prompt.vectors)
     # What PEFT makes of ours, with other numbers.
     other = Prompt(-stored.prompt.vectors, {})
     exchange.export_prompt(
-        "peft", store.StoredPrompt(other, stored.info), tmp_path / "r"
+        "peft", prompt_folders.StoredPrompt(other, stored.info), tmp_path / "r"
     )
     for folder, prompt in (("q", stored.prompt), ("r", other)):
         model = peft.PeftModel.from_pretrained(
@@ -410,7 +414,7 @@ def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules, gated):
     np.testing.assert_array_equal(stored.prompt.vectors, rows[:P])
     _assert_same_t5(backbone, stored.prompt, made)
     # Stored by us, PEFT reads it again.
-    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
     made = peft.PeftModel.from_pretrained(
         _t5(2, 3, gated=gated), str(tmp_path / "q")
     )
@@ -469,14 +473,14 @@ def test_peft_computes_what_we_compute_with_t5(
     prompt = _random_prompt(shape, 0)
     info = _info(prompt, backbone, "rte")
     if how == "stored":
-        store.save_prompt(tmp_path / "p", prompt, info)
-        loaded = store.load_prompt(tmp_path / "p").prompt
+        prompt_folders.save_prompt(tmp_path / "p", prompt, info)
+        loaded = prompt_folders.load_prompt(tmp_path / "p").prompt
         np.testing.assert_array_equal(loaded.vectors, prompt.vectors)
         # A copy without our own description is a foreign folder.
-        (tmp_path / "p" / store.INFO).unlink()
+        (tmp_path / "p" / prompt_folders.INFO).unlink()
     else:
         exchange.export_prompt(
-            "peft", store.StoredPrompt(prompt, info), tmp_path / "p"
+            "peft", prompt_folders.StoredPrompt(prompt, info), tmp_path / "p"
         )
     made = peft.PeftModel.from_pretrained(model, str(tmp_path / "p")).eval()
     _assert_same_t5(backbone, prompt, made)
@@ -504,7 +508,7 @@ def test_a_bert_folder_without_a_backbone(tmp_path, encoder, backbone, kind):
     _peft_folder(tmp_path / "p", _torch_model("TOKEN_CLS", encoder), config)
     _change(tmp_path / "p", base_model_name_or_path="bert-base-uncased")
     stored = exchange.import_prompt("peft", tmp_path / "p")
-    assert stored.info == store.PromptInfo(
+    assert stored.info == prompt_folders.PromptInfo(
         task="p",
         backbone="bert-base-uncased",
         fingerprint=None,
@@ -517,15 +521,19 @@ def test_a_bert_folder_without_a_backbone(tmp_path, encoder, backbone, kind):
     for name, array in bound.prompt.head.items():
         np.testing.assert_array_equal(stored.prompt.head[name], array)
     # Our own folder, with a backbone later, is what it is with one at once.
-    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
     again = exchange.import_prompt("peft", tmp_path / "q", backbone=backbone)
     assert again.info == bound.info
-    assert store.content_hash(again.prompt) == store.content_hash(bound.prompt)
+    assert prompt_folders.content_hash(
+        again.prompt
+    ) == prompt_folders.content_hash(bound.prompt)
     exchange.export_prompt("peft", stored, tmp_path / "r")
     written = [tmp_path / name / TENSORS for name in "qr"]
     assert len({path.read_bytes() for path in written}) == 1
     with pytest.raises(errors.UserError, match="names 'bert-base-uncased'"):
-        store.load_prompt(tmp_path / "q", fingerprint=backbone.fingerprint)
+        prompt_folders.load_prompt(
+            tmp_path / "q", fingerprint=backbone.fingerprint
+        )
 
 
 @pytest.mark.parametrize("decoder_layers", [2, 3, 4])
@@ -546,18 +554,18 @@ def test_a_deep_t5_folder_without_a_backbone(tmp_path, decoder_layers, how):
     else:
         info = _info(prompt, backbone, "rte")
         exchange.export_prompt(
-            "peft", store.StoredPrompt(prompt, info), tmp_path / "p"
+            "peft", prompt_folders.StoredPrompt(prompt, info), tmp_path / "p"
         )
-        (tmp_path / "p" / store.INFO).unlink()
+        (tmp_path / "p" / prompt_folders.INFO).unlink()
     stored = exchange.import_prompt("peft", tmp_path / "p")
     spare = how == "ours" and decoder_layers % 2 == 0
     layers = decoder_layers + spare
     assert stored.prompt.vectors.shape == (layers, 2, P, HEADS, D_KV)
-    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
-    loaded = store.load_prompt(tmp_path / "q")
-    assert store.content_hash(loaded.prompt) == store.content_hash(
-        stored.prompt
-    )
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    loaded = prompt_folders.load_prompt(tmp_path / "q")
+    assert prompt_folders.content_hash(
+        loaded.prompt
+    ) == prompt_folders.content_hash(stored.prompt)
     bound = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     assert bound.prompt.vectors.shape[0] == decoder_layers
     if how == "ours":
@@ -583,8 +591,8 @@ def test_what_a_folder_says_of_its_backbone(folder, tmp_path, name, expected):
     _change(folder, base_model_name_or_path=name)
     stored = exchange.import_prompt("peft", folder)
     assert stored.info.backbone == expected
-    store.save_prompt(tmp_path / "q", stored.prompt, stored.info)
-    assert store.load_prompt(tmp_path / "q").info.backbone == expected
+    prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
+    assert prompt_folders.load_prompt(tmp_path / "q").info.backbone == expected
 
 
 # --- Folders that do not fit ---
@@ -594,9 +602,9 @@ def test_what_a_folder_says_of_its_backbone(folder, tmp_path, name, expected):
 def folder(tmp_path, backbone) -> pathlib.Path:
     shape = (LAYERS, 2, P, HEADS, WIDTH // HEADS)
     prompt = _random_prompt(shape, CLASSES)
-    stored = store.StoredPrompt(prompt, _info(prompt, backbone, "cb"))
+    stored = prompt_folders.StoredPrompt(prompt, _info(prompt, backbone, "cb"))
     made = exchange.export_prompt("peft", stored, tmp_path / "p")
-    (made / store.INFO).unlink()
+    (made / prompt_folders.INFO).unlink()
     return made
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from panda_jax import errors, pictures
+from panda_jax import errors
+from panda_jax.transfer import pictures
 
 
 def names(letter: str, count: int) -> list[str]:

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from panda_jax import chips, cli, evaluation, hlo, models, plan, runs
-from panda_jax.abstract import Elsewhere, Outline
-from panda_jax.assembly import Assembly
+from panda_jax import cli, models
+from panda_jax.config import runs
 from panda_jax.errors import UserError
-from panda_jax.lane import Lane, Needs
-from panda_jax.sharding import Partitioner
+from panda_jax.parallel.sharding import Partitioner
+from panda_jax.planning import chips, hlo, plan
+from panda_jax.planning.abstract import Elsewhere, Outline
+from panda_jax.training import evaluation
+from panda_jax.training.lane import Lane, Needs
+from panda_jax.training.step_inputs import Assembly
 
 TASK = "toy_review"
 
@@ -48,8 +51,8 @@ def taught_lanes(run, backbone, count):
     lanes = [Lane(run, f"lane {i}", Needs()) for i in range(count)]
     if not (run.method == "panda" and run.needs_source):
         return lanes
-    from panda_jax.starts import initial_prompt
-    from panda_jax.store import StoredPrompt
+    from panda_jax.store.prompt_folders import StoredPrompt
+    from panda_jax.training.prompt_init import initial_prompt
 
     teacher = StoredPrompt(initial_prompt(run, backbone, None), None)
     needs = Needs(None, teacher, 0.5, 0.5)
@@ -149,9 +152,9 @@ def small_t5():
     import flax.linen as nn
     import small_t5 as small
 
-    from panda_jax.backbone import Backbone
+    from panda_jax.data.text_tokenizer import TextTokenizer
     from panda_jax.models import t5
-    from panda_jax.text_tokenizer import TextTokenizer
+    from panda_jax.store.backbones import Backbone
 
     config = dataclasses.replace(small.CONFIG, vocab_size=384)
     params = nn.meta.unbox(t5.init(jax.random.key(0), config))

@@ -9,10 +9,11 @@ import small_t5
 from panda_jax.tasks import sources, specs, views
 
 import panda_jax as pj
-from panda_jax import cli, metrics
+from panda_jax import cli
+from panda_jax.data import task_metrics
 from panda_jax.errors import UserError
 from panda_jax.prompts import Prompt
-from panda_jax.store import PromptInfo, StoredPrompt, save_prompt
+from panda_jax.store.prompt_folders import PromptInfo, StoredPrompt, save_prompt
 
 # One of every kind, with candidates as fields and as a list, questions of
 # several rows, a predicate, and windows.
@@ -71,7 +72,9 @@ def judged(task, rows, found):
     if spec.labels and spec.kind != "tags":
         said = [spec.labels.index(name) for name in said]
     return {
-        name: metrics.compute(name, targets, said, classes=len(spec.labels))
+        name: task_metrics.compute(
+            name, targets, said, classes=len(spec.labels)
+        )
         for name in spec.metrics
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax.writers import read_metrics
+from panda_jax.io.writers import read_metrics
 
 SETTINGS = [
     "--task=toy_review",

@@ -7,9 +7,13 @@ import pytest
 from command_line import mistake
 
 import panda_jax as pj
-from panda_jax import cli, measures, optim, registry, runs, several, starts
+from panda_jax import cli
+from panda_jax.config import registry, runs
 from panda_jax.experiments.grid import Grid
 from panda_jax.experiments.grid.grid import expand
+from panda_jax.step import optimizers
+from panda_jax.training import prompt_init
+from panda_jax.transfer import source_fusion, transfer_metrics
 
 # As docs/extending.md shows it.
 MODULE = """
@@ -41,19 +45,19 @@ SMALL = {
 @pytest.fixture
 def metrics():
     """Leaves the table as it was."""
-    before = dict(measures.METRICS)
-    yield measures.METRICS
-    measures.METRICS.clear()
-    measures.METRICS.update(before)
+    before = dict(transfer_metrics.METRICS)
+    yield transfer_metrics.METRICS
+    transfer_metrics.METRICS.clear()
+    transfer_metrics.METRICS.update(before)
 
 
 def test_every_name_has_a_meaning():
-    assert tuple(several.TRANSFORMS) == registry.TRANSFORMS
-    assert tuple(measures.METRICS) == tuple(registry.METRICS.names)
+    assert tuple(source_fusion.TRANSFORMS) == registry.TRANSFORMS
+    assert tuple(transfer_metrics.METRICS) == tuple(registry.METRICS.names)
     for optimizer in registry.OPTIMIZERS:
-        assert optim.transform(optimizer).init
+        assert optimizers.transform(optimizer).init
     for schedule in registry.SCHEDULES:
-        assert optim.schedule_numbers(schedule, total=2, epoch_steps=1)
+        assert optimizers.schedule_numbers(schedule, total=2, epoch_steps=1)
 
 
 def test_every_initialiser_is_another(tiny):
@@ -66,7 +70,7 @@ def test_every_initialiser_is_another(tiny):
             prompt_init=name,
             init_text="a text" if name == "text" else None,
         )
-        found.append(starts.fresh_vectors(run, tiny, jax.random.key(0)))
+        found.append(prompt_init.fresh_vectors(run, tiny, jax.random.key(0)))
     assert {vectors.shape for vectors in found} == {(4, 128)}
     assert len({float(vectors.sum()) for vectors in found}) == len(found)
 

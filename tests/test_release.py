@@ -259,7 +259,7 @@ def test_the_extra_data_is_imported_where_a_token_cache_is_filled():
     }
     filling = ("registry", "features", "vocabulary", "from_tfds")
     assert users == {
-        "panda_jax/token_cache.py",
+        "panda_jax/data/token_cache.py",
         *(f"tasks/{name}.py" for name in filling),
     }
 

@@ -6,7 +6,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from panda_jax import errors, scores
+from panda_jax import errors
+from panda_jax.transfer import scores
 
 
 def _scores(M: int = 4, N: int = 3) -> scores.Scores:

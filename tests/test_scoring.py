@@ -12,28 +12,26 @@ import pytest
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import (
-    cli,
+from panda_jax import cli
+from panda_jax.api import scoring
+from panda_jax.cli import arguments
+from panda_jax.config import registry, runs
+from panda_jax.errors import UserError
+from panda_jax.parallel.sharding import Partitioner
+from panda_jax.prompts import Prompt
+from panda_jax.step import steps
+from panda_jax.store.prompt_folders import PromptInfo, StoredPrompt, save_prompt
+from panda_jax.training import evaluation, prompt_init
+from panda_jax.transfer import (
     combine,
-    evaluation,
     first_steps,
-    labelled,
-    measures,
     probing,
-    registry,
-    runs,
     scorer,
-    scoring,
     similarity,
-    starts,
-    steps,
+    target_features,
+    transfer_metrics,
     transferability,
 )
-from panda_jax.cli import arguments
-from panda_jax.errors import UserError
-from panda_jax.prompts import Prompt
-from panda_jax.sharding import Partitioner
-from panda_jax.store import PromptInfo, StoredPrompt, save_prompt
 
 TASKS = ("toy_review", "toy_sentiment", "toy_topic")  # as banks sort them
 
@@ -303,15 +301,15 @@ def test_a_source_that_is_the_first_step_is_aligned(tiny, cache):
     run = runs.make_run(
         task="toy_review", backbone=tiny.id, prompt_length=4
     ).for_family(text_to_text=False)
-    start = starts.initial_prompt(run, tiny, None)
+    start = prompt_init.initial_prompt(run, tiny, None)
     examples = train_rows(tiny, "toy_review", 40)
-    data = labelled.labelled("toy_review", examples)
-    gradient = labelled.readout_gradient(
+    data = target_features.labelled("toy_review", examples)
+    gradient = target_features.readout_gradient(
         start.vectors,
         tiny.params,
         examples.tokens,
         examples.segments,
-        labelled.columns_of(data),
+        target_features.columns_of(data),
         None,
         config=tiny.config,
         read="mean",
@@ -341,12 +339,12 @@ def test_a_source_that_is_the_first_step_is_aligned(tiny, cache):
 def test_the_readout_s_gradient_is_that_of_its_loss(tiny):
     """Against differences of the loss with the readout fitted anew."""
     examples = train_rows(tiny, "toy_review", 40)
-    data = labelled.labelled("toy_review", examples)
-    columns = labelled.columns_of(data)
+    data = target_features.labelled("toy_review", examples)
+    columns = target_features.columns_of(data)
     vectors = jnp.asarray(prompt(tiny, "toy_review", 3).prompt.vectors)
     options = {"config": tiny.config, "read": "mean"}
     inputs = (tiny.params, examples.tokens, examples.segments, columns, None)
-    gradient = labelled.readout_gradient(vectors, *inputs, **options)
+    gradient = target_features.readout_gradient(vectors, *inputs, **options)
 
     def loss(v):
         found = steps.probe(*inputs[:3], v, config=tiny.config)["mean"]
@@ -487,7 +485,7 @@ def test_no_metric_reads_the_evaluation_split(tiny, bank, cache, monkeypatch):
     pj.score(
         sources=one,
         targets=one,
-        metrics=tuple(measures.METRICS),
+        metrics=tuple(transfer_metrics.METRICS),
         backbone=tiny,
         examples=16,
         steps=2,
@@ -664,9 +662,9 @@ def test_the_verbs_score_rank_and_judge(tiny, bank, tmp_path, cache, capsys):
 
 
 def test_the_settings_name_every_metric():
-    assert tuple(measures.METRICS) == registry.METRICS.names.own
-    assert arguments.Rank.metric == measures.RANKING
-    assert runs.Run.transfer_metric == measures.DEFAULT
+    assert tuple(transfer_metrics.METRICS) == registry.METRICS.names.own
+    assert arguments.Rank.metric == transfer_metrics.RANKING
+    assert runs.Run.transfer_metric == transfer_metrics.DEFAULT
 
 
 def test_combinations_are_scored_and_rank_without_the_target(tiny, bank, cache):

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import assembly, cli, scorer, scoring, several
-from panda_jax.assembly import Assembly
+from panda_jax import cli
+from panda_jax.api import scoring
+from panda_jax.config.runs import make_run
 from panda_jax.errors import UserError
-from panda_jax.evaluation import load_view
-from panda_jax.lane import Lane, Needs
-from panda_jax.runs import make_run
-from panda_jax.writers import read_metrics
+from panda_jax.io.writers import read_metrics
+from panda_jax.training import step_inputs
+from panda_jax.training.evaluation import load_view
+from panda_jax.training.lane import Lane, Needs
+from panda_jax.training.step_inputs import Assembly
+from panda_jax.transfer import scorer, source_fusion
 
 SMALL = {
     "steps": 6,
@@ -58,15 +61,15 @@ def panda(tiny, bank, own, **changes):
 )
 def test_transforms(transform, values):
     for similarity, expected in values.items():
-        found = several.factor(similarity, transform)
+        found = source_fusion.factor(similarity, transform)
         assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_similarity_that_is_no_number_is_refused():
     with pytest.raises(UserError, match="transfer_metric"):
-        several.factor(float("nan"), "clip")
+        source_fusion.factor(float("nan"), "clip")
     with pytest.raises(UserError, match="clip"):
-        several.factor(0.5, "clipp")
+        source_fusion.factor(0.5, "clipp")
 
 
 def test_the_metric_sets_the_weight_and_is_recorded(tiny, bank, own):
@@ -93,7 +96,7 @@ def test_the_metric_sets_the_weight_and_is_recorded(tiny, bank, own):
         )
         expected = float(scores.values[metric][0, 0])
         assert done["similarity"] == pytest.approx(expected)
-        weight = 2.0 * several.factor(expected, transform)
+        weight = 2.0 * source_fusion.factor(expected, transform)
         assert done["kd_weight"] == pytest.approx(weight)
         assert done["transfer_metric"] == metric
         assert done["kd_transform"] == transform
@@ -120,7 +123,7 @@ def test_early_fusion_starts_from_the_weighted_mean(tiny, bank, own, tmp_path):
     mean = float(shares @ values)
     assert done.result["similarity"] == pytest.approx(mean, rel=1e-5)
     prompts = [pj.load_prompt(bank / name) for name in names]
-    fused = several.fused(prompts, shares.tolist())
+    fused = source_fusion.fused(prompts, shares.tolist())
     expected = sum(
         share * p.prompt.vectors
         for share, p in zip(shares, prompts, strict=True)
@@ -233,7 +236,7 @@ def test_late_fusion_mixes_the_teachers_logits(
     for task in TASKS:
         assert (folder / f"teacher_{task}/result.json").exists()
     # Computed in the step, the mixed teachers say the same.
-    monkeypatch.setattr(assembly, "MOST_CACHED", 0)
+    monkeypatch.setattr(step_inputs, "MOST_CACHED", 0)
     online = panda(tiny, bank, own, fusion="late", model_dir=tmp_path / "on")
     assert online.result["choice"] == result["choice"]
     losses = [
@@ -273,7 +276,7 @@ def test_cached_mixtures_are_weighted_means(tiny, bank, own):
 
 def test_mixtures_of_several_sizes_share_a_fleet(tiny, bank, own, monkeypatch):
     """Online: a lane with fewer teachers has some of weight 0."""
-    monkeypatch.setattr(assembly, "MOST_CACHED", 0)
+    monkeypatch.setattr(step_inputs, "MOST_CACHED", 0)
     a = pj.load_prompt(own)
     b = pj.train(tiny, task="toy_review", seed=1, **SMALL).prompt
     run = make_run(
@@ -323,7 +326,7 @@ def test_sources_of_two_lengths_are_fused_late_or_not(tiny, bank, own):
     ).prompt
     mixed = {"a": pj.load_prompt(bank / "toy_sentiment"), "b": longer}
     with pytest.raises(UserError, match="--fusion=late"):
-        several.fused(list(mixed.values()), [0.5, 0.5])
+        source_fusion.fused(list(mixed.values()), [0.5, 0.5])
     late = {"sources": mixed, "fusion": "late", "prompt_length": 4}
     done = panda(tiny, None, own, **late)
     assert set(done.result["choice"]["shares"]) == {"a", "b"}

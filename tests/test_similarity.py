@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers import BertModel
 
-from panda_jax import UserError, load_backbone, similarity, steps
+from panda_jax import UserError, load_backbone
+from panda_jax.step import steps
+from panda_jax.transfer import similarity
 
 # XLA may take numbers below the smallest normal one for 0.
 FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)

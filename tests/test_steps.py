@@ -9,11 +9,11 @@ import pytest
 import update_rules
 from stepping import train_step
 
-from panda_jax import losses as losses_module
-from panda_jax import steps
-from panda_jax.backbone import Backbone
 from panda_jax.models import bert
 from panda_jax.prompts import Prompt, fresh_head, normal_vectors
+from panda_jax.step import losses as losses_module
+from panda_jax.step import steps
+from panda_jax.store.backbones import Backbone
 from panda_jax.types import Batch
 
 CLASSES = 3

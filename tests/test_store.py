@@ -15,8 +15,10 @@ import torch_bert
 import transformers
 from torch_bert import HEADS, LAYERS, WIDTH
 
-from panda_jax import errors, ownership, prompts, store
+from panda_jax import errors, prompts
 from panda_jax.interop import peft_pairs
+from panda_jax.io import ownership
+from panda_jax.store import prompt_folders
 
 CLASSES = 3
 SHAPES = {
@@ -37,8 +39,8 @@ def _prompt(kind: str, *, head: bool = True) -> prompts.Prompt:
     )
 
 
-def _info(prompt: prompts.Prompt, **changes) -> store.PromptInfo:
-    info = store.PromptInfo(
+def _info(prompt: prompts.Prompt, **changes) -> prompt_folders.PromptInfo:
+    info = prompt_folders.PromptInfo(
         task="cb",
         backbone="random:bert-tiny",
         fingerprint="abc",
@@ -57,7 +59,7 @@ def _info(prompt: prompts.Prompt, **changes) -> store.PromptInfo:
 
 def _save(folder: pathlib.Path, kind: str = "deep", **changes) -> pathlib.Path:
     prompt = _prompt(kind)
-    store.save_prompt(folder, prompt, _info(prompt, **changes))
+    prompt_folders.save_prompt(folder, prompt, _info(prompt, **changes))
     return folder
 
 
@@ -80,14 +82,14 @@ def test_round_trip(tmp_path, kind, head):
         jnp.asarray(prompt.vectors),
         {k: jnp.asarray(v) for k, v in prompt.head.items()},
     )
-    saved = store.save_prompt(tmp_path / "p", device, _info(prompt))
-    loaded = store.load_prompt(tmp_path / "p", fingerprint="abc")
+    saved = prompt_folders.save_prompt(tmp_path / "p", device, _info(prompt))
+    loaded = prompt_folders.load_prompt(tmp_path / "p", fingerprint="abc")
     for stored in (saved, loaded):
         _assert_equal(stored.prompt, prompt)
         assert stored.info == _info(prompt)
         assert stored.path == tmp_path / "p"
     assert (tmp_path / "p/adapter_config.json").exists() == (kind != "empty")
-    hashes = {store.content_hash(p) for p in (device, loaded.prompt)}
+    hashes = {prompt_folders.content_hash(p) for p in (device, loaded.prompt)}
     assert len(hashes) == 1
 
 
@@ -96,8 +98,8 @@ def test_round_trip(tmp_path, kind, head):
 def test_deep_prompts_of_text_to_text_backbones(tmp_path, layers, length):
     vectors = np.random.default_rng(0).normal(size=(layers, 2, length, 4, 6))
     prompt = prompts.Prompt(vectors.astype(np.float32), {})
-    store.save_prompt(tmp_path / "p", prompt, _info(prompt))
-    _assert_equal(store.load_prompt(tmp_path / "p").prompt, prompt)
+    prompt_folders.save_prompt(tmp_path / "p", prompt, _info(prompt))
+    _assert_equal(prompt_folders.load_prompt(tmp_path / "p").prompt, prompt)
 
 
 def test_content_hash_sees_every_part():
@@ -110,7 +112,7 @@ def test_content_hash_sees_every_part():
         dataclasses.replace(prompt, head=head | {"bias": head["bias"] + 1}),
         dataclasses.replace(prompt, head={}),
     ]
-    assert len(set(map(store.content_hash, changed))) == len(changed)
+    assert len(set(map(prompt_folders.content_hash, changed))) == len(changed)
 
 
 # --- PEFT reads what we write ---
@@ -245,7 +247,7 @@ def test_damaged_tensor_files(tmp_path, content):
     folder = _save(tmp_path / "p")
     (folder / TENSORS).write_bytes(content)
     with pytest.raises(errors.UserError, match=str(folder)) as caught:
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
     assert TENSORS in str(caught.value) or "got the tensors []" in str(
         caught.value
     )
@@ -258,7 +260,7 @@ def test_header_length_is_held_against_the_file_size(tmp_path, length):
     with pytest.raises(
         errors.UserError, match=f"16 bytes cannot hold a header of {length}"
     ):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 def test_every_truncation_is_an_error(tmp_path):
@@ -267,7 +269,7 @@ def test_every_truncation_is_an_error(tmp_path):
     for size in range(0, len(whole), 97):
         (folder / TENSORS).write_bytes(whole[:size])
         with pytest.raises(errors.UserError, match="is damaged"):
-            store.load_prompt(folder)
+            prompt_folders.load_prompt(folder)
 
 
 def test_a_flipped_bit_is_an_error(tmp_path):
@@ -276,7 +278,7 @@ def test_a_flipped_bit_is_an_error(tmp_path):
     whole[-1] ^= 1
     (folder / TENSORS).write_bytes(whole)
     with pytest.raises(errors.UserError, match="tensors hash to"):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_wrong_tensors(tmp_path, tensors, message):
     folder = _save(tmp_path / "p")
     _rewrite_tensors(folder / TENSORS, **tensors)
     with pytest.raises(errors.UserError, match=message):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 def test_half_a_head(tmp_path):
@@ -313,7 +315,7 @@ def test_half_a_head(tmp_path):
     del tensors["base_model.classifier.bias"]
     safetensors.numpy.save_file(tensors, folder / TENSORS)
     with pytest.raises(errors.UserError, match="expected .*classifier.bias"):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +350,7 @@ def test_wrong_json(tmp_path, file, changes, message):
     folder = _save(tmp_path / "p")
     _rewrite_json(folder / file, **changes)
     with pytest.raises(errors.UserError, match=message) as caught:
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
     assert str(folder) in str(caught.value)
 
 
@@ -377,13 +379,13 @@ def test_a_description_without_what_it_must_say(tmp_path, key):
         rest = {k: x for k, x in value.items() if k != key} | missing
         (folder / "panda.json").write_text(json.dumps(rest))
         with pytest.raises(errors.UserError, match=KEYS[key]) as caught:
-            store.load_prompt(folder)
+            prompt_folders.load_prompt(folder)
         assert str(folder) in str(caught.value)
     # A fingerprint may be missing, and then the prompt is bound to nothing.
     others = value.keys() - KEYS.keys() - {"fingerprint"}
     rest = {k: x for k, x in value.items() if k not in others}
     (folder / "panda.json").write_text(json.dumps(rest))
-    info = store.load_prompt(folder).info
+    info = prompt_folders.load_prompt(folder).info
     assert {getattr(info, name) for name in others} == {None}
 
 
@@ -392,7 +394,7 @@ def test_a_hash_that_is_none(tmp_path, hashed):
     folder = _save(tmp_path / "p")
     _rewrite_json(folder / "panda.json", content_hash=hashed)
     with pytest.raises(errors.UserError, match="tensors hash to"):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 @pytest.mark.parametrize("name", ["panda.json", "adapter_config.json", TENSORS])
@@ -400,53 +402,60 @@ def test_missing_and_linked_files(tmp_path, name):
     folder = _save(tmp_path / "p")
     (folder / name).rename(tmp_path / "elsewhere")
     with pytest.raises(errors.UserError, match=f"{name} is missing"):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
     (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(errors.UserError, match="link to outside"):
-        store.load_prompt(folder)
+        prompt_folders.load_prompt(folder)
 
 
 def test_missing_folder(tmp_path):
     with pytest.raises(errors.UserError, match="none' does not exist"):
-        store.load_prompt(tmp_path / "none")
+        prompt_folders.load_prompt(tmp_path / "none")
     with pytest.raises(errors.UserError, match="holds no prompt"):
-        store.load_prompt(tmp_path)
+        prompt_folders.load_prompt(tmp_path)
 
 
 def test_another_backbone(tmp_path):
     folder = _save(tmp_path / "p")
     message = "'random:bert-tiny'.*'minilm-l6'.*load .* or train"
     with pytest.raises(errors.UserError, match=message):
-        store.load_prompt(folder, fingerprint="other", backbone="minilm-l6")
+        prompt_folders.load_prompt(
+            folder, fingerprint="other", backbone="minilm-l6"
+        )
 
 
 @pytest.mark.parametrize("named", [None, "bert-base-uncased"])
 def test_a_prompt_that_is_bound_to_no_backbone(tmp_path, named):
     folder = _save(tmp_path / "p", backbone=named, fingerprint=None)
-    info = store.load_prompt(folder).info
+    info = prompt_folders.load_prompt(folder).info
     assert (info.backbone, info.fingerprint) == (named, None)
     said = "" if named is None else r" \(its file names 'bert-base-uncased'\)"
     message = f"'cb' is not bound to a backbone{said}:.* --backbone=DIR, the"
     with pytest.raises(errors.UserError, match=message) as caught:
-        store.load_prompt(folder, fingerprint="abc", backbone=named)
+        prompt_folders.load_prompt(folder, fingerprint="abc", backbone=named)
     assert str(folder) in str(caught.value)
     with pytest.raises(errors.UserError, match=message):
-        store.bound_backbone(info)
-    assert store.bound_backbone(_info(_prompt("deep"))) == "random:bert-tiny"
+        prompt_folders.bound_backbone(info)
+    assert (
+        prompt_folders.bound_backbone(_info(_prompt("deep")))
+        == "random:bert-tiny"
+    )
 
 
 def test_a_diverged_prompt_is_not_stored(tmp_path):
     prompt = _prompt("deep")
     prompt.head["bias"][0] = np.inf
     with pytest.raises(errors.UserError, match=r"in bias.*diverged"):
-        store.save_prompt(tmp_path / "p", prompt, _info(prompt))
+        prompt_folders.save_prompt(tmp_path / "p", prompt, _info(prompt))
     prompt = _prompt("deep")
     with pytest.raises(errors.UserError, match=r"in accuracy.*diverged"):
-        store.save_prompt(
+        prompt_folders.save_prompt(
             tmp_path / "p", prompt, _info(prompt, scores={"accuracy": np.nan})
         )
     with pytest.raises(ValueError, match="info.kind"):
-        store.save_prompt(tmp_path / "p", prompt, _info(prompt, kind="shallow"))
+        prompt_folders.save_prompt(
+            tmp_path / "p", prompt, _info(prompt, kind="shallow")
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -467,20 +476,22 @@ def test_bank(tmp_path):
     _save(tmp_path / ".hidden", task="cb")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "scores.csv").write_text("")
-    bank = store.PromptBank(tmp_path)
+    bank = prompt_folders.PromptBank(tmp_path)
     assert bank.names == ["a", "b"]
     assert len(bank) == 2
     assert [stored.info.task for stored in bank] == ["mrpc", "rte"]
     assert bank["a"] is bank["mrpc"]
     assert bank["a"].path == tmp_path / "a" / "prompt"
-    assert store.load_prompt(tmp_path / "a").info.task == "mrpc"
+    assert prompt_folders.load_prompt(tmp_path / "a").info.task == "mrpc"
     with pytest.raises(errors.UserError, match="Unknown prompt 'c'"):
         bank["c"]
 
 
 def test_bank_in_memory():
-    stored = store.StoredPrompt(_prompt("deep"), _info(_prompt("deep")))
-    bank = store.PromptBank.of({"z": stored, "y": stored})
+    stored = prompt_folders.StoredPrompt(
+        _prompt("deep"), _info(_prompt("deep"))
+    )
+    bank = prompt_folders.PromptBank.of({"z": stored, "y": stored})
     assert bank.names == ["y", "z"]
     assert dict(bank.items()) == {"y": stored, "z": stored}
     with pytest.raises(errors.UserError, match="say which of y, z"):
@@ -489,14 +500,14 @@ def test_bank_in_memory():
 
 def test_bank_errors(tmp_path):
     with pytest.raises(errors.UserError, match="does not exist"):
-        store.PromptBank(tmp_path / "none")
+        prompt_folders.PromptBank(tmp_path / "none")
     with pytest.raises(errors.UserError, match="expected one folder a prompt"):
-        store.PromptBank(tmp_path)
+        prompt_folders.PromptBank(tmp_path)
     _save(tmp_path / "good")
     (_save(tmp_path / "bad") / TENSORS).write_bytes(b"abc")
     with pytest.raises(errors.UserError, match="is one itself"):
-        store.PromptBank(tmp_path / "good")
-    bank = store.PromptBank(tmp_path)
+        prompt_folders.PromptBank(tmp_path / "good")
+    bank = prompt_folders.PromptBank(tmp_path)
     assert bank["good"].info.task == "cb"
     with pytest.raises(errors.UserError, match=str(tmp_path / "bad")):
         list(bank)

@@ -18,10 +18,10 @@ from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from panda_jax import UserError, models
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.models import bert, layers, relative, t5, t5_layers
+from panda_jax.models.trees import flatten, size
 from panda_jax.prompts import Prompt
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.trees import flatten, size
 
 TOLERANCE = 1e-5
 VOCABULARY = pathlib.Path(__file__).parents[2] / "shared/data/t5_vocab"

@@ -19,8 +19,8 @@ from panda_jax import UserError
 from panda_jax.interop import t5x_files
 from panda_jax.interop.t5x import load_t5x
 from panda_jax.models import t5
+from panda_jax.models.trees import flatten
 from panda_jax.prompts import Prompt
-from panda_jax.trees import flatten
 
 RELEASED = (
     pathlib.Path(__file__).parents[2] / "shared/data/t5x_tiny/checkpoint_3"

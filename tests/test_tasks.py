@@ -10,10 +10,10 @@ import stepping
 from panda_jax.tasks import offline, sources, specs, views
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
-from panda_jax import data
+from panda_jax.data import loading
+from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.tokenizer import Tokenizer
 
 # fmt: off
 TARGETS = [
@@ -218,7 +218,7 @@ def _rows(name, split, made_up):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_text_view_says_what_the_rows_say(name, split, made_up):
-    loaded = data.load_text_examples(
+    loaded = loading.load_text_examples(
         name, split, tokenizer=BYTES, input_length=2048, data_dir=made_up
     )
     spec, rows = specs.get(name), _rows(name, split, made_up)
@@ -285,11 +285,11 @@ def test_right_outputs_score_best_through_seqio_and_ours(
 ):
     from panda_jax.tasks import features
 
-    from panda_jax import answers
+    from panda_jax.data import answers
 
     spec = specs.get(name)
     length = 256
-    loaded = data.load_examples(
+    loaded = loading.load_examples(
         name,
         "validation",
         tokenizer=TOKENIZER,
@@ -326,7 +326,7 @@ def test_right_outputs_score_best_through_seqio_and_ours(
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_training_step_runs_on_every_task(name, tiny, made_up):
-    loaded = data.load_examples(
+    loaded = loading.load_examples(
         name,
         "train",
         tokenizer=tiny.tokenizer,

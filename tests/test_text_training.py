@@ -11,14 +11,23 @@ import small_t5
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli, evaluation, fleet, runs, scoring, starts
-from panda_jax.assembly import Assembly
+from panda_jax import cli
+from panda_jax.api import scoring
+from panda_jax.config import runs
 from panda_jax.errors import UserError
-from panda_jax.lane import Lane, Needs
-from panda_jax.loop import Fleet
+from panda_jax.parallel.sharding import Partitioner
 from panda_jax.prompts import Prompt
-from panda_jax.sharding import Partitioner
-from panda_jax.store import PromptInfo, StoredPrompt, load_prompt, save_prompt
+from panda_jax.step import fleet
+from panda_jax.store.prompt_folders import (
+    PromptInfo,
+    StoredPrompt,
+    load_prompt,
+    save_prompt,
+)
+from panda_jax.training import evaluation, prompt_init
+from panda_jax.training.lane import Lane, Needs
+from panda_jax.training.step_inputs import Assembly
+from panda_jax.training.trainer import Fleet
 
 SMALL = {
     "max_length": small_t5.LENGTH,
@@ -209,7 +218,7 @@ def test_a_prompt_begins_with_what_its_initialiser_says(small):
 
     def vectors(**settings):
         run = make(small, prompt_length=6, **settings)
-        return np.asarray(starts.initial_prompt(run, small, None).vectors)
+        return np.asarray(prompt_init.initial_prompt(run, small, None).vectors)
 
     drawn = vectors(prompt_init="vocabulary")
     assert {tuple(row) for row in drawn} <= pieces
@@ -232,7 +241,7 @@ def test_encoders_draw_words_and_no_special_pieces(tiny):
         prompt_length=40,
         prompt_init="vocabulary",
     ).for_family(text_to_text=False)
-    drawn = np.asarray(starts.initial_prompt(run, tiny, None).vectors)
+    drawn = np.asarray(prompt_init.initial_prompt(run, tiny, None).vectors)
     table = np.asarray(tiny.params["token"]["embedding"])
     special = [0, tiny.tokenizer.unk_id, tiny.tokenizer.cls_id]
     assert set(special).isdisjoint(tiny.tokenizer.word_ids)
@@ -256,7 +265,7 @@ def test_a_source_of_another_length_is_cropped_or_padded(small):
         run = make(
             small, method="pot", prompt_length=length, resize_source=True
         )
-        begun = starts.initial_prompt(run, small, source).vectors
+        begun = prompt_init.initial_prompt(run, small, source).vectors
         assert begun.shape == (length, small.config.width)
         kept = min(length, 6)
         np.testing.assert_array_equal(

@@ -9,9 +9,9 @@ import pytest
 from panda_jax.tasks import sources, specs, views
 from panda_jax.tasks.spec import SPLITS
 
-from panda_jax import data
+from panda_jax.data import loading
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.errors import UserError
-from panda_jax.text_tokenizer import TextTokenizer
 
 BACKED = [name for name in specs.names() if specs.get(name).tfds]
 BYTES = TextTokenizer.of_bytes()
@@ -299,7 +299,7 @@ def test_a_prepared_copy_goes_through_both_views(name, tfds, tmp_path, tiny):
     written = [example for example, _ in EXAMPLES[name]]
     splits = [spec.tfds_splits.get(split, split) for split in SPLITS]
     _prepare(tfds, tmp_path, spec.tfds, dict.fromkeys(splits, written))
-    loaded = data.load_examples(
+    loaded = loading.load_examples(
         name,
         "train",
         tokenizer=tiny.tokenizer,
@@ -309,7 +309,7 @@ def test_a_prepared_copy_goes_through_both_views(name, tfds, tmp_path, tiny):
     # Made-up files of every task are trained on in test_tasks.
     assert len(loaded) > 0
     assert loaded.tokens[0, ..., 0].any()
-    texts = data.load_text_examples(
+    texts = loading.load_text_examples(
         name, "train", tokenizer=BYTES, tfds_data_dir=tmp_path
     )
     for i, (_, row) in enumerate(EXAMPLES[name]):

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panda_jax.tasks import offline
 
+from panda_jax.data.tokenizer import SPECIALS, Tokenizer, truncated_lengths
 from panda_jax.errors import UserError
-from panda_jax.tokenizer import SPECIALS, Tokenizer, truncated_lengths
 
 PAIRS = [
     ("The bank's fee -- $2.50!? -- was refunded.", "It cost nothing."),

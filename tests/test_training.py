@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
-from panda_jax import files, fleet, identity, losses, runs, starts, trees
-from panda_jax.writers import read_metrics
+from panda_jax.config import runs
+from panda_jax.io import files
+from panda_jax.io.writers import read_metrics
+from panda_jax.models import trees
+from panda_jax.step import fleet, losses
+from panda_jax.training import identity, prompt_init
 
 SMALL = {
     "epochs": 2,
@@ -143,7 +147,7 @@ def test_checkpoint_is_kilobytes(source):
 
 def test_pot_starts_from_the_source_s_vectors_and_a_fresh_head(tiny, source):
     run = runs.make_run(task="toy_review", method="pot", prompt_length=4)
-    start = starts.initial_prompt(run, tiny, source.prompt)
+    start = prompt_init.initial_prompt(run, tiny, source.prompt)
     np.testing.assert_array_equal(start.vectors, source.prompt.prompt.vectors)
     assert np.abs(start.head["kernel"]).max() > 0
     assert (start.head["kernel"] != source.prompt.prompt.head["kernel"]).any()
@@ -452,7 +456,7 @@ def test_a_full_disk_ends_in_one_message_and_goes_on_later(
 ):
     import shutil
 
-    from panda_jax import checkpoints
+    from panda_jax.training import checkpoints
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import Ridge
 
 from panda_jax import UserError
-from panda_jax.transferability import h_score, linear_probe, log_me
+from panda_jax.transfer.transferability import h_score, linear_probe, log_me
 
 METRICS = {
     "log_me": log_me,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panda_jax.tasks import specs, views
 
-from panda_jax import metrics
+from panda_jax.data import task_metrics
 
 COPA = {
     "premise": "The lake froze.",
@@ -167,7 +167,7 @@ def test_a_perfect_text_has_a_perfect_score(data):
     # As many spans as there are, of the same types and words.
     names = views.tag_names(spec, ids)
     found, gold = (
-        [(kind, words[a:b]) for kind, a, b in metrics.tag_spans(some)]
+        [(kind, words[a:b]) for kind, a, b in task_metrics.tag_spans(some)]
         for some in (said, names)
     )
     assert found == gold

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from panda_jax import errors, writers
+from panda_jax import errors
+from panda_jax.io import writers
 
 
 def _events(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:

@@ -10,8 +10,9 @@ This module must stay light (no JAX): `panda-jax --help` reads it.
 import dataclasses
 from typing import Annotated, Literal
 
-from panda_jax import fields, registry
-from panda_jax.cluster import Settings
+from panda_jax import fields
+from panda_jax.config import registry
+from panda_jax.config.runs import Run
 from panda_jax.experiments.grid import grid
 from panda_jax.fields import (
     BackboneName,
@@ -22,7 +23,7 @@ from panda_jax.fields import (
     Path,
     PathOrUrl,
 )
-from panda_jax.runs import Run
+from panda_jax.parallel.cluster import Settings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,11 @@ import os
 import pathlib
 from typing import Any
 
-from panda_jax import cluster, fields, registry
+from panda_jax import fields
 from panda_jax.cli import arguments
+from panda_jax.config import registry
 from panda_jax.fields import Setting
+from panda_jax.parallel import cluster
 
 # What release 0.1 made a name of, as it was written, defaults included.
 _OF_0_1 = (

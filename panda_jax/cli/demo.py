@@ -8,17 +8,17 @@ import statistics
 import time
 from collections.abc import Callable
 
-from panda_jax import ownership
-from panda_jax.backbone import Backbone, load_backbone
+from panda_jax.api.scoring import DEFAULT_METRICS, score
+from panda_jax.api.training import train
 from panda_jax.cli import arguments
 from panda_jax.errors import UserError
-from panda_jax.files import write_text
-from panda_jax.loop import TrainResult
-from panda_jax.measures import DEFAULT
-from panda_jax.scores import Scores, written
-from panda_jax.scoring import DEFAULT_METRICS, score
+from panda_jax.io import ownership
+from panda_jax.io.files import write_text
+from panda_jax.store.backbones import Backbone, load_backbone
 from panda_jax.tasks import specs
-from panda_jax.training import train
+from panda_jax.training.trainer import TrainResult
+from panda_jax.transfer.scores import Scores, written
+from panda_jax.transfer.transfer_metrics import DEFAULT
 
 _VERB = "demo"
 _TABLES = ("results.csv", "results.md")

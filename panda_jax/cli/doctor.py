@@ -18,9 +18,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
-from panda_jax import cluster
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike, cache_folder
+from panda_jax.io.files import PathLike, cache_folder
+from panda_jax.parallel import cluster
 
 _GIB = 1 << 30
 _TESTED_PYTHONS = ("3.11", "3.12", "3.13")
@@ -232,7 +232,7 @@ def _text_vocabulary(path: str | None) -> list[Check]:
     """T5's vocabulary, where one is named."""
     if not path:
         return []
-    from panda_jax.text_tokenizer import TextTokenizer
+    from panda_jax.data.text_tokenizer import TextTokenizer
 
     name = "PANDA_TEXT_VOCABULARY"
     try:
@@ -244,10 +244,10 @@ def _text_vocabulary(path: str | None) -> list[Check]:
 
 def _minilm() -> list[Check]:
     """The weights of `minilm-l6`: the demo needs them, training need not."""
-    from panda_jax import backbone
+    from panda_jax.store import backbones
 
     try:
-        folder = backbone.minilm_folder()
+        folder = backbones.minilm_folder()
     except UserError as error:
         what, _, fix = str(error).partition(" Run: ")
         return [Check("minilm-l6", False, what, fix)]

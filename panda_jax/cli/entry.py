@@ -16,14 +16,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from panda_jax import distributed, runs, settings
 from panda_jax.cli import arguments, bindings, flags, logs, verbs
+from panda_jax.config import runs, settings
 from panda_jax.errors import (
     InterruptedRun,
     UserError,
     first_line,
     unknown_name,
 )
+from panda_jax.parallel import distributed
 
 
 def _overview() -> str:
@@ -170,7 +171,7 @@ def _dry_run(verb: str, args: Any, config: str, output: verbs.Output) -> int:
 
 def _keep_compiled() -> None:
     """What one run compiled, the next one finds on disk."""
-    from panda_jax.files import cache_folder
+    from panda_jax.io.files import cache_folder
 
     folder = str(cache_folder() / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)

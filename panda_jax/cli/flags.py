@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from panda_jax import fields
 from panda_jax.cli import arguments, logs
+from panda_jax.config.runs import Run
+from panda_jax.config.settings import USES
 from panda_jax.errors import UserError, nearest
 from panda_jax.fields import Group, IsPath, OneOf, Path, Setting
-from panda_jax.runs import Run
-from panda_jax.settings import USES
 
 # What `--json` alone stands for where it may also name a file.
 _STDOUT = "-"

@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from panda_jax import cluster, distributed
 from panda_jax.cli import arguments, t5x_names
 from panda_jax.cli.default_folder import default_folder
 from panda_jax.errors import UnusedSetting, UserError
+from panda_jax.parallel import cluster, distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,11 @@ def _plain(value: Any) -> Any:
 
 
 def _train(args: arguments.Train, output: Output) -> int:
-    from panda_jax.runs import Run
+    from panda_jax.config.runs import Run
 
     distributed.initialize(args)
-    from panda_jax.sharding import Partitioner
-    from panda_jax.training import train
+    from panda_jax.api.training import train
+    from panda_jax.parallel.sharding import Partitioner
 
     fields = {field.name for field in dataclasses.fields(Run)}
     values = dataclasses.asdict(args)
@@ -103,7 +103,7 @@ def _train(args: arguments.Train, output: Output) -> int:
 
 
 def _evaluate(args: arguments.Evaluate, output: Output) -> int:
-    from panda_jax.evaluation import evaluate
+    from panda_jax.training.evaluation import evaluate
 
     found = evaluate(**dataclasses.asdict(args))
     output.give(found, json.dumps(found))
@@ -111,8 +111,8 @@ def _evaluate(args: arguments.Evaluate, output: Output) -> int:
 
 
 def _predict(args: arguments.Predict, output: Output) -> int:
-    from panda_jax import ownership
-    from panda_jax.predictions import FILE, predict, write_predictions
+    from panda_jax.io import ownership
+    from panda_jax.training.predictions import FILE, predict, write_predictions
 
     values = dataclasses.asdict(args)
     out_dir, rows = values.pop("out_dir"), values.pop("input")
@@ -125,7 +125,7 @@ def _predict(args: arguments.Predict, output: Output) -> int:
 
 def _scoring(args: Any) -> dict[str, Any]:
     """The arguments that `score` and `rank` take as they are."""
-    from panda_jax.sharding import Partitioner
+    from panda_jax.parallel.sharding import Partitioner
 
     values = dataclasses.asdict(args)
     values["partitioner"] = Partitioner.of_flags(
@@ -135,9 +135,9 @@ def _scoring(args: Any) -> dict[str, Any]:
 
 
 def _score(args: arguments.Score, output: Output) -> int:
-    from panda_jax import ownership
-    from panda_jax.scores import written
-    from panda_jax.scoring import score
+    from panda_jax.api.scoring import score
+    from panda_jax.io import ownership
+    from panda_jax.transfer.scores import written
 
     values = _scoring(args)
     out_dir, overwrite = values.pop("out_dir"), values.pop("overwrite")
@@ -167,7 +167,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _rank(args: arguments.Rank, output: Output) -> int:
-    from panda_jax.scoring import rank
+    from panda_jax.api.scoring import rank
 
     ranked = rank(**_scoring(args))
     document = {
@@ -215,10 +215,10 @@ def _demo(args: Any, output: Output) -> int:
 
 
 def _import(args: arguments.Import, output: Output) -> int:
-    from panda_jax import ownership
-    from panda_jax.backbone import load_backbone
-    from panda_jax.exchange import import_prompt
-    from panda_jax.store import FILES, save_prompt
+    from panda_jax.io import ownership
+    from panda_jax.store.backbones import load_backbone
+    from panda_jax.store.exchange import import_prompt
+    from panda_jax.store.prompt_folders import FILES, save_prompt
 
     ownership.check(
         args.out_dir, "import", FILES, overwrite=args.overwrite, alone=True
@@ -240,8 +240,8 @@ def _import(args: arguments.Import, output: Output) -> int:
 
 
 def _export(args: arguments.Export, output: Output) -> int:
-    from panda_jax.exchange import export_bank, export_prompt
-    from panda_jax.store import PromptBank, is_bank, load_prompt
+    from panda_jax.store.exchange import export_bank, export_prompt
+    from panda_jax.store.prompt_folders import PromptBank, is_bank, load_prompt
 
     values = dataclasses.asdict(args)
     format, path = values.pop("format"), values.pop("prompt")
@@ -260,7 +260,7 @@ def _export(args: arguments.Export, output: Output) -> int:
 
 
 def _tasks(args: arguments.Tasks, output: Output) -> int:
-    from panda_jax import catalogue
+    from panda_jax.data import catalogue
     from panda_jax.tasks import specs
 
     if args.task is None and args.markdown is None:
@@ -270,10 +270,10 @@ def _tasks(args: arguments.Tasks, output: Output) -> int:
         return 0
     if args.task is not None:
         specs.get(args.task)
-    from panda_jax import ownership
-    from panda_jax.backbone import load_backbone
-    from panda_jax.files import write_text
-    from panda_jax.text_tokenizer import TextTokenizer
+    from panda_jax.data.text_tokenizer import TextTokenizer
+    from panda_jax.io import ownership
+    from panda_jax.io.files import write_text
+    from panda_jax.store.backbones import load_backbone
 
     options: dict[str, Any] = {
         "tokenizer": load_backbone(args.backbone).tokenizer,
@@ -344,12 +344,13 @@ def _plan(args: arguments.Plan, output: Output) -> int:
 
     # Nothing is run, and TPUs that are compiled for need not be here.
     jax.config.update("jax_platforms", "cpu")
-    from panda_jax import chips, ownership
-    from panda_jax.files import write_json
-    from panda_jax.plan import plan
-    from panda_jax.plan_text import text
-    from panda_jax.runs import Run
-    from panda_jax.sharding import Partitioner
+    from panda_jax.config.runs import Run
+    from panda_jax.io import ownership
+    from panda_jax.io.files import write_json
+    from panda_jax.parallel.sharding import Partitioner
+    from panda_jax.planning import chips
+    from panda_jax.planning.plan import plan
+    from panda_jax.planning.plan_text import text
 
     if chips.topology(args.topology).platform == "tpu":
         # What is compiled for chips that are not here cannot be read back.
@@ -387,7 +388,7 @@ def _plan(args: arguments.Plan, output: Output) -> int:
 def _grid(args: arguments.Grid, output: Output) -> int:
     distributed.initialize(args)
     from panda_jax.experiments.grid.runner import run_grid
-    from panda_jax.sharding import Partitioner
+    from panda_jax.parallel.sharding import Partitioner
 
     partitioner = Partitioner.of_flags(
         **{name: getattr(args, name) for name in Partitioner.FLAGS}

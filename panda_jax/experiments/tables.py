@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from panda_jax import csv_rows
-from panda_jax.scores import file_names
+from panda_jax.io import csv_rows
+from panda_jax.transfer.scores import file_names
 
 # The paper's tables, as csv; README.md there says more.
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"

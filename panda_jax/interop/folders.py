@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from panda_jax.errors import UserError
-from panda_jax.files import read_json
+from panda_jax.io.files import read_json
 
 # A configuration has kilobytes, an index some hundred bytes for each of some
 # thousand arrays.  Parsing may take twenty times as much memory.

@@ -4,11 +4,11 @@ import pathlib
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.files import atomic_file, write_json
 from panda_jax.interop import hf_bert, hf_t5, tables
 from panda_jax.interop.folders import json_inside
 from panda_jax.interop.tensors import SINGLE, read_folder
 from panda_jax.interop.tensors import save as save_tensors
+from panda_jax.io.files import atomic_file, write_json
 from panda_jax.models.bert import BertConfig
 from panda_jax.models.t5 import T5Config
 from panda_jax.types import Params

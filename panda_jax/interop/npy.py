@@ -7,9 +7,9 @@ import pathlib
 import numpy as np
 from numpy.lib import format as npy_format
 
-from panda_jax import arrays
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike, atomic_file
+from panda_jax.io import arrays
+from panda_jax.io.files import PathLike, atomic_file
 from panda_jax.types import ArrayLike
 
 

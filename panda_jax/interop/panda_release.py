@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
 from panda_jax.interop import hf_bert, tables, torch_files
 from panda_jax.interop.peft import check_shape, in_fp32, linear_head, unfold
+from panda_jax.io.files import PathLike
 from panda_jax.models.bert import BertConfig
 from panda_jax.prompts import Prompt
 from panda_jax.types import Params

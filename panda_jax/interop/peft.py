@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.files import write_json
 from panda_jax.interop import peft_layout, torch_files
 from panda_jax.interop import tensors as tensor_files
 from panda_jax.interop.folders import inside, json_inside
 from panda_jax.interop.peft_layout import HEADS, Layout
+from panda_jax.io.files import write_json
 from panda_jax.prompts import Prompt
 
 TENSORS = "adapter_model.safetensors"

@@ -11,9 +11,9 @@ import re
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
 from panda_jax.interop import torch_files
 from panda_jax.interop.peft import in_fp32
+from panda_jax.io.files import PathLike
 
 _NAMES = re.compile(
     r"(.*[./])?(soft_embeds|soft_prompt|prompt_embeddings)(\.weight)?"

@@ -18,7 +18,7 @@ from panda_jax import models
 from panda_jax.errors import UserError
 from panda_jax.models.bert import BertConfig
 from panda_jax.models.t5 import T5Config
-from panda_jax.trees import flatten
+from panda_jax.models.trees import flatten
 from panda_jax.types import Params
 
 FLOATS = ("float32", "float16", "bfloat16")

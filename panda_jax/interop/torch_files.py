@@ -16,9 +16,9 @@ import ml_dtypes
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.files import PathLike
 from panda_jax.interop import torch_pickle
 from panda_jax.interop.torch_pickle import Tensor
+from panda_jax.io.files import PathLike
 
 _ZIP = b"PK\x03\x04"
 # The number with which files from before torch 1.6 begin, pickled.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from panda_jax.errors import UserError
-from panda_jax.files import parse_json
 from panda_jax.interop.tensors import Stored
+from panda_jax.io.files import parse_json
 
 DTYPES = {"<f4": "float32", "<f2": "float16", "bfloat16": "bfloat16"}
 _COMPRESSORS = ("gzip", "zlib", "zstd")

@@ -15,11 +15,13 @@ from command_line import mistake
 from panda_jax.tasks import specs
 
 import panda_jax as pj
-from panda_jax import cli, fields, plan, runs
+from panda_jax import cli, fields
 from panda_jax.cli import arguments, doctor, flags
 from panda_jax.cli.default_folder import default_folder
+from panda_jax.config import runs
 from panda_jax.experiments.grid import runner
 from panda_jax.experiments.grid.runner import Summary
+from panda_jax.planning import plan
 
 TRAIN = [
     "train",
@@ -375,7 +377,7 @@ def test_absent_weights_package_says_what_to_install(capsys, monkeypatch):
 def test_full_disk_is_one_message(capsys, monkeypatch, tmp_path):
     import errno
 
-    from panda_jax import files
+    from panda_jax.io import files
 
     def fail(path, value, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from panda_jax import backbone, errors
+from panda_jax import errors
 from panda_jax.cli import doctor
+from panda_jax.store import backbones
 
 
 def _only(checks: list[doctor.Check]) -> doctor.Check:
@@ -163,7 +164,7 @@ def test_minilm_missing(monkeypatch):
     def absent():
         raise errors.UserError("It is not installed. Run: pip install it")
 
-    monkeypatch.setattr(backbone, "minilm_folder", absent)
+    monkeypatch.setattr(backbones, "minilm_folder", absent)
     check = _only(doctor._minilm())
     assert check == doctor.Check(
         "minilm-l6", False, "It is not installed.", "pip install it"

@@ -12,12 +12,15 @@ from command_line import mistake
 from panda_jax.tasks import specs
 from test_package import GIN, whole
 
-from panda_jax import assembly, cli, fleet, models, runs, starts, steps
-from panda_jax.backbone import Backbone
+from panda_jax import cli, models
+from panda_jax.config import runs
+from panda_jax.config.runs import Run
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.experiments.grid.grid import expand
-from panda_jax.fleet import Feed, Lanes
-from panda_jax.runs import Run
-from panda_jax.text_tokenizer import TextTokenizer
+from panda_jax.step import fleet, steps
+from panda_jax.step.fleet import Feed, Lanes
+from panda_jax.store.backbones import Backbone
+from panda_jax.training import prompt_init, step_inputs
 from panda_jax.types import Batch
 
 FILES = sorted(GIN.rglob("*.gin"))
@@ -69,10 +72,10 @@ def trace(run: Run):
     backbone = Backbone(
         run.backbone, config, params, TextTokenizer.of_bytes(), ""
     )
-    step_spec = assembly.step_spec(run, backbone)
+    step_spec = step_inputs.step_spec(run, backbone)
 
     def begin(params):
-        prompt = starts.initial_prompt(
+        prompt = prompt_init.initial_prompt(
             run, dataclasses.replace(backbone, params=params), None
         )
         trained = params if run.method == "finetune" else None

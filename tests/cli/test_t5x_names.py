@@ -18,14 +18,15 @@ from panda_jax.tasks import specs
 from test_package import GIN, ROOT
 
 import panda_jax as pj
-from panda_jax import cli, data
-from panda_jax.backbone import Backbone
+from panda_jax import cli
 from panda_jax.cli import t5x_names
+from panda_jax.data import loading
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.errors import UserError
-from panda_jax.lane import Lane
+from panda_jax.io.writers import read_metrics
 from panda_jax.models import t5
-from panda_jax.text_tokenizer import TextTokenizer
-from panda_jax.writers import read_metrics
+from panda_jax.store.backbones import Backbone
+from panda_jax.training.lane import Lane
 
 ASKED = ["--gin.MIXTURE_OR_TASK_NAME='cb'", "--gin.TRAIN_STEPS=300"]
 CHECKPOINT = "--gin.INITIAL_CHECKPOINT_PATH='random:t5-small'"
@@ -325,7 +326,7 @@ def test_stops_between_do_not_change_the_steps(tiny, tmp_path):
 
 def test_fewer_steps_than_an_epoch(tiny, monkeypatch):
     """The end is then the first epoch's; rows off the device likewise."""
-    monkeypatch.setattr("panda_jax.assembly.MOST_RESIDENT", 0)
+    monkeypatch.setattr("panda_jax.training.step_inputs.MOST_RESIDENT", 0)
     done = pj.train(
         tiny,
         task="toy_sentiment",
@@ -357,13 +358,15 @@ def bytes_t5():
 
 def test_the_text_entry_of_a_task_is_the_task_on_a_t5(bytes_t5, monkeypatch):
     seen = []
-    load = data.load_text_examples
+    load = loading.load_text_examples
 
     def noted(task, split, **options):
         seen.append((task, split, options["target_length"]))
         return load(task, split, **options)
 
-    monkeypatch.setattr("panda_jax.evaluation.load_text_examples", noted)
+    monkeypatch.setattr(
+        "panda_jax.training.evaluation.load_text_examples", noted
+    )
     done = pj.train(
         bytes_t5,
         task="toy_review_text",

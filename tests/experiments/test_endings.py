@@ -14,13 +14,14 @@ from collections import Counter
 
 import pytest
 
-from panda_jax import UserError, claims
+from panda_jax import UserError
 from panda_jax.experiments.grid import runner
 from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ending, Endings, Ledger
 from panda_jax.experiments.grid.runner import run_grid
-from panda_jax.lane import TrainResult
-from panda_jax.store import StoredPrompt
+from panda_jax.io import claims
+from panda_jax.store.prompt_folders import StoredPrompt
+from panda_jax.training.lane import TrainResult
 
 TASKS = "toy_sentiment,toy_topic,toy_review,toy_acceptability"
 WIDE = {

@@ -14,7 +14,9 @@ from collections import Counter
 
 import pytest
 
-from panda_jax import UserError, assembly, cli, registry
+from panda_jax import UserError, cli
+from panda_jax.config import registry
+from panda_jax.config.runs import Run
 from panda_jax.experiments.grid.grid import (
     AXES,
     LANES,
@@ -23,8 +25,8 @@ from panda_jax.experiments.grid.grid import (
     expand,
     listing,
 )
-from panda_jax.lane import Lane, Needs
-from panda_jax.runs import Run
+from panda_jax.training import step_inputs
+from panda_jax.training.lane import Lane, Needs
 
 TINY = {
     "backbones": "random:bert-tiny",
@@ -104,7 +106,7 @@ def pythons():
 
 
 def test_ids_are_the_same_in_other_processes_and_pythons():
-    root = os.path.dirname(os.path.dirname(assembly.__file__))
+    root = os.path.dirname(os.path.dirname(step_inputs.__file__))
     said = set()
     for number, python in enumerate(pythons()):
         done = subprocess.run(
@@ -294,14 +296,14 @@ CHANGED = {
 def test_lanes_differ_in_what_a_fleet_lets_them(name):
     assert (
         name in LANES
-        or name in assembly._SHARED
+        or name in step_inputs._SHARED
         or name
         in (
             "recipe",
             "dtype",
         )
     ), "a new setting: may lanes of a fleet differ in it?"
-    assert not (name in LANES and name in assembly._SHARED)
+    assert not (name in LANES and name in step_inputs._SHARED)
     if name == "init_text":  # goes with prompt_init="text"
         return
     # One that makes use of the setting.
@@ -336,7 +338,7 @@ def test_every_fleet_is_one_that_can_be_trained(tiny):
             )
             for planned in group.runs
         ]
-        assembly.check_alike(lanes, tiny)
+        step_inputs.check_alike(lanes, tiny)
         ids = {id_ for run in group.runs for id_ in run.needs.values()}
         assert not ids & {run.id for run in group.runs}
     # Both targets, both seeds and both rows of a fleet share one step or fewer.
@@ -429,7 +431,7 @@ def test_the_small_grids():
 
 
 def test_the_guide_s_commands_have_flags_that_there_are():
-    guide = pathlib.Path(assembly.__file__).parents[1] / "docs" / "grid.md"
+    guide = pathlib.Path(step_inputs.__file__).parents[1] / "docs" / "grid.md"
     if not guide.is_file():
         pytest.skip("installed without the checkout")
     blocks = guide.read_text().replace("\\\n", " ").split("```")[1::2]

@@ -10,7 +10,7 @@ from panda_jax.tasks import specs
 from panda_jax.experiments.ranking.data import Truth
 from panda_jax.experiments.ranking.ranking import evaluate_ranking
 from panda_jax.experiments.tables import PUBLISHED
-from panda_jax.scores import Scores
+from panda_jax.transfer.scores import Scores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = ("large", "base", "medium", "small", "tiny")

@@ -16,7 +16,7 @@ from panda_jax import errors
 from panda_jax.experiments import inference
 from panda_jax.experiments.ranking import data, statistics
 from panda_jax.experiments.ranking.ranking import evaluate_ranking
-from panda_jax.scores import Scores
+from panda_jax.transfer.scores import Scores
 
 KS = (1, 2, 3)
 FAST = {"resamples": 50, "permutations": 50}

@@ -17,7 +17,7 @@ import pytest
 from made_up_runs import SEEDS, SOURCES, TARGETS, fail, write_grid, write_run
 from scipy import stats
 
-from panda_jax import cli, pictures
+from panda_jax import cli
 from panda_jax.errors import UserError
 from panda_jax.experiments.report.board import make_boards
 from panda_jax.experiments.report.comparisons import compare
@@ -37,8 +37,9 @@ from panda_jax.experiments.tables import (
     page,
     tex,
 )
-from panda_jax.ownership import LISTING, Listing
-from panda_jax.scores import Scores
+from panda_jax.io.ownership import LISTING, Listing
+from panda_jax.transfer import pictures
+from panda_jax.transfer.scores import Scores
 
 
 @pytest.fixture(scope="module")

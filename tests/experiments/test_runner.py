@@ -14,16 +14,17 @@ import pytest
 from grid_worker import ENDED, SMALL, Workers
 
 import panda_jax as pj
-from panda_jax import UserError, lane, loop
-from panda_jax.claims import Claims
+from panda_jax import UserError
 from panda_jax.errors import InterruptedRun, StorageError
 from panda_jax.experiments.grid import runner
 from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ledger
 from panda_jax.experiments.grid.runner import run_grid
 from panda_jax.experiments.report.report import write_report
-from panda_jax.store import PromptBank, content_hash, load_prompt
-from panda_jax.writers import read_metrics
+from panda_jax.io.claims import Claims
+from panda_jax.io.writers import read_metrics
+from panda_jax.store.prompt_folders import PromptBank, content_hash, load_prompt
+from panda_jax.training import lane, trainer
 
 PLAN = expand(Grid(**SMALL))
 QUICK = {"quiet": True, "poll_seconds": 0.05}
@@ -583,7 +584,7 @@ def test_asked_to_end_it_ends(copied, monkeypatch):
 
 def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
     """Checkpoints of fewer lanes are of no use to more."""
-    real, saves = loop.Fleet._save, []
+    real, saves = trainer.Fleet._save, []
 
     def dies(self, checkpoints, states):
         real(self, checkpoints, states)
@@ -592,7 +593,7 @@ def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Fleet, "_save", dies)
+        patch.setattr(trainer.Fleet, "_save", dies)
         with pytest.raises(KeyboardInterrupt):
             run_grid(Grid(**{**SMALL, "methods": "prompt"}), copied, **QUICK)
     assert len(list(copied.rglob("checkpoints"))) == 1
@@ -621,7 +622,7 @@ def test_killed_between_two_results_the_rest_only_finish(
             run_grid(grid, copied, **QUICK)
     assert Ledger(expand(grid), copied).counts()["done"] == 2 + 1
     # Nothing is trained again.
-    monkeypatch.setattr(loop.Fleet, "_stretch", lambda *given: 1 / 0)
+    monkeypatch.setattr(trainer.Fleet, "_stretch", lambda *given: 1 / 0)
     found = run_grid(grid, copied, **QUICK)
     assert (found.done, found.failed) == (4, {})
     plan = expand(grid)

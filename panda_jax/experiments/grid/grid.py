@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from panda_jax import identity, registry, runs
+from panda_jax.config import registry, runs
+from panda_jax.config.registry import METHODS, RECIPES
+from panda_jax.config.runs import Run, backbone_name
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.fields import check
-from panda_jax.files import parse_json, read_json
-from panda_jax.registry import METHODS, RECIPES
-from panda_jax.runs import Run, backbone_name
+from panda_jax.io.files import parse_json, read_json
 from panda_jax.tasks import specs
+from panda_jax.training import identity
 
 # A grid's list of its runs, in its folder.
 GRID = "grid.json"

@@ -18,12 +18,13 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from panda_jax import identity, ownership, run_folder
-from panda_jax.claims import LOCK, clock
 from panda_jax.errors import UserError
 from panda_jax.experiments.grid import grid
 from panda_jax.experiments.grid.grid import STAGES, Group, Plan, Planned
-from panda_jax.files import PathLike, atomic_file, read_json, write_json
+from panda_jax.io import ownership
+from panda_jax.io.claims import LOCK, clock
+from panda_jax.io.files import PathLike, atomic_file, read_json, write_json
+from panda_jax.training import identity, run_folder
 
 FAILED = "failed.json"
 

@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 
-from panda_jax import distributed, fleet, ownership, runs
-from panda_jax.backbone import Backbone, check_here, load_backbone
-from panda_jax.claims import STALE_SECONDS, Claim, Claims, parse_shard
+from panda_jax.api.training import train_fleet
+from panda_jax.config import runs
 from panda_jax.errors import InterruptedRun, StorageError, UserError
 from panda_jax.experiments.grid.grid import (
     GRID,
@@ -33,11 +32,15 @@ from panda_jax.experiments.grid.grid import (
     words_of,
 )
 from panda_jax.experiments.grid.ledger import Ledger
-from panda_jax.files import PathLike, read_json
-from panda_jax.lane import TrainResult
-from panda_jax.sharding import Partitioner
-from panda_jax.store import StoredPrompt, load_prompt
-from panda_jax.training import train_fleet
+from panda_jax.io import ownership
+from panda_jax.io.claims import STALE_SECONDS, Claim, Claims, parse_shard
+from panda_jax.io.files import PathLike, read_json
+from panda_jax.parallel import distributed
+from panda_jax.parallel.sharding import Partitioner
+from panda_jax.step import fleet
+from panda_jax.store.backbones import Backbone, check_here, load_backbone
+from panda_jax.store.prompt_folders import StoredPrompt, load_prompt
+from panda_jax.training.lane import TrainResult
 
 # Between looks at what others are at work on.
 POLL_SECONDS = 10.0

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from panda_jax import csv_rows
-from panda_jax.combine import combined
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.tables import PUBLISHED
-from panda_jax.files import PathLike
-from panda_jax.scores import Scores
+from panda_jax.io import csv_rows
+from panda_jax.io.files import PathLike
+from panda_jax.transfer.combine import combined
+from panda_jax.transfer.scores import Scores
 
 COLUMNS = ("source", "target", "score")
 

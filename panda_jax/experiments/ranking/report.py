@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from panda_jax import ownership, pictures
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.ranking.data import Cells, LeftOut
 from panda_jax.experiments.ranking.statistics import Reliability
 from panda_jax.experiments.tables import Table, chance, plain, write_csv
-from panda_jax.files import PathLike, write_json, write_text
-from panda_jax.scores import file_names
+from panda_jax.io import ownership
+from panda_jax.io.files import PathLike, write_json, write_text
+from panda_jax.transfer import pictures
+from panda_jax.transfer.scores import file_names
 
 # Rows beside the metrics'; no metric of a file should be spelt so.
 CHANCE = "[chance]"

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from panda_jax import csv_rows
 from panda_jax.experiments.report.results import (
     LABELS,
     DoneRun,
@@ -18,6 +17,7 @@ from panda_jax.experiments.report.results import (
     Results,
 )
 from panda_jax.experiments.tables import PUBLISHED
+from panda_jax.io import csv_rows
 
 KINDS = ("model", "prompt", "pot", "panda", "control")
 # Runs that leave a gap where a score should be.

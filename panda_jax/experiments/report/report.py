@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from panda_jax import csv_rows, ownership, pictures
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.experiments.report import results as run_results
 from panda_jax.experiments.report import tables
@@ -25,8 +24,10 @@ from panda_jax.experiments.tables import (
     page,
     write_csv,
 )
-from panda_jax.files import PathLike, write_text
-from panda_jax.scores import Scores, file_names
+from panda_jax.io import csv_rows, ownership
+from panda_jax.io.files import PathLike, write_text
+from panda_jax.transfer import pictures
+from panda_jax.transfer.scores import Scores, file_names
 
 TITLE = "Prompt transfer: results"
 # What is counted among the runs that are left out, in this order.

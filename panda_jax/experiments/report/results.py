@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from panda_jax import identity, registry
+from panda_jax.config import registry
 from panda_jax.errors import UserError
 from panda_jax.experiments.grid.grid import GRID, read_list
-from panda_jax.files import PathLike, read_json
+from panda_jax.io.files import PathLike, read_json
+from panda_jax.training import identity
 
 # Kind -> the name of its rows; PANDA's have the recipe.
 LABELS = {

@@ -18,7 +18,7 @@ from panda_jax.experiments.report.board import (
 from panda_jax.experiments.report.comparisons import Comparison
 from panda_jax.experiments.report.results import Excluded
 from panda_jax.experiments.tables import LOST, MISSING, Table, change, points
-from panda_jax.scores import Scores
+from panda_jax.transfer.scores import Scores
 
 # Chooses by the very scores that it is judged by.
 ORACLE = "oracle"

@@ -1,0 +1,8 @@
+"""What lies on a disk: written at once or not at all, owned, distrusted.
+
+`files` writes atomically, `ownership` knows which files in a folder are ours,
+`claims` who is at work there. `arrays` and `csv_rows` read NumPy's files and
+tables, `writers` and `progress` write metrics and what a terminal shows.
+
+May import: the top (`errors`, `types`, `prompts`, `fields`).
+"""
