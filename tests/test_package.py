@@ -1,6 +1,7 @@
 """The package as a whole: layers, gin files, lightness, the front door."""
 
 import ast
+import graphlib
 import json
 import os
 import pathlib
@@ -56,64 +57,79 @@ def imported(tree: ast.AST, known: Collection[str]) -> Iterator[str]:
                 yield name.removeprefix("panda_jax.")
 
 
-def layout(text: str) -> list[str]:
-    """The modules of the design's table, from the top down."""
-    table = text.partition("\n## Files, top to bottom\n")[2]
-    found = []
-    for row in re.findall(r"^\| (`.*?) \|", table.split("\n## ")[0], re.M):
-        folder = ""
-        for parent, name in re.findall(r"`([\w/]+/)?(\w+)\.py`", row):
-            folder = parent or folder
-            full = f"{folder}{name}".replace("/", ".")
-            found.append(full.removesuffix(".__init__"))
-    return found
+def rooms(text: str) -> list[str]:
+    """The folders of the design's table, from the top down."""
+    table = text.partition("\n## Rooms, top to bottom\n")[2]
+    table = table.partition("\n## ")[0]
+    return re.findall(r"^\| `(\w+)/?` \|", table, re.M)
+
+
+def room(name: str) -> str:
+    """The folder of a module; what lies beside them is in `panda_jax`."""
+    home = {"tasks": "data"}.get(name.partition(".")[0], name.partition(".")[0])
+    return home if (ROOT / home).is_dir() else "panda_jax"
 
 
 def upward(order: list[str], imports: Mapping[str, Collection[str]]) -> set:
-    """The imports of what stands before the importing module, or is it."""
+    """The imports that lead from a room to one above it."""
     place = {name: number for number, name in enumerate(order)}
     return {
         f"{name} imports {other}"
         for name, others in imports.items()
         for other in others
-        if place.get(other, -1) <= place[name]
+        if place.get(room(other), -1) < place[room(name)]
+    }
+
+
+def inner_imports() -> dict[str, set[str]]:
+    """Module -> the package's modules that it imports, but for front doors."""
+    found = modules()
+    for name in ("", "__init__", "__main__"):
+        found.pop(name, None)
+    return {
+        name: set(imported(ast.parse(path.read_text()), found))
+        for name, path in found.items()
     }
 
 
 @pytest.mark.skipif(not DESIGN.is_file(), reason="without the checkout")
-def test_imports_go_only_downward_in_the_design_s_table():
-    order, found = layout(DESIGN.read_text()), modules()
-    assert len(order) == len(set(order)), "a file stands there twice"
-    assert set(found) - set(order) == set(), "a file is not in the table"
-    assert set(order) - set(found) == set(), "the table has a file that is gone"
-    imports = {
-        name: set(imported(ast.parse(path.read_text()), found))
-        for name, path in found.items()
-    }
+def test_rooms_import_only_rooms_below_them():
+    order, imports = rooms(DESIGN.read_text()), inner_imports()
+    assert set(map(room, imports)) == set(order)
+    assert len(order) == len(set(order))
     assert upward(order, imports) == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graphlib.TopologicalSorter(
+        {
+            name: {other for other in others if other != name}
+            for name, others in inner_imports().items()
+        }
+    ).prepare()
+
+
+def test_at_most_six_files_have_no_room():
+    assert len(list(ROOT.glob("*.py"))) <= 6
 
 
 def test_an_upward_import_is_found_wherever_it_stands():
     code = (
-        "from panda_jax import files\n"
+        "from panda_jax.io import files\n"
         "def late():\n"
         "    from panda_jax.models import t5\n"
-        "    import panda_jax.cli\n"
+        "    import panda_jax.cli.entry\n"
         "    from panda_jax.models import config\n"
     )
-    known = ["cli", "models", "models.t5", "files"]
+    known = ["cli.entry", "models", "models.t5", "io.files"]
     names = set(imported(ast.parse(code), known))
-    assert names == {"files", "models.t5", "cli", "models"}
-    rows = "| `cli.py`, `models/__init__.py`, `t5.py` | x |\n| `files.py` | y |"
-    order = layout(
-        f"\n## Files, top to bottom\n\n{rows}\n\n## More\n| `a.py` |"
-    )
-    assert order == known
-    assert upward(order, {"models.t5": names}) == {
-        "models.t5 imports cli",
-        "models.t5 imports models",
-        "models.t5 imports models.t5",
+    assert names == {"io.files", "models.t5", "cli.entry", "models"}
+    order = rooms("\n## Rooms, top to bottom\n\n| `cli/` | x |\n| `io/` | y |")
+    assert order == ["cli", "io"]
+    assert upward(order, {"io.files": {"cli.entry", "io.arrays"}}) == {
+        "io.files imports cli.entry"
     }
+    assert upward(order, {"cli.entry": {"io.files"}}) == set()
 
 
 def test_only_the_command_line_knows_gin():
