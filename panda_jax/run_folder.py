@@ -63,9 +63,10 @@ def end(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         claim = claims.Claims(folder).take(claims.LOCK)
         if claim is not None:
-            with claim:
+            try:
                 _sweep(folder)
-            shutil.rmtree(folder / claims.LOCK, ignore_errors=True)
+            finally:
+                claim.remove()
 
 
 def _is_left(name: str) -> bool:
