@@ -256,8 +256,11 @@ def alone(
     try:
         yield claim
     finally:
-        nothing = folder.exists() and os.listdir(folder) == [LOCK]
-        if nothing or done():
+        nothing = ended = False
+        with contextlib.suppress(OSError):  # a folder that is gone or shut
+            nothing = os.listdir(folder) == [LOCK]
+            ended = nothing or done()
+        if ended:
             claim.remove()
         else:
             claim.release()
