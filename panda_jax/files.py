@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from panda_jax import signals
 from panda_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -111,7 +112,7 @@ def staged(path: PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, made = path, None
+    temporary, made = hidden(path), None
     with contextlib.ExitStack() as held:
         try:
             while made is None:
@@ -124,8 +125,11 @@ def staged(path: PathLike) -> Iterator[pathlib.Path]:
             yield temporary
         finally:
             # Not what `exchange` has put there: the user may have files in it.
-            if temporary.exists() and temporary.stat().st_ino == made:
-                shutil.rmtree(temporary, ignore_errors=True)
+            # Ctrl-C may come between the folder and its number.
+            with signals.interrupts_wait():
+                there = temporary.exists()
+                if there and made in (None, temporary.stat().st_ino):
+                    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hidden(path: pathlib.Path) -> pathlib.Path:

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import pathlib
 import threading
+
+import pytest
 
 from panda_jax import files, ownership
 
@@ -106,3 +109,22 @@ def test_a_folder_that_is_swept_before_its_lock_is_made_again(
         (new / "a").write_text("x")
         assert new not in swept
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_between_a_folder_and_its_number_leaves_none(
+    tmp_path, monkeypatch
+):
+    made = pathlib.Path.mkdir
+
+    def interrupted(path, *options, **more):
+        made(path, *options, **more)
+        if path.name.startswith(".out."):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        files.staged(tmp_path / "out"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

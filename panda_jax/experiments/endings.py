@@ -15,7 +15,7 @@ import secrets
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.files import atomic_file, read_json
+from panda_jax.files import atomic_file, read_json, remove_abandoned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,10 @@ class Endings:
         """Those that were not there, or not whole, the last time."""
         names = listed(self._folder) - self._known
         found = []
-        for name in sorted(name for name in names if name[0] != "."):
+        on_their_way = {name for name in names if name[0] == "."}
+        if on_their_way:  # for a moment, unless who wrote them was killed
+            remove_abandoned(self._folder, suffix=".json")
+        for name in sorted(names - on_their_way):
             ending = _read(self._folder / name)
             if ending is not None:
                 self._know(name, ending.fleet)
