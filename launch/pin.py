@@ -18,7 +18,7 @@ import tempfile
 import start
 
 UV = "0.13.9"
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12")
 # libtpu's wheels are for this one and newer.
 PLATFORM = "x86_64-manylinux_2_31"
 # Older than the newest on purpose.

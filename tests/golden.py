@@ -6,8 +6,8 @@
 Uses the command line and files alone, so it runs on any commit from 0.1 on:
 `PYTHONPATH=CHECKOUT python tests/golden.py OUT`. Figures are of one machine:
 make both on the same one. The demo, a PANDA run on `toy_review` and its
-predictions, one T5 run, the grid and the report of `gin/runs/smoke.gin`, and
-the published ranking figures; some six minutes on two cores.
+prompt, one T5 run, the grid and the report of `gin/runs/smoke.gin`, and the
+published ranking figures.
 """
 
 import hashlib

@@ -339,3 +339,23 @@ def test_a_claim_that_could_not_be_written_is_none(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             Claims(tmp_path).take("fleet")
     assert Claims(tmp_path).take("fleet") is not None
+
+
+def test_a_claim_that_ends_takes_no_later_one_with_it(tmp_path, monkeypatch):
+    """Another process may take the folder as soon as it is free."""
+    rename, taken = os.rename, []
+
+    def raced(old, new):
+        assert claims.Claims(tmp_path).take(claims.LOCK) is None
+        rename(old, new)
+        taken.append(claims.Claims(tmp_path).take(claims.LOCK))
+
+    monkeypatch.setattr(os, "rename", raced)
+    with claims.alone(tmp_path, done=lambda: True):
+        pass
+    (after,) = taken
+    assert after is not None
+    said = claims.Claims(tmp_path).holder(claims.LOCK)
+    assert said is not None
+    assert said["owner"] == after._claims.owner
+    after.release()

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import pathlib
 import threading
+
+import pytest
 
 from panda_jax.io import files, ownership
 
@@ -82,3 +85,46 @@ def test_two_that_put_a_folder_back_at_once_do_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", raced)
     assert list(files.displaced(tmp_path / "out")) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_swept_before_its_lock_is_made_again(
+    tmp_path, monkeypatch
+):
+    """Who sweeps cannot tell it from one that a killed process left."""
+    locked, swept = files.locked, []
+
+    @contextlib.contextmanager
+    def raced(folder, **options):
+        if len(swept) < 2:
+            swept.append(folder)
+        if len(swept) == 1:  # gone before it is opened
+            folder.rmdir()
+        with locked(folder, **options) as had:
+            if len(swept) == 2 and folder == swept[1]:  # and after that
+                folder.rmdir()
+            yield had
+
+    monkeypatch.setattr(files, "locked", raced)
+    with files.staged(tmp_path / "out") as new:
+        (new / "a").write_text("x")
+        assert new not in swept
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_between_a_folder_and_its_number_leaves_none(
+    tmp_path, monkeypatch
+):
+    made = pathlib.Path.mkdir
+
+    def interrupted(path, *options, **more):
+        made(path, *options, **more)
+        if path.name.startswith(".out."):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        files.staged(tmp_path / "out"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -704,6 +704,26 @@ def test_what_release_0_1_left_of_an_exchange_is_put_back(
     assert not list(run.glob(".prompt*"))
 
 
+def test_what_is_left_of_a_process_killed_at_its_very_end_goes(
+    trained, tiny, tmp_path
+):
+    """Its result was there, and it still held the folder."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = sorted(run.rglob("*"))
+    staged = run / f".panda_jax.{files._machine()}01234567"
+    staged.mkdir()
+    (staged / "result.json").write_text("{}")
+    (run / ".result.json.0123456789ab.json").write_text("{}")
+    held = claims.Claims(run).take(claims.LOCK)
+    assert held is not None
+    pj.train(tiny, model_dir=run, **SMALL)
+    assert staged.exists()  # somebody is at work there
+    held.release()
+    pj.train(tiny, model_dir=run, **SMALL)
+    assert sorted(run.rglob("*")) == before
+
+
 def test_two_runs_on_one_folder(tiny, trained, tmp_path):
     """One trains; the other says who holds it, and harms nothing."""
     run = tmp_path / "run"

@@ -294,6 +294,8 @@ def _begin(
         folder = place.folder
         done = _done(folder, description)
         if done is not None:
+            if main and place.held is not None:
+                run_folder.end(folder)
             return done
         paths = {
             **{r: run_inputs.as_path(value) for r, value in prompts.items()},

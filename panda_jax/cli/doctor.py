@@ -23,7 +23,7 @@ from panda_jax.io.files import PathLike, cache_folder
 from panda_jax.parallel import cluster
 
 _GIB = 1 << 30
-_TESTED_PYTHONS = ("3.11", "3.12", "3.13")
+_TESTED_PYTHONS = ("3.11", "3.12")
 # What the extra `data` brings.
 _DATA = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio")
 _CORE = ("jax", "flax", "optax", "orbax-checkpoint")

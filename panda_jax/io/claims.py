@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.io.files import PathLike, read_json, write_json
+from panda_jax.io.files import PathLike, hidden, read_json, write_json
 
 FILE = "claim.json"
 # The claim on a run's folder, in that folder.
@@ -83,8 +83,8 @@ class Claims:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             place.mkdir()
-        except FileExistsError:  # another was faster
-            return None
+        except (FileExistsError, FileNotFoundError):
+            return None  # another was faster, or ends this moment
         try:
             return Claim(self, name, number, doing, on_lost)
         except BaseException:
@@ -207,6 +207,21 @@ class Claim:
         with contextlib.suppress(OSError):
             self._write()
 
+    def remove(self) -> None:
+        """Gives the claim up, with all earlier ones of its name, at once.
+
+        Were it released first, what another has taken by then would go too.
+        """
+        self._ended.set()
+        self._thread.join()
+        if self.lost:
+            return
+        # A name that `ownership.sweep` knows, should a kill come between.
+        gone = hidden(self._claims.folder / "panda_jax")
+        with contextlib.suppress(OSError):
+            os.rename(self._claims.folder / self._name, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
     def __enter__(self) -> "Claim":
         return self
 
@@ -241,14 +256,17 @@ def alone(
     try:
         yield claim
     finally:
-        claim.release()
-        if not claim.lost:
-            nothing = [path.name for path in folder.iterdir()] == [LOCK]
-            if nothing or done():
-                shutil.rmtree(folder / LOCK, ignore_errors=True)
-            if nothing and made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+        nothing = ended = False
+        with contextlib.suppress(OSError):  # a folder that is gone or shut
+            nothing = os.listdir(folder) == [LOCK]
+            ended = nothing or done()
+        if ended:
+            claim.remove()
+        else:
+            claim.release()
+        if nothing and made and not claim.lost:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _awaited(claims: Claims) -> Claim:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from panda_jax.errors import UserError
+from panda_jax.io import signals
 
 PathLike = str | os.PathLike[str]
 
@@ -111,17 +112,29 @@ def staged(path: PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{path.name}.{_machine()}{secrets.token_hex(4)}"
-    temporary, made = path.with_name(name), None
-    try:
-        temporary.mkdir()
-        made = temporary.stat().st_ino
-        with locked(temporary):
+    temporary, made = hidden(path), None
+    with contextlib.ExitStack() as held:
+        try:
+            while made is None:
+                temporary = hidden(path)
+                temporary.mkdir()
+                # Who sweeps may see it before the lock, and take it away.
+                with contextlib.suppress(FileNotFoundError):
+                    held.enter_context(locked(temporary))
+                    made = temporary.stat().st_ino
             yield temporary
-    finally:
-        # Not what `exchange` has put there: the user may have files in it.
-        if temporary.exists() and temporary.stat().st_ino == made:
-            shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            # Not what `exchange` has put there: the user may have files in it.
+            # Ctrl-C may come between the folder and its number.
+            with signals.interrupts_wait():
+                there = temporary.exists()
+                if there and made in (None, temporary.stat().st_ino):
+                    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hidden(path: pathlib.Path) -> pathlib.Path:
+    """A name beside `path` that nobody else takes, for `abandoned` to find."""
+    return path.with_name(f".{path.name}.{_machine()}{secrets.token_hex(4)}")
 
 
 @functools.cache

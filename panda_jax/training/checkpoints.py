@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from panda_jax.errors import StorageError, UserError, first_line
+from panda_jax.io import signals
 from panda_jax.parallel import distributed
 from panda_jax.step.steps import TrainState
 
@@ -181,9 +182,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what orbax raises on a full or read-only disk into words."""
+        """Turns what orbax raises on a full or read-only disk into words.
+
+        Ctrl-C waits for it: orbax would write its threads' tracebacks.
+        """
         try:
-            yield
+            with signals.interrupts_wait():
+                yield
         except Exception as error:  # orbax passes on its backends' own kinds
             if jax.process_count() > 1:
                 # Rather another process that is gone than a disk.

@@ -54,6 +54,28 @@ def hold(folder: pathlib.Path, held: contextlib.ExitStack) -> claims.Claim:
     )
 
 
+def end(folder: pathlib.Path) -> None:
+    """Removes what a process left that was killed after its result was there.
+
+    Nothing where another is at work, or the folder cannot be written to.
+    """
+    left = [path for path in folder.glob(".*") if _is_left(path.name)]
+    if not left:
+        return
+    with contextlib.suppress(OSError):
+        claim = claims.Claims(folder).take(claims.LOCK)
+        if claim is not None:
+            try:
+                _sweep(folder)
+            finally:
+                claim.remove()
+
+
+def _is_left(name: str) -> bool:
+    ours = name.startswith(".panda_jax.") and name != ownership.LISTING
+    return ours or _ON_ITS_WAY.fullmatch(name) is not None
+
+
 def _is_under_way(folder: pathlib.Path) -> bool:
     begun, done = (folder / f"{name}.json" for name in ("run", "result"))
     return begun.exists() and not done.exists()

@@ -19,10 +19,10 @@ from panda_jax.data import answers
 from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import InterruptedRun, UserError
 from panda_jax.io.progress import Progress
+from panda_jax.io.signals import Signals, watch
 from panda_jax.models.trees import size
 from panda_jax.parallel import memory, sharding
 from panda_jax.parallel.sharding import Partitioner
-from panda_jax.parallel.signals import Signals, watch
 from panda_jax.step import fleet
 from panda_jax.step.steps import TrainState
 from panda_jax.store.backbones import Backbone

@@ -419,3 +419,13 @@ def test_other_grids_of_the_same_fleets_settle_what_is_theirs(
     trained.clear()
     assert run_grid(Grid(**WIDE), tmp_path, **OPTIONS).done == 576
     assert sorted(trained) == sorted(set(lanes(WIDE)) - set(lanes(few)))
+
+
+def test_what_a_killed_worker_had_on_its_way_goes_a_day_later(tmp_path):
+    for name, days in (("old", 2.0), ("young", 0.5)):
+        path = tmp_path / f".{name}.00112233aabb.json.aabbccddeeff.json"
+        path.write_text("{")
+        then = time.time() - days * 86400
+        os.utime(path, (then, then))
+    assert Endings(tmp_path).news() == []
+    assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["young"]

@@ -23,7 +23,13 @@ from panda_jax.experiments.grid import grid
 from panda_jax.experiments.grid.grid import STAGES, Group, Plan, Planned
 from panda_jax.io import ownership
 from panda_jax.io.claims import LOCK, clock
-from panda_jax.io.files import PathLike, atomic_file, read_json, write_json
+from panda_jax.io.files import (
+    PathLike,
+    atomic_file,
+    read_json,
+    remove_abandoned,
+    write_json,
+)
 from panda_jax.training import identity, run_folder
 
 FAILED = "failed.json"
@@ -48,8 +54,13 @@ class Endings:
 
     def news(self) -> list[Ending]:
         """Those that were not there, or not whole, the last time."""
-        names = sorted(listed(self._folder) - self._known)
-        read = {n: _read(self._folder / n) for n in names if n[0] != "."}
+        names = listed(self._folder) - self._known
+        on_their_way = {name for name in names if name[0] == "."}
+        if on_their_way:  # for a moment, unless who wrote them was killed
+            remove_abandoned(self._folder, suffix=".json")
+        read = {
+            n: _read(self._folder / n) for n in sorted(names - on_their_way)
+        }
         found = {name: ending for name, ending in read.items() if ending}
         for name, ending in found.items():
             self._know(name, ending.fleet)

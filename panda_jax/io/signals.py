@@ -1,10 +1,11 @@
-"""Being asked to end by SIGTERM, as before a preemption; and a watchdog."""
+"""Being asked to end, by SIGTERM or Ctrl-C; and a watchdog."""
 
 import contextlib
 import faulthandler
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,35 @@ def watch(seconds: float) -> None:
         faulthandler.dump_traceback_later(
             seconds, repeat=True, file=sys.__stderr__
         )
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C in the block is heard at its end; a second one at once.
+
+    For what others' code does in threads, which tell of an interruption as of
+    a failure of theirs, at length.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(former):
+        yield
+        return
+    heard: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if heard:
+            signal.signal(signal.SIGINT, former)
+            former(number, frame)
+        heard.append(frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+        if heard:
+            former(signal.SIGINT, heard[0])
 
 
 class Signals:
