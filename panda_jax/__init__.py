@@ -61,10 +61,19 @@ _HOME = {
     "train_fleet": "api.training.train_fleet",
 }
 
+# Modules that release 0.1's pages and the cards of its exported prompts name.
+_FORMER_MODULES = {
+    "exchange": "store.exchange",
+    "measures": "transfer.transfer_metrics",
+    "metrics": "data.task_metrics",
+}
+
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FORMER_MODULES:
+        return importlib.import_module(f"panda_jax.{_FORMER_MODULES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'panda_jax' has no attribute {name!r}")
     module, attribute = _HOME[name].rsplit(".", 1)

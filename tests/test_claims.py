@@ -259,7 +259,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
 
 def test_one_that_was_killed_is_followed_at_once(tmp_path):
     code = (
-        "import os, signal, sys; from panda_jax import claims\n"
+        "import os, signal, sys; from panda_jax.io import claims\n"
         "with claims.alone(sys.argv[1], done=bool):\n"
         "    open(sys.argv[1] + '/run.json', 'w').close()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"

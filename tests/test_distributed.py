@@ -19,8 +19,9 @@ from panda_jax.parallel import cluster, distributed
 # The verb `train` replaced by a loop of collectives, in the real program.
 WORKER = """
 import sys
-from panda_jax import cli, cluster, distributed
+from panda_jax import cli
 from panda_jax.errors import UserError
+from panda_jax.parallel import cluster, distributed
 
 distributed.HEARTBEAT_TIMEOUT = int(sys.argv[1])
 

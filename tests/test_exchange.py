@@ -1044,7 +1044,7 @@ def test_loads_neither_torch_nor_transformers(tmp_path):
     torch.save(torch.ones(5, 16), tmp_path / "a.pt")
     code = (
         "import sys\n"
-        "from panda_jax import exchange\n"
+        "from panda_jax.store import exchange\n"
         "from panda_jax.interop import prompthub\n"
         "assert prompthub.read(sys.argv[1]).shape == (5, 16)\n"
         "bad = {m.split('.')[0] for m in sys.modules}\n"

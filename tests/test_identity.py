@@ -364,7 +364,7 @@ def later(tmp_path) -> pathlib.Path:
         place = inside if inside.is_dir() else package.parent / name
         if not (root / "panda_jax" / name).exists():
             shutil.copytree(place, root / name)
-    path = root / "panda_jax" / "runs.py"
+    path = root / "panda_jax" / "config" / "runs.py"
     text = path.read_text()
     before = "    dtype: Annotated["
     assert text.count(before) == 1
@@ -376,7 +376,7 @@ def later(tmp_path) -> pathlib.Path:
 LATER = """
 import json, sys
 import panda_jax as pj
-from panda_jax import runs
+from panda_jax.config import runs
 from panda_jax.experiments.grid.grid import expand
 from panda_jax.experiments.grid.grid import Grid
 assert runs.DEFAULTS["novelty"] == 0.25

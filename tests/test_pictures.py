@@ -334,7 +334,7 @@ def test_no_pyplot_and_other_formats(tmp_path):
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from panda_jax import pictures\n"
+        "from panda_jax.transfer import pictures\n"
         "assert 'matplotlib' not in sys.modules\n"
         "for draw in (pictures.heatmap, pictures.clustermap):\n"
         "    draw(sys.argv[1], np.eye(2), rows='ab', columns='ab')\n"

@@ -18,7 +18,7 @@ from panda_jax.transfer import source_fusion, transfer_metrics
 # As docs/extending.md shows it.
 MODULE = """
 import jax.numpy as jnp
-from panda_jax import measures
+from panda_jax.transfer import transfer_metrics
 
 
 def norms(a, b):
@@ -28,7 +28,7 @@ def norms(a, b):
     return 1 / (1 + jnp.abs(norm(a)[:, None] - norm(b)[None, :]))
 
 
-measures.METRICS["norms"] = measures.Measure(
+transfer_metrics.METRICS["norms"] = transfer_metrics.Measure(
     "norms", "vectors", False, "likeness of the prompts' norms", norms
 )
 """

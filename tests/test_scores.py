@@ -209,7 +209,7 @@ def test_write(tmp_path):
 def test_imports_matplotlib_only_to_draw(tmp_path):
     code = (
         "import sys\n"
-        "from panda_jax import scores\n"
+        "from panda_jax.transfer import scores\n"
         "bad = {m.split('.')[0] for m in sys.modules}\n"
         "assert not bad & {'matplotlib', 'tensorflow', 'seqio', 'jax'}, bad\n"
         "import numpy as np\n"

@@ -127,7 +127,7 @@ def test_missing_file_is_a_user_error(tmp_path):
 def test_does_not_load_tensorflow(tmp_path):
     code = (
         "import sys\n"
-        "from panda_jax import writers\n"
+        "from panda_jax.io import writers\n"
         "with writers.MetricWriter(sys.argv[1]) as w: w.write(1, loss=1.0)\n"
         "bad = {m.split('.')[0] for m in sys.modules}\n"
         "assert not bad & {'tensorflow', 'seqio'}, bad\n"

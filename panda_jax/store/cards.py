@@ -203,7 +203,8 @@ def _use(stored: StoredPrompt, base_model: str | None) -> list[str]:
     info = stored.info
     if info.fingerprint is None:
         ours = [
-            "from panda_jax import exchange, load_backbone",
+            "from panda_jax import load_backbone",
+            "from panda_jax.store import exchange",
             "",
             f'backbone = load_backbone("{_UNNAMED}")',
             'prompt = exchange.import_prompt("peft", ".", backbone=backbone)',
