@@ -183,7 +183,9 @@ def update(path: str) -> list[Site]:
     tests: dict[tuple[str, str], set[str]] = {}
     for line in pathlib.Path(path).read_text().splitlines():
         where, message, test = json.loads(line)
-        tests.setdefault((where, message), set()).add(test.rpartition("/")[2])
+        tests.setdefault((where, message), set()).add(
+            test.removeprefix("tests/")
+        )
     former, made, open_ = table(), {}, []
     for site in sites():
         found = tests.get((site.where, site.message), set())

@@ -57,7 +57,7 @@ SHOWN = {
     "tests/experiments/test_published.py holds its figures",
     "docs/tutorial.md: prompt   ": "what the page printed, in full size",
     "docs/tasks.md: ": "what `panda-jax tasks --markdown` writes; "
-    "tests/test_catalogue.py holds the page",
+    "tests/data/test_catalogue.py holds the page",
 }
 # Blocks whose `panda-jax` commands are held against the flags and gin files
 # that there are, and not run.
@@ -74,7 +74,7 @@ NOT_RUN = {
 VERBS_NOT_RUN = {
     "demo": "tests/test_package.py runs it",
     "doctor": "imports TensorFlow in another process; tests/cli/test_doctor.py",
-    "plan": "compiles for minutes, for TPUs by libtpu; tests/test_plan.py",
+    "plan": "compiles for minutes, for TPUs by libtpu; planning/test_plan.py",
 }
 # Commands that are not ours -> why they are not run.
 COMMANDS_NOT_RUN = {

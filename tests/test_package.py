@@ -113,6 +113,13 @@ def test_at_most_six_files_have_no_room():
     assert len(list(ROOT.glob("*.py"))) <= 6
 
 
+@pytest.mark.skipif(not DESIGN.is_file(), reason="without the checkout")
+def test_tests_lie_as_the_rooms_do():
+    here = pathlib.Path(__file__).parent
+    folders = {path.parent.name for path in here.glob("*/test_*.py")}
+    assert folders == set(rooms(DESIGN.read_text())) - {"panda_jax"}
+
+
 def test_an_upward_import_is_found_wherever_it_stands():
     code = (
         "from panda_jax.io import files\n"

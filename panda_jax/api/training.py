@@ -27,7 +27,7 @@ from panda_jax.store.prompt_folders import StoredPrompt, load_prompt
 from panda_jax.tasks import specs
 from panda_jax.training import identity, run_folder
 from panda_jax.training.lane import Lane, Needs, TrainResult
-from panda_jax.training.trainer import Fleet
+from panda_jax.training.trainer import Trainer
 from panda_jax.transfer import source_fusion
 from panda_jax.transfer.scorer import EXAMPLES
 from panda_jax.transfer.transfer_metrics import METRICS
@@ -123,7 +123,7 @@ def train(
         if isinstance(begun, TrainResult):
             return begun
         lane, data = begun
-        fleet = Fleet(
+        fleet = Trainer(
             backbone,
             [lane],
             *data,
@@ -218,7 +218,7 @@ def _train_fleet(
         assert not isinstance(backbone, str)
         if root is not None and held is not None and distributed.is_main():
             run_folder.begin_fleet(root, lanes)
-        fleet = Fleet(
+        fleet = Trainer(
             backbone,
             list(going.values()),
             *data,

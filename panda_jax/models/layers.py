@@ -4,15 +4,14 @@ Softmax and normalisation are computed in fp32 whatever the backbone's dtype.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from panda_jax.models import cpu
 from panda_jax.types import Array
 
 # exp(-1e9) is 0 in fp32, and unlike -inf it keeps a fully masked row finite.
@@ -92,42 +91,8 @@ def dropout(
     drawn = list(x.shape)
     if shared is not None:
         drawn[shared] = 1
-    keep = random_bits(key, tuple(drawn)) >= threshold
+    keep = cpu.random_bits(key, tuple(drawn)) >= threshold
     return jnp.where(keep, x / (1.0 - threshold / 2**16), 0).astype(x.dtype)
-
-
-# Threefry's rotations, for even and odd groups of four rounds.
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """`jax.random.bits(key, shape, uint16)` as uint32, to the bit.
-
-    JAX makes a loop over the rounds of it on the CPU, with the whole array in
-    memory between them. Written out, the rounds are one pass, which XLA fuses
-    into the choice that they serve.
-
-    Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3":
-    Threefry-2x32 of 20 rounds, of each element's number.
-    """
-    words = jax.random.key_data(key)
-    if words.shape != (2,) or math.prod(shape) >= 2**32:
-        return jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32)
-    number = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        number = number * np.uint32(size) + along
-    keys = (words[0], words[1], words[0] ^ words[1] ^ np.uint32(0x1BD11BDA))
-    # The numbers' upper words are 0.
-    x, y = jnp.broadcast_to(keys[0], shape), number + keys[1]
-    for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
-            x = x + y
-            y = (y << np.uint32(turn)) | (y >> np.uint32(32 - turn))
-            y = x ^ y
-        x = x + keys[(group + 1) % 3]
-        y = y + keys[(group + 2) % 3] + np.uint32(group + 1)
-    return (x ^ y) & np.uint32(0xFFFF)
 
 
 class Dense(nn.Module):

@@ -4,13 +4,14 @@ Pre-norm layers without biases; parameters have T5X's names and logical axes.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from panda_jax.models import layers
+from panda_jax.models import cpu, layers
 from panda_jax.types import Array
 
 
@@ -142,10 +143,7 @@ class Attention(Block):
         return self.out(context.reshape(*x.shape[:2], c.heads * c.head_dim))
 
     def absorbed(self, x: Array, memory: Array, bias: Array) -> Array:
-        """The same with the keys' and values' kernels on the queries' side.
-
-        q (m W_k)' = (q W_k') m': where a memory is read by fewer queries than
-        a head is wide, its keys and values cost more than all the rest.
+        """The same of a memory whose keys and values are not made.
 
         Args:
           x: [B * C, T, D], the queries' input; C * T < K for it to pay.
@@ -161,20 +159,10 @@ class Attention(Block):
             for linear in (self.key, self.value)
         )
         query = self.query(x).reshape(len(memory), -1, c.heads, c.head_dim)
-        query = jnp.einsum("bthk,dhk->bthd", query, key)
-        scores = jnp.einsum(
-            "bthd,bsd->bhts", query, memory, preferred_element_type=jnp.float32
+        drop = functools.partial(
+            layers.dropout, self.dropout_key(), c.dropout, shared=2
         )
-        probabilities = layers.dropout(
-            self.dropout_key(),
-            c.dropout,
-            jax.nn.softmax(scores + bias, axis=-1),
-            shared=2,
-        )
-        context = jnp.einsum(
-            "bhts,bsd->bthd", probabilities.astype(memory.dtype), memory
-        )
-        context = jnp.einsum("bthd,dhk->bthk", context, value)
+        context = cpu.absorbed(query, key, value, memory, bias, drop)
         return self.out(context.reshape(*x.shape[:2], c.heads * c.head_dim))
 
 
@@ -295,7 +283,7 @@ class DecoderLayer(Block):
         cross = Attention(c, self.train, name="encoder_decoder_attention")
         if self.cached:
             y = cross(y, memory[0], memory[1], memory_bias)
-        elif x.shape[0] * x.shape[1] < len(memory) * c.head_dim:
+        elif cpu.absorbs(x.shape[0] * x.shape[1], len(memory), c.head_dim):
             y = cross.absorbed(y, memory, memory_bias)
         else:
             y = cross(y, *cross.keys_values(memory), memory_bias)

@@ -13,6 +13,7 @@ from panda_jax.config.runs import Run
 from panda_jax.data.examples import AnyExamples, TextExamples
 from panda_jax.data.loading import batch_indices
 from panda_jax.errors import UserError
+from panda_jax.models import cpu
 from panda_jax.parallel import sharding
 from panda_jax.parallel.sharding import Partitioner
 from panda_jax.step import fleet, optimizers, steps
@@ -31,8 +32,6 @@ MOST_CACHED = 2**30
 MOST_RESIDENT = 2**30
 # Steps a dispatch.
 MOST_STEPS = 10
-# Layers of a stack that are compiled one by one.
-MOST_UNROLLED = 12
 
 
 def step_spec(run: Run, backbone: Backbone) -> StepSpec:
@@ -53,17 +52,6 @@ def step_spec(run: Run, backbone: Backbone) -> StepSpec:
         accumulate=run.accumulate,
         teacher_dropout=run.method == "panda" and run.recipe == "released",
     )
-
-
-def _unrolled(spec: StepSpec) -> StepSpec:
-    """On a CPU, layers one by one, but for stacks that compile for minutes.
-
-    A loop copies what the backward pass needs into arrays of all layers.
-    """
-    c = spec.config
-    if c.remat or c.layers > MOST_UNROLLED:
-        return spec
-    return dataclasses.replace(spec, config=dataclasses.replace(c, unroll=True))
 
 
 def check_alike(lanes: list[Lane], backbone: Backbone) -> None:
@@ -155,7 +143,8 @@ class Assembly:
             self.mesh = partitioner.mesh(len(lanes))
         self.partitioner = partitioner or Partitioner()
         if self.mesh is None and jax.default_backend() == "cpu":
-            self.step_spec = _unrolled(self.step_spec)
+            config = cpu.unrolled(self.step_spec.config)
+            self.step_spec = dataclasses.replace(self.step_spec, config=config)
         groups = self.mesh.shape["data"] if self.mesh is not None else 1
         self.padded = Lanes(groups).padded(len(lanes))
         self.layout = Lanes(groups, self._chunk(self.padded // groups))

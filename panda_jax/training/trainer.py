@@ -20,8 +20,9 @@ from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import InterruptedRun, UserError
 from panda_jax.io.progress import Progress
 from panda_jax.io.signals import Signals, watch
+from panda_jax.models import cpu
 from panda_jax.models.trees import size
-from panda_jax.parallel import memory, sharding
+from panda_jax.parallel import sharding
 from panda_jax.parallel.sharding import Partitioner
 from panda_jax.step import fleet
 from panda_jax.step.steps import TrainState
@@ -36,7 +37,7 @@ CHECKPOINT_SECONDS = 60.0
 STALL_SECONDS = float(os.environ.get("PANDA_STALL_SECONDS", 1800))
 
 
-class Fleet:
+class Trainer:
     """Runs that are trained together on one task.
 
     Args:
@@ -239,7 +240,7 @@ class Fleet:
                     # What compiling took is given back before the step takes
                     # its own; the call below finds what was compiled.
                     fleet.lower_steps(*given, **static).compile()
-                    memory.trim()
+                    cpu.trim()
                 states, position, metrics = fleet.run_steps(*given, **static)
                 if not self.dispatched:
                     self.dispatched = True

@@ -584,7 +584,7 @@ def test_asked_to_end_it_ends(copied, monkeypatch):
 
 def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
     """Checkpoints of fewer lanes are of no use to more."""
-    real, saves = trainer.Fleet._save, []
+    real, saves = trainer.Trainer._save, []
 
     def dies(self, checkpoints, states):
         real(self, checkpoints, states)
@@ -593,7 +593,7 @@ def test_a_fleet_that_grew_meanwhile_begins_anew(copied, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Fleet, "_save", dies)
+        patch.setattr(trainer.Trainer, "_save", dies)
         with pytest.raises(KeyboardInterrupt):
             run_grid(Grid(**{**SMALL, "methods": "prompt"}), copied, **QUICK)
     assert len(list(copied.rglob("checkpoints"))) == 1
@@ -622,7 +622,7 @@ def test_killed_between_two_results_the_rest_only_finish(
             run_grid(grid, copied, **QUICK)
     assert Ledger(expand(grid), copied).counts()["done"] == 2 + 1
     # Nothing is trained again.
-    monkeypatch.setattr(trainer.Fleet, "_stretch", lambda *given: 1 / 0)
+    monkeypatch.setattr(trainer.Trainer, "_stretch", lambda *given: 1 / 0)
     found = run_grid(grid, copied, **QUICK)
     assert (found.done, found.failed) == (4, {})
     plan = expand(grid)

@@ -12,7 +12,7 @@ from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.builtin()
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tasks.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from panda_jax.models.trees import flatten
 from panda_jax.prompts import Prompt
 
 RELEASED = (
-    pathlib.Path(__file__).parents[2] / "shared/data/t5x_tiny/checkpoint_3"
+    pathlib.Path(__file__).parents[3] / "shared/data/t5x_tiny/checkpoint_3"
 )
 SMALL = dataclasses.replace(
     CONFIG, activation="relu", gated=False, tied=True, decoder_layers=1

@@ -21,7 +21,7 @@ from transformers import (
 
 from panda_jax import UserError, models
 from panda_jax.interop import hf
-from panda_jax.models import bert, layers
+from panda_jax.models import bert, cpu, layers
 from panda_jax.prompts import Prompt
 
 SENTENCES = [
@@ -372,12 +372,12 @@ def test_random_bits_are_jax_s(shape):
     key = jax.random.key(7)
     expected = np.asarray(jax.random.bits(key, shape, np.uint16))
     for function in (
-        layers.random_bits,
-        jax.jit(layers.random_bits, static_argnums=1),
+        cpu.random_bits,
+        jax.jit(cpu.random_bits, static_argnums=1),
     ):
         np.testing.assert_array_equal(function(key, shape), expected)
     keys = jax.random.split(key, 3)
-    many = jax.vmap(lambda key: layers.random_bits(key, shape))(keys)
+    many = jax.vmap(lambda key: cpu.random_bits(key, shape))(keys)
     each = [jax.random.bits(key, shape, np.uint16) for key in keys]
     np.testing.assert_array_equal(many, np.stack(each))
 
@@ -385,7 +385,7 @@ def test_random_bits_are_jax_s(shape):
 def test_random_bits_of_another_generator():
     key = jax.random.key(7, impl="rbg")
     expected = jax.random.bits(key, (3, 5), np.uint16)
-    np.testing.assert_array_equal(layers.random_bits(key, (3, 5)), expected)
+    np.testing.assert_array_equal(cpu.random_bits(key, (3, 5)), expected)
 
 
 def test_dropout_falls_on_text_and_prompt_and_keeps_the_mean():

@@ -736,13 +736,13 @@ def test_two_runs_on_one_folder(tiny, trained, tmp_path):
 
 
 def test_a_run_that_was_taken_over_ends(tiny, tmp_path, monkeypatch):
-    real = trainer.Fleet._save
+    real = trainer.Trainer._save
 
     def lost(self, *given):
         self.lanes[0].claim.lost = True
         real(self, *given)
 
-    monkeypatch.setattr(trainer.Fleet, "_save", lost)
+    monkeypatch.setattr(trainer.Trainer, "_save", lost)
     with pytest.raises(UserError, match="was taken over by another process"):
         pj.train(tiny, model_dir=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run" / "result.json").exists()

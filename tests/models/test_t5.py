@@ -19,12 +19,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from panda_jax import UserError, models
 from panda_jax.data.text_tokenizer import TextTokenizer
-from panda_jax.models import bert, layers, relative, t5, t5_layers
+from panda_jax.models import bert, cpu, relative, t5, t5_layers
 from panda_jax.models.trees import flatten, size
 from panda_jax.prompts import Prompt
 
 TOLERANCE = 1e-5
-VOCABULARY = pathlib.Path(__file__).parents[2] / "shared/data/t5_vocab"
+VOCABULARY = pathlib.Path(__file__).parents[3] / "shared/data/t5_vocab"
 TEXTS = [
     "rte sentence1: The cat sat on the mat. sentence2: An animal rested.",
     "squad context: Prompts are short; passages are not, and far words matter. "
@@ -397,7 +397,7 @@ def test_remat_changes_neither_values_nor_gradients(gated, rng):
 def test_dropout_falls_where_t5x_has_it(family, rng, monkeypatch):
     """Which masks are drawn: only the encoder's last is by position."""
     # One equation a draw.
-    monkeypatch.setattr(layers, "random_bits", jax.random.bits)
+    monkeypatch.setattr(cpu, "random_bits", jax.random.bits)
     params, config, _ = family
     x, y = examples(rng, config)
     prompt = Prompt(deep_vectors(config), {})

@@ -780,7 +780,7 @@ def test_a_pattern_that_matches_nothing_says_so(tmp_path):
 
 
 def _real_data() -> str:
-    beside = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    beside = pathlib.Path(__file__).parents[3] / "shared" / "data"
     return os.environ.get("PANDA_DATA_DIR") or str(beside)
 
 

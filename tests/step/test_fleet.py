@@ -21,7 +21,7 @@ from panda_jax.training import evaluation, lane_memory, trainer
 from panda_jax.training.checkpoints import Checkpoints
 from panda_jax.training.lane import Lane, Needs
 from panda_jax.training.step_inputs import Assembly, bucket, step_spec
-from panda_jax.training.trainer import Fleet
+from panda_jax.training.trainer import Trainer
 
 TASK = "toy_review"
 # Sums in another order: what eight devices may differ by from one. Adam divides
@@ -101,7 +101,7 @@ def final(fleet_):
 def solo(tiny, rows, source):
     """Losses [S, 8] and prompts [8, ...] of eight runs, each alone."""
     found = [
-        final(Fleet(tiny, [lane(n, source)], *rows, quiet=True))
+        final(Trainer(tiny, [lane(n, source)], *rows, quiet=True))
         for n in range(8)
     ]
     losses = np.concatenate([x[0] for x in found], axis=1)
@@ -123,7 +123,7 @@ def test_a_fleet_on_a_mesh_is_its_runs_alone(tiny, rows, source, solo, shape):
     lanes = [lane(n, source) for n in range(8)]
     partitioner = Partitioner(mesh_shape=shape)
     together = final(
-        Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+        Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     )
     close(together, solo, **TOLERANCE)
 
@@ -132,7 +132,7 @@ def test_a_fleet_of_one_device_is_its_runs_alone_bit_for_bit(
     tiny, rows, source, solo
 ):
     lanes = [lane(n, source) for n in range(8)]
-    together = final(Fleet(tiny, lanes, *rows, quiet=True))
+    together = final(Trainer(tiny, lanes, *rows, quiet=True))
     close(together, solo, rtol=0, atol=0)
 
 
@@ -140,7 +140,7 @@ def test_a_fleet_of_one_device_is_its_runs_alone_bit_for_bit(
 def test_chunks_change_nothing(tiny, rows, source, solo, chunk):
     lanes = [lane(n, source) for n in range(8)]
     partitioner = Partitioner(mesh_shape=(1, 1, 8), chunk=chunk)
-    together = Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+    together = Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     assert together.parts.layout.chunk == chunk
     close(final(together), solo, **TOLERANCE)
 
@@ -183,7 +183,7 @@ def test_a_chunk_can_be_asked_for(chunk):
 def test_five_lanes_on_four_devices(tiny, rows, source, solo):
     lanes = [lane(n, source) for n in range(5)]
     partitioner = Partitioner(mesh_shape=(4, 1, 2))
-    together = Fleet(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
+    together = Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     assert together.parts.padded == 8
     found = final(together)
     losses, prompts = solo
@@ -193,7 +193,7 @@ def test_five_lanes_on_four_devices(tiny, rows, source, solo):
 
 def test_one_lane_takes_the_devices_for_its_batch(tiny, rows, source, solo):
     partitioner = Partitioner()
-    alone = Fleet(
+    alone = Trainer(
         tiny, [lane(3, source)], *rows, quiet=True, partitioner=partitioner
     )
     assert dict(alone.parts.mesh.shape) == {"data": 1, "fsdp": 8, "model": 1}
@@ -212,7 +212,7 @@ def test_a_lane_that_diverges_ends_alone(tiny, rows, source, solo, tmp_path):
     for one in lanes:
         one.folder = tmp_path / one.run_id
         one.folder.mkdir()
-    together = Fleet(tiny, lanes, *rows, quiet=True)
+    together = Trainer(tiny, lanes, *rows, quiet=True)
     found = final(together)
     assert found[2].tolist()[2] >= 0
     assert [n for n in found[2].tolist() if n >= 0] == [found[2][2]]
@@ -241,7 +241,7 @@ def test_a_learning_rate_of_a_million_harms_nobody_else(
 ):
     lanes = [lane(n, source) for n in range(4)]
     lanes[1] = lane(1, source, learning_rate=1e6)
-    found = final(Fleet(tiny, lanes, *rows, quiet=True))
+    found = final(Trainer(tiny, lanes, *rows, quiet=True))
     for n in (0, 2, 3):
         np.testing.assert_array_equal(found[0][:, n], solo[0][:, n])
         jax.tree.map(
@@ -274,11 +274,11 @@ def test_patience_ends_a_lane_and_not_the_others(tiny, rows, source):
         lane(0, source, seed=9, **settings),
     ]
     lanes[1].run_id = "other"
-    results = Fleet(tiny, lanes, *rows, quiet=True).execute()
+    results = Trainer(tiny, lanes, *rows, quiet=True).execute()
     assert [x.result["steps"] for x in results] == [15, 30]
     assert results[0].result["best"]["step"] == 5
     alone = lane(0, source, patience=2, **settings)
-    (done,) = Fleet(tiny, [alone], *rows, quiet=True).execute()
+    (done,) = Trainer(tiny, [alone], *rows, quiet=True).execute()
     assert done.result["steps"] == 15
     assert done.result["best"] == results[0].result["best"]
 
@@ -300,7 +300,7 @@ def test_lanes_that_share_no_step_are_refused(
     if changes.get("method") == "finetune":
         first = Lane(run, "first", Needs())
     with pytest.raises(UserError, match=words):
-        Fleet(tiny, [first, Lane(run, "other", Needs())], *rows)
+        Trainer(tiny, [first, Lane(run, "other", Needs())], *rows)
 
 
 def _fields(run):
@@ -369,7 +369,7 @@ def test_a_run_compiles_once_and_moves_nothing_to_the_device(
 ):
     # Ten rows are a shape that no other test here has compiled.
     lanes = [lane(n, source, epochs=3, batch_size=10) for n in range(3)]
-    together = Fleet(tiny, lanes, *rows, quiet=True)
+    together = Trainer(tiny, lanes, *rows, quiet=True)
     calls = []
     real = fleet.run_steps
 
@@ -400,7 +400,7 @@ def test_a_dispatch_costs_no_python_that_grows_with_lanes(
     tiny, rows, source, monkeypatch
 ):
     """Calls of Python functions between two dispatches that log nothing."""
-    real, counts = Fleet._log, []
+    real, counts = Trainer._log, []
 
     def counted(self, begin, end, metrics):
         calls = []
@@ -410,12 +410,12 @@ def test_a_dispatch_costs_no_python_that_grows_with_lanes(
         if end % 40:
             counts[-1].append(sum(calls))
 
-    monkeypatch.setattr(Fleet, "_log", counted)
+    monkeypatch.setattr(Trainer, "_log", counted)
     monkeypatch.setattr(trainer, "LOG_EVERY", 1000)
     for size in (2, 8):
         lanes = [lane(n, source, batch_size=1, epochs=1) for n in range(size)]
         counts.append([])
-        Fleet(tiny, lanes, *rows, quiet=True).execute()
+        Trainer(tiny, lanes, *rows, quiet=True).execute()
     few, many = (sorted(x)[len(x) // 2] for x in counts)
     assert len(counts[0]) == 3
     assert 0 < many < few + 6
@@ -486,7 +486,7 @@ def test_the_first_epoch_s_score_is_that_of_its_end(
         lambda *args, **options: [{"accuracy": next(scores)}],
     )
     one = lane(0, source, eval_period=2)
-    (done,) = Fleet(tiny, [one], *rows, quiet=True).execute()
+    (done,) = Trainer(tiny, [one], *rows, quiet=True).execute()
     # After 2, 4, 5 (an epoch), 6, 8 and 10 updates.
     assert next(scores, None) is None
     assert done.result["first_epoch"] == {"value": 0.5}
@@ -505,22 +505,22 @@ def test_lanes_that_are_left_go_on_from_what_was_their_own(
         # Every third needs no source.
         return [lane(3 * n, None) for n in numbers]
 
-    wanted = final(Fleet(tiny, lanes(range(3)), *rows, quiet=True))
+    wanted = final(Trainer(tiny, lanes(range(3)), *rows, quiet=True))
     begun = lanes(range(3))
-    whole = Fleet(tiny, begun, *rows, quiet=True, folder=tmp_path)
-    real = Fleet._save
+    whole = Trainer(tiny, begun, *rows, quiet=True, folder=tmp_path)
+    real = Trainer._save
 
     def killed(self, checkpoints, states):
         real(self, checkpoints, states)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Fleet, "_save", killed)
+    monkeypatch.setattr(Trainer, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         whole.execute()
     monkeypatch.undo()
     for numbers in ([2, 0], [1, 2, 0]):
         left = lanes(numbers)
-        rest = Fleet(tiny, left, *rows, quiet=True, folder=tmp_path)
+        rest = Trainer(tiny, left, *rows, quiet=True, folder=tmp_path)
         saved = Checkpoints(tmp_path)
         states, step = rest._restored(rest.parts.start(), saved)
         saved.close()
@@ -551,7 +551,7 @@ def test_accumulated_gradients_are_those_of_the_batch(tiny, rows, source):
     whole = lane(0, source, dropout=0.0)
     parts = lane(0, source, dropout=0.0, accumulate=4)
     found = [
-        final(Fleet(tiny, [one], *rows, quiet=True)) for one in (whole, parts)
+        final(Trainer(tiny, [one], *rows, quiet=True)) for one in (whole, parts)
     ]
     close(found[0], found[1], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="divisor of the batch_size"):
@@ -562,10 +562,10 @@ def test_rows_that_do_not_fit_the_device_are_fed_by_dispatch(
     tiny, rows, source, monkeypatch
 ):
     lanes = [lane(n, source) for n in range(3)]
-    wanted = final(Fleet(tiny, lanes, *rows, quiet=True))
+    wanted = final(Trainer(tiny, lanes, *rows, quiet=True))
     monkeypatch.setattr("panda_jax.training.step_inputs.MOST_RESIDENT", 0)
     lanes = [lane(n, source) for n in range(3)]
-    streamed = Fleet(tiny, lanes, *rows, quiet=True)
+    streamed = Trainer(tiny, lanes, *rows, quiet=True)
     close(final(streamed), wanted, rtol=0, atol=0)
     assert streamed.parts._resident is None
 
@@ -595,14 +595,14 @@ def test_a_fleet_writes_run_folders_and_resumes(
     }
     options = {"quiet": True, "out_dir": tmp_path / "fleet"}
     # Killed, as it were, after the second epoch's checkpoint.
-    real = trainer.Fleet._save
+    real = trainer.Trainer._save
 
     def save(self, checkpoints, states):
         real(self, checkpoints, states)
         if len(self.lanes) == 3 and int(states.step[0]) == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.Fleet, "_save", save)
+    monkeypatch.setattr(trainer.Trainer, "_save", save)
     with pytest.raises(KeyboardInterrupt):
         pj.train_fleet(tiny, lanes, **options)
     monkeypatch.undo()

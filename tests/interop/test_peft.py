@@ -726,7 +726,7 @@ def test_a_decoder_deeper_than_the_file(tmp_path):
 
 # --- What cards and docs/exchange.md say of versions ---
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "try_peft.py"
 in_the_checkout = pytest.mark.skipif(
     not SCRIPT.is_file(), reason="installed without the checkout"

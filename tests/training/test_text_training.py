@@ -27,7 +27,7 @@ from panda_jax.store.prompt_folders import (
 from panda_jax.training import evaluation, prompt_init
 from panda_jax.training.lane import Lane, Needs
 from panda_jax.training.step_inputs import Assembly
-from panda_jax.training.trainer import Fleet
+from panda_jax.training.trainer import Trainer
 
 SMALL = {
     "max_length": small_t5.LENGTH,
@@ -76,7 +76,7 @@ def test_both_ways_overfit_32_rows_to_a_perfect_score(small, method, options):
         **options,
     ).for_family(text_to_text=True)
     lane = Lane(run, "overfit", Needs())
-    (done,) = Fleet(small, [lane], rows, rows, quiet=True).execute()
+    (done,) = Trainer(small, [lane], rows, rows, quiet=True).execute()
     result = done.result
     assert result["first_epoch"]["value"] < 0.8, "nothing was to be learnt"
     assert result["best"]["value"] == 1.0

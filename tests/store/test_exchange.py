@@ -35,7 +35,7 @@ from panda_jax.store.backbones import Backbone
 from panda_jax.training import evaluation
 from panda_jax.transfer import similarity
 
-RELEASED = pathlib.Path(__file__).parents[2] / "shared/data/prompts"
+RELEASED = pathlib.Path(__file__).parents[3] / "shared/data/prompts"
 RELEASED_TASKS = ("mrpc", "rte", "sst2")
 
 
