@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import string
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,7 @@ def row_fields(spec: TaskSpec) -> tuple[str, ...]:
         answer = ("context", "answers", "starts")
     elif spec.listed_choices:
         answer = (*spec.choices, "answers")
+    answer += spec.pointed[2:]
     group = (spec.group,) if spec.group else ()
     return tuple(dict.fromkeys((*spec.fields, *group, *answer)))
 
@@ -81,7 +83,7 @@ def checked(
       UserError: a field is missing or cannot be right.
     """
     for field in row_fields(spec):
-        if field not in raw:
+        if field not in raw and field not in spec.pointed[2:]:
             expected = f"the field; it has: {listed(raw)}"
             raise place.fault(field, "nothing", expected)
     row: Row = {
@@ -95,6 +97,10 @@ def checked(
     for field, values in spec.spoken.items():
         if row[field] not in values:
             raise place.fault(field, row[field], _either(values))
+    if spec.pointed:
+        text, span, at = spec.pointed
+        where = raw.get(at)
+        row[text] = _with_marks(place, at, row[text], row[span], where)
     _check_placeholder(spec, place, row)
     if spec.kind == "tags":
         return row | _tagged(spec, place, raw)
@@ -137,6 +143,43 @@ def _texts(place: Place, field: str, value: Any) -> list[str]:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _with_marks(
+    place: Place, field: str, text: str, span: str, at: object
+) -> str:
+    """`text` with asterisks around `span`, at its word or where it is once."""
+    found = [
+        match.span()
+        for match in re.finditer(
+            rf"(?<!\w){re.escape(span.strip())}(?!\w)", text, re.IGNORECASE
+        )
+    ]
+    if at is None and len(found) != 1:
+        expected = (
+            f"the position in words, from 0, of {span!r}, which the text holds "
+            f"{len(found)} times"
+        )
+        raise place.fault(field, "nothing", expected)
+    if at is not None:
+        words = text.split()
+        if not _whole(at) or not 0 <= int(str(at)) < len(words):
+            expected = f"a position among the {len(words)} words, from 0"
+            raise place.fault(field, at, expected)
+        wanted = int(str(at))
+        away = {one: abs(_words_before(text, one[0]) - wanted) for one in found}
+        # Of the published rows one is a word off.
+        found = [one for one in sorted(found, key=away.get) if away[one] <= 1]
+        if not found:
+            expected = f"where the text says {_shown(span)}; there it says "
+            raise place.fault(field, at, expected + _shown(words[wanted]))
+    begin, end = found[0]
+    return f"{text[:begin]}* {text[begin:end]} *{text[end:]}"
+
+
+def _words_before(text: str, at: int) -> int:
+    """Which word, from 0, the character at a position is of."""
+    return len(re.findall(r"\S+", text[: at + 1])) - 1
 
 
 def _check_placeholder(spec: TaskSpec, place: Place, row: Row) -> None:

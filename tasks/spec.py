@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 SPLITS = ("train", "validation")
+_LATER = ("pointed",)
 Kind = Literal["classification", "regression", "choice", "tags", "span"]
 
 
@@ -37,6 +38,9 @@ class TaskSpec:
         every field with its text, in alphabetical order, as in T5.
       spoken: field -> what its values are in the encoder's texts; no other
         values are allowed.
+      pointed: a text field, the field of a span in it, and the field of the
+        span's position in words split at blanks, from 0: the text is shown
+        with asterisks around the span, which it may hold several times.
       choices: of kind choice: the fields of the candidates, or the one field
         that lists them.
       placeholder: of kind choice: the text in `text_b` that stands for the
@@ -77,6 +81,7 @@ class TaskSpec:
     spoken: Mapping[str, Mapping[str, str]] = dataclasses.field(
         default_factory=dict
     )
+    pointed: tuple[str, str, str] | tuple[()] = ()
     choices: tuple[str, ...] = ()
     placeholder: str = ""
     train_choices: int = 0
@@ -161,5 +166,8 @@ class TaskSpec:
         fields = dataclasses.asdict(self)
         for name in ("description", "metrics", "target", "source", "rows"):
             del fields[name]
+        for name in _LATER:  # what releases after 0.1 added changes no other
+            if not fields[name]:
+                del fields[name]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

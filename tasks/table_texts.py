@@ -71,8 +71,8 @@ SUPER_GLUE = (
         name="wic",
         description="Words in Context (SuperGLUE): does the word have the "
         "same meaning in both sentences?",
-        text_a="{sentence1} {sentence2} Does {word} have the same meaning in "
-        "both sentences?",
+        text_a="{word}: {sentence1}",
+        text_b="{word}: {sentence2}",
         labels=("False", "True"),
         reader="jsonl",
         files=_super_glue("WiC"),
@@ -85,10 +85,11 @@ SUPER_GLUE = (
     TaskSpec(
         name="wsc",
         description="Winograd Schema Challenge (SuperGLUE): does the pronoun "
-        "(span 2) stand for the noun phrase (span 1)? As in the released "
-        "code the encoder is shown span 2 before the text; text-to-text "
-        "shows both.",
+        "(span 2) stand for the noun phrase (span 1)? Asterisks say which of "
+        "the text's pronouns.",
         text_a="{span2_text}: {text}",
+        text_b="{span1_text}",
+        pointed=("text", "span2_text", "span2_index"),
         text_input="wsc span1: {span1_text} span2: {span2_text} text: {text}",
         labels=("False", "True"),
         reader="jsonl",
@@ -96,6 +97,7 @@ SUPER_GLUE = (
         columns={
             "span1_text": "target.span1_text",
             "span2_text": "target.span2_text",
+            "span2_index": "target.span2_index",
         },
         label_values=_TRUTH,
         tfds="super_glue/wsc.fixed",
@@ -107,8 +109,8 @@ SUPER_GLUE = (
         name="boolq",
         description="Boolean Questions (SuperGLUE): is the answer to the "
         "question yes, by the passage?",
-        text_a="{passage}",
-        text_b="{question}",
+        text_a="{question}",
+        text_b="{passage}",
         labels=("False", "True"),
         reader="jsonl",
         files=_super_glue("BoolQ"),

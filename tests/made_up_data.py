@@ -34,13 +34,14 @@ WORDS = [
     ("house", "An old house.", "The house was sold."),
     ("light", "A light bag.", "Switch on the light."),
 ]
-# WSC's text, noun phrase and pronoun; label i % 2.
+# WSC's text, noun phrase, pronoun and its word; label i % 2. The first two
+# differ in which of the text's pronouns is meant.
 PRONOUNS = [
-    ("Ida thanked Noor because she had helped.", "Ida", "she"),
-    ("The pot fell on the plate, and it broke.", "the plate", "it"),
-    ("Per called Ole, but he slept.", "Per", "he"),
-    ("Ida hid the coin where nobody saw it.", "the coin", "it"),
-    ("The boys fed the dogs until they were full.", "The boys", "they"),
+    ("It rang, so Per took the pot and it broke.", "the pot", "it", 0),
+    ("It rang, so Per took the pot and it broke.", "the pot", "it", 8),
+    ("Per called Ole, but he slept.", "Per", "he", 4),
+    ("Ida hid the coin where nobody saw it.", "the coin", "it", 7),
+    ("The boys fed the dogs until they were full.", "The boys", "they", 6),
 ]
 # A MultiRC passage, and its questions with answers and labels.
 PASSAGES = [
@@ -219,8 +220,9 @@ def _super_glue(folder, split, count):
         )
         row |= {"idx": i, "label": i % 2 == 1, "start1": 0, "version": 1.1}
         tables["WiC"].append(row)
-        text, noun, pronoun = PRONOUNS[i]
-        target = {"span2_text": pronoun, "span1_index": 0, "span1_text": noun}
+        text, noun, pronoun, at = PRONOUNS[i]
+        target = {"span1_index": 0, "span1_text": noun}
+        target |= {"span2_index": at, "span2_text": pronoun}
         row = {"text": text, "target": target, "idx": i, "label": i % 2 == 1}
         tables["WSC"].append(row)
         row = {"question": QUESTIONS[i][0], "passage": a, "idx": i}

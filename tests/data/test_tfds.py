@@ -100,7 +100,7 @@ EXAMPLES = {
                 "label": name,
             },
             {
-                "text": "Ann said she ran.",
+                "text": "Ann said * she * ran.",
                 "span1_text": "Ann",
                 "span2_text": "she",
                 "label": label,

@@ -41,14 +41,14 @@ def tags(name, *written):
         (
             "wic",
             {"sentence1": "s", "sentence2": "t", "word": "w", "label": 1},
-            [("s t Does w have the same meaning in both sentences?", None)],
+            [("w: s", "w: t")],
             "wic sentence1: s sentence2: t word: w",
             "True",
         ),
         (
             "wsc",
             {"span1_text": "Ana", "span2_text": "she", "text": "t", "label": 0},
-            [("she: t", None)],
+            [("she: t", "Ana")],
             "wsc span1: Ana span2: she text: t",
             "False",
         ),
