@@ -1,4 +1,11 @@
-"""The zoo: backbone names and their sizes."""
+"""The backbones, in Flax Linen; here their names and sizes.
+
+`bert`, and `t5` of `t5_stacks` and `t5_layers`, from `layers` that both share;
+`relative` has T5's positions, `decode` writes and ranks answers, `trees` walks
+parameters, and `cpu` has what pays on a CPU alone.
+
+May import: the top.
+"""
 
 import dataclasses
 import types
