@@ -112,7 +112,7 @@ def text_task(
                 seqio.preprocessors.append_eos_after_trim,
             ],
             output_features={"inputs": feature, "targets": feature},
-            postprocess_fn=_text_answer(spec),
+            postprocess_fn=_text_answer(spec, feature.vocabulary),
             metric_fns=[_text_metric(spec, name) for name in spec.metrics],
         )
     return seqio.TaskRegistry.get(entry)
@@ -296,14 +296,19 @@ def _stacked(values: Sequence[Any], length: int | None) -> np.ndarray:
     return np.stack([np.pad(row, (0, longest - len(row))) for row in values])
 
 
-def _text_answer(spec: TaskSpec) -> Callable[..., Any]:
+def _text_answer(
+    spec: TaskSpec, vocabulary: seqio.Vocabulary
+) -> Callable[..., Any]:
+    def written(text: str) -> str:
+        return vocabulary.decode(vocabulary.encode(text))
+
     def answer(
         output: str, *, example: Mapping[str, Any], is_target: bool = False
     ) -> Any:
         reference = json.loads(example["reference"])
         if is_target:
-            return views.text_target(spec, reference)
-        return views.answer_from_text(spec, output, reference)
+            return views.text_target(spec, reference, written)
+        return views.answer_from_text(spec, output, reference, written)
 
     return answer
 

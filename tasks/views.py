@@ -8,7 +8,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from panda_jax.tasks.rows import Row
@@ -22,6 +22,9 @@ NOTHING = "none"
 UNKNOWN = -1
 # Nor score, where it is no number; as in T5.
 _NO_SCORE = -1.0
+# A text as a model can write it: vocabularies lack characters, and then the
+# best there is differs from the text. `TextTokenizer.written` is one.
+Written = Callable[[str], str]
 # What is left of a row to judge an answer by; the rest stays behind.
 _REFERENCE = (
     "label",
@@ -157,13 +160,16 @@ def _spans_text(words: Sequence[str], tags: Sequence[str]) -> str:
     return " ; ".join(parts) or NOTHING
 
 
-def answer_from_text(spec: TaskSpec, text: str, reference: Row) -> Any:
+def answer_from_text(
+    spec: TaskSpec, text: str, reference: Row, written: Written = str
+) -> Any:
     """A prediction, as `target` has it, from a text that a model wrote.
 
     Args:
       spec: the task.
       text: the decoded output.
       reference: as made by `reference`.
+      written: texts as the model's vocabulary writes them.
 
     Returns:
       A class id (`UNKNOWN` for a text that is no label word), a score (-1.0
@@ -179,33 +185,51 @@ def answer_from_text(spec: TaskSpec, text: str, reference: Row) -> Any:
     if spec.kind == "span" or spec.listed_choices:
         return text
     if spec.kind == "tags":
-        return _tags_from_text(spec, text, reference["words"])
-    return spec.labels.index(text) if text in spec.labels else UNKNOWN
+        return _tags_from_text(spec, text, reference["words"], written)
+    labels = [_spaced(written(label)) for label in spec.labels]
+    return labels.index(text) if text in labels else UNKNOWN
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _tags_from_text(
-    spec: TaskSpec, text: str, words: Sequence[str]
+    spec: TaskSpec, text: str, words: Sequence[str], written: Written
 ) -> list[str]:
     """Tags of the words that a text names, each found after the last one.
 
     What is not in the sentence, or of no known type, is passed over.
     """
     tags = ["O"] * len(words)
+    # A word may become several, where characters of it are not known.
+    known = [written(word).split() for word in words]
     begin = 0
     for part in text.split(" ; "):
         kind, _, said = part.strip().partition(": ")
         named = said.split()
         if kind not in spec.labels or not named:
             continue
-        # Words are compared as the text view writes them.
-        size = len(named)
-        for at in range(begin, len(words) - size + 1):
-            if list(words[at : at + size]) == named:
+        for at in range(begin, len(words)):
+            size = _words_that_say(known[at:], named)
+            if size:
                 tags[at] = f"B-{kind}"
                 tags[at + 1 : at + size] = [f"I-{kind}"] * (size - 1)
                 begin = at + size
                 break
     return tags
+
+
+def _words_that_say(words: Sequence[list[str]], named: list[str]) -> int:
+    """How many words, from the first on, are written as `named`; 0 for none."""
+    said: list[str] = []
+    for count, word in enumerate(words, start=1):
+        said += word
+        if said == named:
+            return count
+        if said != named[: len(said)]:
+            break
+    return 0
 
 
 # --- what both are judged by -------------------------------------------------
@@ -217,16 +241,20 @@ def reference(spec: TaskSpec, row: Row) -> Row:
     return {name: row[name] for name in kept if name in row}
 
 
-def text_target(spec: TaskSpec, reference: Row) -> Any:
+def text_target(spec: TaskSpec, reference: Row, written: Written = str) -> Any:
     """The right answer as the text-to-text view can say it.
 
     As `target`, but tags are what the target text says of the sentence: which
-    of two equal words is meant, a text cannot tell.
+    of two equal words is meant, a text cannot tell; and texts are as the
+    model's vocabulary writes them.
     """
-    if spec.kind != "tags":
-        return target(spec, reference)
-    said = shown(spec, reference)
-    return _tags_from_text(spec, said, reference["words"])
+    if spec.kind == "tags":
+        said = _spaced(written(shown(spec, reference)))
+        return _tags_from_text(spec, said, reference["words"], written)
+    found = target(spec, reference)
+    if spec.kind == "span" or spec.listed_choices:
+        return [_spaced(written(text)) for text in found]
+    return found
 
 
 def target(spec: TaskSpec, reference: Mapping[str, Any]) -> Any:

@@ -38,7 +38,10 @@ def scores(
 
 
 def text_scores(
-    spec: TaskSpec, examples: TextExamples, predictions: list[Any]
+    spec: TaskSpec,
+    examples: TextExamples,
+    predictions: list[Any],
+    written: views.Written = str,
 ) -> dict[str, float]:
     """Each of the task's metrics for answers of a text-to-text model.
 
@@ -46,8 +49,11 @@ def text_scores(
       spec: the task.
       examples: E rows.
       predictions: an answer a row, as `views.answer_from_text` reads them.
+      written: texts as the model's vocabulary writes them.
     """
-    targets = [views.text_target(spec, x) for x in examples.parsed_references]
+    targets = [
+        views.text_target(spec, x, written) for x in examples.parsed_references
+    ]
     return {
         name: task_metrics.compute(
             name, targets, predictions, classes=len(spec.labels)

@@ -138,6 +138,10 @@ class TextTokenizer:
             return [[b + _BYTE_OFFSET for b in text.encode()] for text in texts]
         return self._pieces.encode(list(texts))
 
+    def written(self, text: str) -> str:
+        """A text as a model of this vocabulary can write it at best."""
+        return self.decode(self.encode([text])[0])
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text up to the first end; padding is dropped."""
         kept = []

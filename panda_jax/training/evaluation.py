@@ -298,7 +298,8 @@ def _judge(
     if not isinstance(examples, TextExamples):
         return answers.scores(spec, examples, found)
     said = text_answers(backbone, spec, examples, found)
-    return answers.text_scores(spec, examples, said)
+    written = backbone.tokenizer.written
+    return answers.text_scores(spec, examples, said, written)
 
 
 def text_answers(
@@ -320,8 +321,11 @@ def text_answers(
                 f"{len(found)} rows: the run diverged. Lower the learning rate."
             )
         return found.argmax(-1).tolist()
+    tokenizer = backbone.tokenizer
     return [
-        views.answer_from_text(spec, backbone.tokenizer.decode(row), reference)
+        views.answer_from_text(
+            spec, tokenizer.decode(row), reference, tokenizer.written
+        )
         for row, reference in zip(
             found, examples.parsed_references, strict=True
         )

@@ -11,7 +11,7 @@ import numpy as np
 from panda_jax.data.examples import AnyExamples, Examples
 from panda_jax.models import Config
 from panda_jax.step import steps
-from panda_jax.tasks import specs, views
+from panda_jax.tasks import specs
 from panda_jax.transfer.probing import Rows, rows_of_examples
 from panda_jax.types import Array, ArrayLike, Params
 
@@ -73,11 +73,8 @@ def labelled(task: str, examples: AnyExamples) -> Labelled | None:
     else:
         if spec.kind in ("span", "tags") or spec.listed_choices:
             return None
-        answers = [
-            views.text_target(spec, x) for x in examples.parsed_references
-        ]
-        # Of grouped answers (MultiRC's) the label alone.
-        targets = np.array([getattr(x, "label", x) for x in answers])
+        # The label alone, also of answers that a question groups.
+        targets = np.array([x["label"] for x in examples.parsed_references])
     if groups is not None and len(np.unique(groups)) < 2:
         return None
     if spec.kind == "regression":

@@ -1,11 +1,16 @@
 """Both views of a row, and the way back from a text to an answer."""
 
+import dataclasses
+import io
+
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from panda_jax.tasks import specs, views
 
 from panda_jax.data import task_metrics
+from panda_jax.data.text_tokenizer import TextTokenizer
 
 COPA = {
     "premise": "The lake froze.",
@@ -212,3 +217,65 @@ def test_a_reference_is_enough_to_judge():
     reference = views.reference(specs.get("multirc"), row)
     assert views.target(specs.get("multirc"), reference) == ("3-1", 1)
     assert "paragraph" not in reference
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory):
+    """A vocabulary of a few English words' letters alone."""
+    folder, model = tmp_path_factory.mktemp("poor"), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(
+            ["Peop: Ana left ; Loc: New York", "Org: small klein ; Other: x"]
+            * 9
+        ),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    return TextTokenizer.from_file(folder)
+
+
+WORDS = ["Nu\u00f1ez", "left", "\u0141\u00f3d\u017a", "``", "New", "York"]
+NAMES = ["B-Peop", "O", "B-Loc", "O", "B-Loc", "I-Loc"]
+
+
+def test_a_perfect_answer_is_perfect_in_any_vocabulary(poor):
+    spec = specs.get("conll04")
+    row = {"words": WORDS, "tags": tags("conll04", *NAMES)}
+    reference = views.reference(spec, row)
+    said = poor.written(views.text_example(spec, row)[1])
+    assert "\u0141" not in said
+    target = views.text_target(spec, reference, poor.written)
+    assert target == NAMES
+    found = views.answer_from_text(spec, said, reference, poor.written)
+    assert task_metrics.compute("span_f1", [target], [found]) == 1.0
+    # Another word of letters that the vocabulary lacks is said alike; one that
+    # is not in the sentence is none.
+    other = views.answer_from_text(spec, "Loc: Oslo", reference, poor.written)
+    assert other == ["O"] * len(WORDS)
+
+
+def test_answers_are_judged_as_the_vocabulary_writes_them(poor):
+    spec = specs.get("squad")
+    reference = {"context": " ".join(WORDS), "answers": ["Nu\u00f1ez left"]}
+    said = poor.written("Nu\u00f1ez left")
+    target = views.text_target(spec, reference, poor.written)
+    found = views.answer_from_text(spec, said, reference, poor.written)
+    assert task_metrics.compute("answer_f1", [target], [found]) == 1.0
+    assert task_metrics.compute("answer_f1", [target], ["left"]) < 1.0
+
+
+def test_label_words_are_judged_as_the_vocabulary_writes_them(poor):
+    spec = dataclasses.replace(
+        specs.get("cb"), labels=("gro\u00df", "klein"), name="sizes"
+    )
+    for number, label in enumerate(spec.labels):
+        said = poor.written(label)
+        answer = views.answer_from_text(spec, said, {}, poor.written)
+        assert answer == number
