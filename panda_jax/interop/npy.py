@@ -1,9 +1,10 @@
-"""Prompts as google-research/prompt-tuning keeps them: `.npy`, fp32 [P, D]."""
+"""Prompts as google-research/prompt-tuning keeps them: `.npy`, [P, D]."""
 
 import io
 import math
 import pathlib
 
+import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy_format
 
@@ -12,13 +13,16 @@ from panda_jax.io import arrays
 from panda_jax.io.files import PathLike, atomic_file
 from panda_jax.types import ArrayLike
 
+_TWO_BYTES = np.dtype("V2")
+_TYPES = (np.dtype("<f4"), np.dtype("<f2"), np.dtype(ml_dtypes.bfloat16))
+
 
 def read(path: PathLike) -> np.ndarray:
-    """A shallow prompt [P, D], fp32, bit for bit as it is in the file.
+    """A shallow prompt [P, D] in fp32, which holds every number of the file.
 
     Raises:
-      UserError: no such file, no `.npy` file, or its array is not fp32, not
-        two-dimensional, or has NaN or infinite values.
+      UserError: no such file, no `.npy` file, or its array is not of fp32,
+        bf16 or fp16, not two-dimensional, or has NaN or infinite values.
     """
     path = pathlib.Path(path)
     try:
@@ -35,10 +39,12 @@ def _read(path: pathlib.Path) -> np.ndarray:
     with path.open("rb") as file:
         shape, fortran_order, dtype = arrays.header(file)
         # Before any of the data is read: a header may claim anything.
-        if dtype != np.dtype("<f4"):
+        # NumPy does not know bfloat16 and calls what it is given two bytes.
+        dtype = np.dtype(ml_dtypes.bfloat16) if dtype == _TWO_BYTES else dtype
+        if dtype not in _TYPES:
             raise UserError(
-                f"its array is of type {dtype}, expected float32; save it "
-                "with array.astype(numpy.float32)"
+                f"its array is of type {dtype}, expected float32, bfloat16 or "
+                "float16; save it with array.astype(numpy.float32)"
             )
         if len(shape) != 2 or min(shape) < 1:
             raise UserError(
@@ -55,7 +61,7 @@ def _read(path: pathlib.Path) -> np.ndarray:
     array = array.reshape(shape, order="F" if fortran_order else "C")
     if not np.isfinite(array).all():
         raise UserError("its array has NaN or infinite values")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array, np.float32)
 
 
 def write(path: PathLike, vectors: ArrayLike) -> None:

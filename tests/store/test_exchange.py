@@ -11,6 +11,7 @@ import sys
 import urllib.parse
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -66,6 +67,16 @@ def _vectors(*shape: int) -> np.ndarray:
 
 
 # --- .npy ---
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_npy_of_two_bytes_a_number(tmp_path, dtype):
+    """NumPy writes bfloat16 as two bytes of no name."""
+    vectors = _vectors(5, 16).astype(dtype)
+    np.save(tmp_path / "mrpc.npy", vectors)
+    found = npy.read(tmp_path / "mrpc.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, vectors.astype(np.float32))
 
 
 @pytest.mark.parametrize("fortran", [False, True])
