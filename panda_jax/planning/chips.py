@@ -20,7 +20,7 @@ _RESERVED = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The public figures of a chip.
+    """The public figures of a chip, or of a device where a chip is several.
 
     Attributes:
       name: of it.
@@ -28,6 +28,8 @@ class Chip:
       flops: bf16 matrix products a second, dense; a multiplication is 2.
       memory_rate: bytes of HBM a second.
       link_rate: bytes a second that it can send to others of its kind.
+      devices: of a chip, as JAX counts them.
+      sides: of a topology's form, in chips.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Chip:
     flops: float
     memory_rate: float
     link_rate: float
+    devices: int = 1
+    sides: int = 2
 
     @property
     def usable(self) -> float:
@@ -42,22 +46,26 @@ class Chip:
         return self.memory - _RESERVED
 
 
-# TPUs: https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e, "system
-# architecture"; links are half of the bidirectional bandwidth given there.
+# TPUs: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x,
+# "system architecture"; links are half of the bidirectional bandwidth given
+# there, v4's six of 50 GB/s each way (Jouppi et al., 2023, arXiv 2304.01433).
+# A tpu7x chip is two devices, v4's two cores are one (megacore).
 # GPUs: NVIDIA's data sheets of the SXM parts, without sparsity; links are half
 # of NVLink's total.
 TPUS = {
+    "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9, sides=3),
     "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9, sides=3),
     "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 400e9),
+    "tpu7x": Chip(
+        "half of a TPU7x", 96 * 2**30, 1153e12, 3690e9, 300e9, 2, sides=3
+    ),
 }
 GPUS = {
     "a100": Chip("A100 80GB SXM", 80e9, 312e12, 2039e9, 300e9),
     "h100": Chip("H100 SXM", 80e9, 989e12, 3350e9, 450e9),
     "h200": Chip("H200 SXM", 141e9, 989e12, 4800e9, 450e9),
 }
-# (v4 is not here: libtpu's topology of one has two devices a chip, and meshes
-# want one.)
 # What `gpu:N` stands for.
 GPU = "h100"
 
@@ -92,17 +100,17 @@ def topology(name: str) -> Topology:
         raise unknown_name("topology", kind, known)
     form, example = r"[1-9]\d*", f"{kind}:8"
     if kind in TPUS:
-        three = kind == "v5p"
-        form = "x".join([form] * (3 if three else 2))
-        example = f"{kind}:2x2x2" if three else f"{kind}:4x4"
+        sides = TPUS[kind].sides
+        form = "x".join([form] * sides)
+        example = f"{kind}:2x2x2" if sides == 3 else f"{kind}:4x4"
     if not re.fullmatch(form, size):
         raise UserError(
-            f"topology is {name!r}, expected a number of devices as in "
+            f"topology is {name!r}, expected a number of chips as in "
             f"{example!r}."
         )
     count = math.prod(int(side) for side in size.split("x"))
     if kind in TPUS:
-        return Topology(name, "tpu", TPUS[kind], count)
+        return Topology(name, "tpu", TPUS[kind], count * TPUS[kind].devices)
     gpu = GPUS.get(GPU if kind == "gpu" else kind)
     return Topology(name, "cpu", gpu, count)
 
@@ -147,8 +155,16 @@ def _tpus(name: str) -> list[Any]:
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
+    kind, _, size = name.partition(":")
+    more: dict[str, Any] = {}
+    if kind == "v4":
+        more["chip_config_name"] = "megacore"
+    if set(size) <= set("1x"):  # a host has more, unless this is said
+        more["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **more
+        )
     except Exception as error:
         words = first_line(error)
         raise UserError(f"libtpu knows no topology {name!r}: {words}") from None

@@ -437,9 +437,12 @@ def test_the_search_ends_at_the_largest_fleet(first, most):
 def test_topologies_are_checked():
     assert chips.topology("v5e:4x4").count == 16
     assert chips.topology("v5p:2x2x2").count == 8
+    assert chips.topology("v4:2x2x1").count == 4
+    assert chips.topology("tpu7x:2x2x1").count == 8
+    assert chips.topology("v5e:1x1").count == 1
     assert chips.topology("gpu:4").chip == chips.GPUS["h100"]
     for name in ("v5e:4", "v5p:4x4", "cpu:0", "cpu:", "h100:2x2", "v5e:0x4"):
-        with pytest.raises(UserError, match="expected a number of devices"):
+        with pytest.raises(UserError, match="expected a number of chips"):
             chips.topology(name)
     with pytest.raises(UserError, match="Did you mean 'v5p' or 'v5e'"):
         chips.topology("v5:4x4")
@@ -524,6 +527,15 @@ def test_without_libtpu_it_is_said(monkeypatch):
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
+
+
+@libtpu
+@pytest.mark.parametrize(
+    "name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"]
+)
+def test_libtpu_counts_devices_as_the_table_does(name):
+    where = chips.topology(name)
+    assert len(chips.devices(where)) == where.count
 
 
 @libtpu
