@@ -101,12 +101,18 @@ def _read(gin: Any, verb: str, given: Given) -> None:
 
     @contextlib.contextmanager
     def opened(path: str) -> Iterator[Any]:
-        with open(path) as file:
-            yield file
+        # What it includes is looked for beside it first.
+        searched.insert(0, os.path.dirname(os.path.abspath(path)))
+        try:
+            with open(path) as file:
+                yield file
+        finally:
+            searched.pop(0)
         readers.note()
 
     # gin also takes runs/smoke.gin for a file of a Python package `runs`, and
     # fails where a folder of that name lies: files are all that is meant here.
+    searched: Any = gin_config._LOCATION_PREFIXES
     file_readers: Any = gin_config._FILE_READERS
     file_readers[:] = [(opened, os.path.isfile)]
     for folder in (
@@ -144,11 +150,24 @@ def _parse(gin: Any, files: Sequence[str], bindings: Sequence[str]) -> None:
         for binding in bindings:
             gin.parse_config(binding)
     except _GIN_ERRORS as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"The gin configuration is wrong: {message} (Strings need "
-            "quotes: --gin.train.task=\"'cb'\".)"
+            f"The gin configuration is wrong: {message}. ({_hint(error)})"
         ) from None
+
+
+def _hint(error: Exception) -> str:
+    """What helps against one kind of gin's errors."""
+    if isinstance(error, OSError):
+        return (
+            "Files are looked for beside the one that includes them, here, in "
+            "--gin_search_paths and in the package's gin/."
+        )
+    if isinstance(error, ImportError):
+        return "What gin imports must be importable: see PYTHONPATH."
+    if isinstance(error, SyntaxError | tokenize.TokenError):
+        return "Strings need quotes: --gin.train.task=\"'cb'\"."
+    return "panda-jax VERB --help lists what can be set."
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -16,6 +16,7 @@ from panda_jax import cli, models
 from panda_jax.config import runs
 from panda_jax.config.runs import Run
 from panda_jax.data.text_tokenizer import TextTokenizer
+from panda_jax.errors import UserError
 from panda_jax.experiments.grid.grid import expand
 from panda_jax.step import fleet, steps
 from panda_jax.step.fleet import Feed, Lanes
@@ -287,3 +288,38 @@ def test_what_a_file_says_to_nobody_is_a_warning(tmp_path, capsys):
     # The same names typed are a mistake, whatever the file says.
     found = mistake(capsys, *TRAIN, f"--gin_file={mine}", "--gin.TRAIN_STEP=10")
     assert found.startswith("panda-jax: --gin.TRAIN_STEP is read by no verb")
+
+
+def test_an_include_is_found_beside_the_file(tmp_path, monkeypatch):
+    inner = tmp_path / "mine" / "parts"
+    inner.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine" / "top.gin").write_text("include 'parts/a.gin'\n")
+    (inner / "a.gin").write_text("include 'b.gin'\n")
+    (inner / "b.gin").write_text("train.seed = 7\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    argv = ["--task=cb", f"--gin_file={tmp_path / 'mine' / 'top.gin'}"]
+    assert cli.resolve("train", argv)[0].seed == 7
+    # No later file finds them from elsewhere.
+    (tmp_path / "other.gin").write_text("include 'b.gin'\n")
+    argv = ["--task=cb", f"--gin_file={tmp_path / 'other.gin'}"]
+    with pytest.raises(UserError, match=r"b\.gin.*beside the one"):
+        cli.resolve("train", argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("train.task = cb", "Strings need quotes"),
+        ("include 'nowhere.gin'", "beside the one that includes"),
+        ("import nowhere_at_all", "PYTHONPATH"),
+        ("train.nothing = 1", "--help lists"),
+    ],
+)
+def test_a_hint_is_of_what_is_wrong(tmp_path, text, hint):
+    (tmp_path / "x.gin").write_text(text + "\n")
+    argv = ["--task=cb", f"--gin_file={tmp_path / 'x.gin'}"]
+    with pytest.raises(UserError) as told:
+        cli.resolve("train", argv)
+    assert hint in str(told.value)
+    assert ("Strings" in str(told.value)) == ("Strings" in hint)
