@@ -153,7 +153,13 @@ def unsized(monkeypatch) -> str:
     [
         (
             {"prompt_length": 600},
-            "16 tokens and a prompt of 600 do not fit the backbone's 512 pos",
+            "a prompt of 600 do not fit the backbone's 512 positions: shorten",
+        ),
+        # Whatever today's rows have: one long row would end a `predict`.
+        (
+            {"prompt_length": 20, "max_length": 500},
+            "max_length 500 and a prompt of 20 do not fit the backbone's 512 "
+            "positions: --max_length=492 fits.",
         ),
         ({"similarity": 0.5}, "--similarity is for --method=panda alone"),
         # The first step's loss is that of the prompt it began with.

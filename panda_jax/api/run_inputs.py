@@ -11,7 +11,6 @@ from panda_jax.config.runs import Run
 from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import UnusedSetting, UserError
 from panda_jax.io.files import PathLike
-from panda_jax.models.bert import BertConfig
 from panda_jax.parallel.sharding import Partitioner
 from panda_jax.store.backbones import Backbone
 from panda_jax.store.prompt_folders import (
@@ -21,7 +20,7 @@ from panda_jax.store.prompt_folders import (
     load_prompt,
 )
 from panda_jax.training import identity
-from panda_jax.training.evaluation import load_view
+from panda_jax.training.evaluation import check_positions, load_view
 from panda_jax.transfer import source_fusion
 from panda_jax.transfer.transfer_metrics import METRICS
 
@@ -46,6 +45,8 @@ def load(
     Raises:
       UserError: no such data, or too long for the backbone with the prompt.
     """
+    prompt = 0 if run.method == "finetune" else run.prompt_length or 0
+    check_positions(run.max_length, prompt, backbone)
     train_data, eval_data = (
         load_view(
             run.task,
@@ -63,15 +64,6 @@ def load(
             ("validation", None, run.eval_examples),
         )
     )
-    longest = max(train_data.tokens.shape[1], eval_data.tokens.shape[1])
-    prompt = 0 if run.method == "finetune" else run.prompt_length or 0
-    config = backbone.config
-    if isinstance(config, BertConfig) and longest + prompt > config.positions:
-        raise UserError(
-            f"{longest} tokens and a prompt of {prompt} do not fit the "
-            f"backbone's {config.positions} positions. Lower "
-            "--max_length or --prompt_length."
-        )
     return train_data, eval_data
 
 

@@ -16,6 +16,7 @@ from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 from panda_jax.io.files import PathLike
 from panda_jax.models import Config
+from panda_jax.models.bert import BertConfig
 from panda_jax.parallel import sharding
 from panda_jax.prompts import Prompt
 from panda_jax.step import fleet, steps
@@ -98,6 +99,49 @@ def load_view(
         task, split, tokenizer=tokenizer, max_length=max_length, **options
     )
     return rows.widened(bucket(rows.tokens.shape[1], max_length))
+
+
+def fitting_length(
+    asked: int | None, stored: StoredPrompt, backbone: Backbone
+) -> int:
+    """Most pieces of a text beside a prompt.
+
+    Args:
+      asked: for once; None for the prompt's own, or what fits of it: release
+        0.1 kept more than rows ever needed.
+      stored: the prompt.
+      backbone: whose positions are counted, if it has such a table.
+
+    Raises:
+      UserError: more is asked than fits.
+    """
+    length = asked or stored.info.max_length or MAX_LENGTH
+    prompt = stored.prompt.length
+    if asked is None and isinstance(backbone.config, BertConfig):
+        return min(length, backbone.config.positions - prompt)
+    check_positions(length, prompt, backbone)
+    return length
+
+
+def check_positions(length: int, prompt: int, backbone: Backbone) -> None:
+    """Refuses texts that may grow longer than the backbone's positions.
+
+    Args:
+      length: most pieces of a text, whatever today's rows have.
+      prompt: P.
+      backbone: T5's positions are relative, and without a bound.
+
+    Raises:
+      UserError: says what fits.
+    """
+    config = backbone.config
+    if isinstance(config, BertConfig) and length + prompt > config.positions:
+        room = config.positions - prompt
+        fix = f"--max_length={room} fits" if room > 2 else "shorten the prompt"
+        raise UserError(
+            f"max_length {length} and a prompt of {prompt} do not fit the "
+            f"backbone's {config.positions} positions: {fix}."
+        )
 
 
 def bucket(length: int, most: int) -> int:
@@ -368,7 +412,7 @@ def evaluate(
         spec.name,
         split,
         backbone=backbone,
-        max_length=max_length or stored.info.max_length or MAX_LENGTH,
+        max_length=fitting_length(max_length, stored, backbone),
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
         limit=eval_examples,

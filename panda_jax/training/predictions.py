@@ -64,7 +64,7 @@ def predict(
     """
     stored, backbone, spec, found = evaluation.bound(prompt, task, backbone)
     given = _checked(spec, rows)
-    length = max_length or stored.info.max_length or evaluation.MAX_LENGTH
+    length = evaluation.fitting_length(max_length, stored, backbone)
     examples = _read(spec, given, backbone, length)
     lane = jax.tree.map(lambda x: jnp.asarray(x)[None], found)
     (outputs,) = evaluation.fleet_outputs(

@@ -817,3 +817,35 @@ def test_real_files_have_their_published_row_counts(name, train, validation):
         if name == "multirc":
             passages = {row["question_id"].split("-")[0] for row in found}
             assert len(passages) == {"train": 456, "validation": 83}[split]
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "words"),
+    [
+        ("It fell and it broke.", None, "which the text holds 2 times"),
+        ("It fell and it broke.", 9, "a position among the 5 words, from 0"),
+        ("It fell and it broke.", True, "a position among the 5 words"),
+        ("It fell, and then it broke.", 2, "there it says .and."),
+    ],
+)
+def test_a_pronoun_that_is_not_where_it_should_be(text, at, words):
+    place = rows.Place("x", 1)
+    raw = {"text": text, "span1_text": "a", "span2_text": "it", "label": "True"}
+    raw |= {} if at is None else {"span2_index": at}
+    with pytest.raises(UserError, match=words):
+        rows.checked(specs.get("wsc"), place, raw, coded=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "marked"),
+    [
+        ("Per says it broke.", None, "Per says * it * broke."),
+        ('Per: "It broke, it is."', 1, 'Per: "* It * broke, it is."'),
+        ("It sits; bits fit it!", 4, "It sits; bits fit * it *!"),
+    ],
+)
+def test_the_pronoun_that_is_meant_is_marked(text, at, marked):
+    raw = {"text": text, "span1_text": "a", "span2_text": "it", "label": "True"}
+    raw |= {} if at is None else {"span2_index": at}
+    row = rows.checked(specs.get("wsc"), rows.Place("x", 1), raw, coded=False)
+    assert row["text"] == marked

@@ -1,5 +1,6 @@
 """Answers to new rows are those that the evaluation judges."""
 
+import dataclasses
 import json
 
 import made_up_data
@@ -163,3 +164,16 @@ def test_other_mistakes(tiny, tmp_path):
         pj.predict(prompt, [], backbone=tiny)
     with pytest.raises(UserError, match="head of 2 outputs"):
         pj.predict(prompt, [{}], task="stsb", backbone=tiny)
+
+
+def test_a_prompt_of_0_1_that_allows_more_than_fits(tiny):
+    """Its rows were short; one long row must not end a `predict`."""
+    prompt = stored(tiny, "cb")
+    prompt = dataclasses.replace(
+        prompt, info=dataclasses.replace(prompt.info, max_length=512)
+    )
+    row = {"premise": "word " * 900, "hypothesis": "It is."}
+    (answer,) = pj.predict(prompt, [row], backbone=tiny)
+    assert answer["prediction"] in specs.get("cb").labels
+    with pytest.raises(UserError, match="--max_length=509 fits"):
+        pj.predict(prompt, [row], backbone=tiny, max_length=512)
