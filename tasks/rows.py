@@ -48,23 +48,36 @@ def listed(names: Iterable[object]) -> str:
     return textwrap.shorten(text, 120, placeholder=" ...") or "none"
 
 
-def row_fields(spec: TaskSpec) -> tuple[str, ...]:
-    """The fields of a task's raw rows, all of which must be there."""
+def row_fields(spec: TaskSpec, *, answered: bool = True) -> tuple[str, ...]:
+    """The fields of a task's raw rows, all of which must be there.
+
+    Args:
+      spec: the task.
+      answered: with those of the answer, and of the question that it is of.
+    """
+    asked: tuple[str, ...] = spec.pointed[2:]
     answer: tuple[str, ...] = ("label",)
     if spec.kind == "tags":
-        answer = ("words", "tags")
-        answer += ("predicate",) if spec.has_predicate else ()
+        asked += ("words", "predicate")[: 1 + spec.has_predicate]
+        answer = ("tags",)
     elif spec.kind == "span":
-        answer = ("context", "answers", "starts")
+        asked += ("context",)
+        answer = ("answers", "starts")
     elif spec.listed_choices:
-        answer = (*spec.choices, "answers")
-    answer += spec.pointed[2:]
+        asked += spec.choices
+        answer = ("answers",)
     group = (spec.group,) if spec.group else ()
-    return tuple(dict.fromkeys((*spec.fields, *group, *answer)))
+    answer = (*group, *answer) if answered else ()
+    return tuple(dict.fromkeys((*spec.fields, *asked, *answer)))
 
 
 def checked(
-    spec: TaskSpec, place: Place, raw: Mapping[str, Any], *, coded: bool = True
+    spec: TaskSpec,
+    place: Place,
+    raw: Mapping[str, Any],
+    *,
+    coded: bool = True,
+    answered: bool = True,
 ) -> Row:
     """A row as `TaskSpec` says, from raw fields.
 
@@ -78,11 +91,13 @@ def checked(
       raw: all of `row_fields(spec)` as found; others are left out.
       coded: whether the label is written as the task's files write it, else
         as the class name.
+      answered: else the row has no answer, which is not looked at, and gets
+        one that says nothing.
 
     Raises:
       UserError: a field is missing or cannot be right.
     """
-    for field in row_fields(spec):
+    for field in row_fields(spec, answered=answered):
         if field not in raw and field not in spec.pointed[2:]:
             expected = f"the field; it has: {listed(raw)}"
             raise place.fault(field, "nothing", expected)
@@ -91,7 +106,8 @@ def checked(
         for field in spec.fields
     }
     if spec.group:
-        key = raw[spec.group]
+        # Without answers a row may be a question of its own.
+        key = raw.get(spec.group, str(place.line))
         written = str(key) if isinstance(key, int) else key
         row[spec.group] = _text(place, spec.group, written)
     for field, values in spec.spoken.items():
@@ -102,6 +118,8 @@ def checked(
         where = raw.get(at)
         row[text] = _with_marks(place, at, row[text], row[span], where)
     _check_placeholder(spec, place, row)
+    if not answered:
+        return row | _asked(spec, place, raw)
     if spec.kind == "tags":
         return row | _tagged(spec, place, raw)
     if spec.kind == "span":
@@ -112,6 +130,20 @@ def checked(
         return row | {"label": _score(spec, place, raw["label"])}
     codes = spec.label_values if coded else {}
     return row | {"label": _class_id(codes, spec.labels, place, raw["label"])}
+
+
+def _asked(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
+    """What of a question is no text, and the answer that says nothing."""
+    if spec.kind == "tags":
+        row = _words(spec, place, raw)
+        return row | {"tags": [0] * len(row["words"])}
+    if spec.kind == "span":
+        return {"answers": [""], "starts": [0]}
+    if spec.listed_choices:
+        (field,) = spec.choices
+        candidates = list(dict.fromkeys(_texts(place, field, raw[field])))
+        return {field: candidates, "answers": candidates[:1]}
+    return {"label": spec.score_range[0] if spec.kind == "regression" else 0}
 
 
 def _shown(value: object) -> str:
@@ -244,8 +276,8 @@ def _answered(place: Place, context: str, raw: Mapping[str, Any]) -> Row:
     }
 
 
-def _tagged(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
-    words, tags = raw["words"], raw["tags"]
+def _words(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
+    words = raw["words"]
     if not isinstance(words, list) or not words:
         raise place.fault("words", words, "a list of words, at least one")
     for i, word in enumerate(words):
@@ -253,16 +285,22 @@ def _tagged(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
             raise place.word(i).fault("words", word, "a word")
         # Files hold words of nothing but unusual spaces.
         _text(place.word(i), "words", word, blank=True)
-    if not isinstance(tags, list) or len(tags) != len(words):
-        got = f"{len(tags)} tags" if isinstance(tags, list) else tags
-        raise place.fault("tags", got, f"a list of {len(words)}, one a word")
-    row: Row = {"words": list(words), "tags": _tag_ids(spec, place, tags)}
+    row: Row = {"words": list(words)}
     if spec.has_predicate:
         at = row["predicate"] = raw["predicate"]
         if not _whole(at) or not 0 <= at < len(words):
             expected = f"a position among the {len(words)} words, from 0"
             raise place.fault("predicate", at, expected)
     return row
+
+
+def _tagged(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
+    row, tags = _words(spec, place, raw), raw["tags"]
+    words = row["words"]
+    if not isinstance(tags, list) or len(tags) != len(words):
+        got = f"{len(tags)} tags" if isinstance(tags, list) else tags
+        raise place.fault("tags", got, f"a list of {len(words)}, one a word")
+    return row | {"tags": _tag_ids(spec, place, tags)}
 
 
 def _tag_ids(spec: TaskSpec, place: Place, tags: Sequence[Any]) -> list[int]:

@@ -112,7 +112,7 @@ def write_predictions(
 def _checked(
     spec: TaskSpec, rows: Iterable[Mapping[str, Any]] | PathLike
 ) -> list[Row]:
-    """Rows as `TaskSpec` says, with answers that mean nothing."""
+    """Rows as `TaskSpec` says, with answers that say nothing."""
     if isinstance(rows, str | os.PathLike):
         path = pathlib.Path(rows)
         if not path.is_file():
@@ -129,32 +129,9 @@ def _checked(
     if not found:
         raise UserError("There is no row to answer.")
     return [
-        checked(spec, place, _with_answer(spec, raw, place), coded=False)
+        checked(spec, place, raw, coded=False, answered=False)
         for place, raw in found
     ]
-
-
-def _with_answer(
-    spec: TaskSpec, raw: Mapping[str, Any], place: Place
-) -> dict[str, Any]:
-    """A row with some answer that it could have."""
-    # A question of its own, where rows make questions.
-    row = {spec.group: str(place.line)} if spec.group else {}
-    row |= raw
-    if spec.kind == "tags":
-        words = raw.get("words")
-        size = len(words) if isinstance(words, list) else 0
-        return row | {"tags": ["O"] * size}
-    if spec.kind == "span":
-        return row | {"answers": [str(raw.get("context"))[:1]], "starts": [0]}
-    if spec.listed_choices:
-        candidates = raw.get(spec.choices[0])
-        if isinstance(candidates, list):
-            return row | {"answers": candidates[:1]}
-        return row | {"answers": []}
-    if spec.kind == "regression":
-        return row | {"label": spec.score_range[0]}
-    return row | {"label": spec.labels[0]}
 
 
 def _read(

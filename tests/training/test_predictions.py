@@ -177,3 +177,18 @@ def test_a_prompt_of_0_1_that_allows_more_than_fits(tiny):
     assert answer["prediction"] in specs.get("cb").labels
     with pytest.raises(UserError, match="--max_length=509 fits"):
         pj.predict(prompt, [row], backbone=tiny, max_length=512)
+
+
+def test_a_context_may_begin_with_a_blank(tiny):
+    row = {"question": "Who sang?", "context": "  Noor sang."}
+    found = pj.predict(stored(tiny, "squad"), [row], backbone=tiny)
+    assert found[0]["prediction"] in row["context"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_not_given_is_not_spoken_of(tiny, task):
+    with pytest.raises(UserError) as told:
+        pj.predict(stored(tiny, task), [{"nothing": 1}], backbone=tiny)
+    for name in (*ANSWERS, "group", "question_id"):
+        assert repr(name) not in str(told.value)
+    assert "it has: nothing" in str(told.value)
