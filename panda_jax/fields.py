@@ -184,6 +184,8 @@ def _fits(value: Any, option: Any) -> bool:
         return fits(value, *_split(option)[0])
     if origin is Literal:
         return type(value) is str
+    if option is Any:
+        return True
     if origin is list:
         return type(value) is list and all(_fits(x, inner[0]) for x in value)
     if origin is dict:

@@ -67,15 +67,22 @@ def json_lines(paths: Sequence[pathlib.Path]) -> Found:
     for path in paths:
         for number, line in lines(path):
             place = Place(str(path), number)
-            try:
-                value = parse_json(line)
-            except ValueError as error:
-                raise place.fault(
-                    "(whole line)", line, f"JSON ({error})"
-                ) from None
-            if not isinstance(value, dict):
-                raise place.fault("(whole line)", value, "a JSON object")
-            yield place, value
+            yield place, json_object(place, line)
+
+
+def json_object(place: Place, line: str) -> dict[str, Any]:
+    """The JSON object that a line says.
+
+    Raises:
+      UserError: it says none.
+    """
+    try:
+        value = parse_json(line)
+    except ValueError as error:
+        raise place.fault("(whole line)", line, f"JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise place.fault("(whole line)", value, "a JSON object")
+    return value
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:

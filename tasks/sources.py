@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Protocol
 
-from panda_jax.tasks import offline, readers
+from panda_jax.tasks import offline, own, readers
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
@@ -41,6 +41,8 @@ def find(
     """
     if spec.offline:
         return OfflineSource(spec.name)
+    if spec.reader == own.READER:
+        return own.OwnSource(spec)
     folder = data_dir or os.environ.get("PANDA_DATA_DIR")
     if folder:
         return FileSource(spec, os.fspath(folder))

@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping
 from typing import Literal
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 _LATER = ("pointed",)
 Kind = Literal["classification", "regression", "choice", "tags", "span"]
 

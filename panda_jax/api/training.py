@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from panda_jax.step import losses
 from panda_jax.store import prompt_folders
 from panda_jax.store.backbones import Backbone, load_backbone
 from panda_jax.store.prompt_folders import StoredPrompt, load_prompt
-from panda_jax.tasks import specs
+from panda_jax.tasks import own, specs
 from panda_jax.training import identity, run_folder
 from panda_jax.training.lane import Lane, Needs, TrainResult
 from panda_jax.training.trainer import Trainer
@@ -63,6 +63,13 @@ def train(
     quiet: bool = False,
     partitioner: Partitioner | None = None,
     overwrite: bool = False,
+    train_rows: Any = None,
+    eval_rows: Any = None,
+    test_rows: Any = None,
+    text: Sequence[str] | str | None = None,
+    label: str | None = None,
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Trains one prompt (or, with method `finetune`, the backbone) on a task.
@@ -92,13 +99,35 @@ def train(
         on accelerators, and one of a CPU's.
       overwrite: files of other origin in `model_dir` that are in the way are
         replaced.
-      **settings: the fields of `panda_jax.config.runs.Run`, `task` at least.
+      train_rows: your own rows, in place of a task's: a file's path (CSV, TSV,
+        JSON lines, Parquet), a list of dictionaries, or a pandas or a
+        `datasets` table. The setting `task` names what they are.
+      eval_rows: likewise, to choose and report by; by default a fifth of the
+        training rows, by a fixed draw.
+      test_rows: likewise, for `evaluate(split="test")`.
+      text: of your own rows the fields of the texts.
+      label: the field of the answer.
+      kind: `classification`, `regression`, `choice` or `tags`; by default what
+        the answers look like.
+      labels: the classes in the order of their ids; by default in alphabetical
+        order, whole numbers by value.
+      **settings: the fields of `panda_jax.config.runs.Run`, `task` at least
+        where no rows are given.
 
     Raises:
       UserError: anything of the above that is wrong, missing or does not fit,
         another process that holds `model_dir`, or a loss that becomes NaN or
         Inf.
     """
+    if train_rows is not None:
+        settings["task"] = own.add(
+            {"train": train_rows, "validation": eval_rows, "test": test_rows},
+            text=text,
+            label=label,
+            kind=kind,
+            labels=labels,
+            name=settings.get("task"),
+        ).name
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
     run = runs.left_out(run, several=sources is not None)

@@ -25,7 +25,7 @@ from panda_jax.io import ownership
 from panda_jax.io.files import PathLike, write_json
 from panda_jax.models import trees
 from panda_jax.prompts import Prompt
-from panda_jax.tasks import specs
+from panda_jax.tasks import own, specs
 
 FORMAT_VERSION = 1
 INFO = "panda.json"
@@ -60,6 +60,8 @@ class PromptInfo:
       scores: metric -> value on the development split.
       labels: class names in the order of the head's outputs.
       versions: package -> version that trained it.
+      own_task: what the task is, where its rows are the user's own (see
+        `panda_jax.tasks.own`); None of all others.
       task_type: PEFT's, of a prompt from elsewhere; None follows from the
         kind of the task.
     """
@@ -80,6 +82,7 @@ class PromptInfo:
     task_type: str | None = None
     backbone_folder: str | None = None
     tokenizer_fingerprint: str | None = None
+    own_task: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, with the format's version first."""
@@ -267,6 +270,8 @@ def load_prompt(
         info = PromptInfo.from_json(value)
         check_backbone(info, fingerprint, backbone)
         prompt = _read_prompt(path, value, info)
+        if info.own_task is not None:
+            own.adopt(info.own_task)
     except UserError as error:
         raise UserError(
             f"Prompt folder {str(path)!r}: {str(error).rstrip('.')}."

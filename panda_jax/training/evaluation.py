@@ -1,7 +1,7 @@
 """A split of examples -> logits -> the task's metrics."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from panda_jax.store.prompt_folders import (
     check_backbone,
     load_prompt,
 )
-from panda_jax.tasks import specs, views
+from panda_jax.tasks import own, specs, views
 from panda_jax.tasks.spec import TaskSpec
 from panda_jax.types import Params
 
@@ -386,19 +386,30 @@ def evaluate(
     tfds_data_dir: PathLike | None = None,
     max_length: int | None = None,
     eval_examples: int | None = None,
+    rows: Any = None,
+    text: Sequence[str] | str | None = None,
+    label: str | None = None,
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Scores a stored prompt.
 
     Args:
       prompt: a prompt, or the folder of one (or of its run).
       task: by default the prompt's own.
-      split: `train` or `validation`.
+      split: `train`, `validation` or `test`.
       backbone: loaded, or an id; by default the one the prompt names.
       data_dir: folder of the tasks' files; default `PANDA_DATA_DIR`.
       tfds_data_dir: of TFDS.
       max_length: of the text, in word pieces; None for the prompt's own.
       eval_examples: rows of a subsample in the labels' proportions; None
         for all.
+      rows: of the split, your own: a file's path or rows in memory.
+      text: as in `train`, as are `label`, `kind` and `labels`; a prompt of
+        your own rows brings them.
+      label: likewise.
+      kind: likewise.
+      labels: likewise.
 
     Returns:
       `{"task", "split", "examples", "scores": {metric: value}}`.
@@ -407,6 +418,17 @@ def evaluate(
       UserError: a wrong name or folder, a prompt of another backbone, or one
         whose head does not fit the task.
     """
+    if not isinstance(prompt, StoredPrompt):
+        prompt = load_prompt(prompt)
+    if rows is not None:
+        own.add(
+            {split: rows},
+            text=text,
+            label=label,
+            kind=kind,
+            labels=labels,
+            name=task or prompt.info.task,
+        )
     stored, backbone, spec, found = bound(prompt, task, backbone)
     examples = load_view(
         spec.name,

@@ -19,7 +19,7 @@ from panda_jax.prompts import Prompt
 from panda_jax.store import prompt_folders
 from panda_jax.store.backbones import Backbone
 from panda_jax.store.prompt_folders import PromptInfo, StoredPrompt, load_prompt
-from panda_jax.tasks import specs
+from panda_jax.tasks import own, specs
 from panda_jax.training import identity, run_folder
 from panda_jax.types import Params
 
@@ -270,6 +270,7 @@ class Lane:
             scores=self.tracking.best_scores,
             labels=list(names) if prompt.head else [],
             versions=runs.versions(),
+            own_task=own.to_json(specs.get(run.task)),
         )
         if self.folder is None or not self.writes:
             self.best_prompt = StoredPrompt(prompt, info)

@@ -22,7 +22,7 @@ from panda_jax.step.fleet import Lanes
 from panda_jax.step.steps import Trainable
 from panda_jax.store.backbones import Backbone
 from panda_jax.store.prompt_folders import StoredPrompt
-from panda_jax.tasks import encoding, views
+from panda_jax.tasks import encoding, own, views
 from panda_jax.tasks.readers_flat import json_lines
 from panda_jax.tasks.rows import Place, Row, checked
 from panda_jax.tasks.spec import TaskSpec
@@ -129,7 +129,15 @@ def _checked(
     if not found:
         raise UserError("There is no row to answer.")
     return [
-        checked(spec, place, raw, coded=False, answered=False)
+        checked(
+            spec,
+            place,
+            own.raw_row(spec, place, raw, answered=False)
+            if spec.reader == own.READER
+            else raw,
+            coded=False,
+            answered=False,
+        )
         for place, raw in found
     ]
 
