@@ -20,6 +20,7 @@ from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ending, Endings, Ledger
 from panda_jax.experiments.grid.runner import run_grid
 from panda_jax.io import claims
+from panda_jax.io.files import hidden
 from panda_jax.store.prompt_folders import StoredPrompt
 from panda_jax.training.lane import TrainResult
 
@@ -429,3 +430,19 @@ def test_what_a_killed_worker_had_on_its_way_goes_a_day_later(tmp_path):
         os.utime(path, (then, then))
     assert Endings(tmp_path).news() == []
     assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["young"]
+
+
+def test_what_a_kill_left_beside_a_result_goes_with_the_next_start(
+    tmp_path, trained
+):
+    """It came between the result and the word of it."""
+    run_grid(Grid(**SMALL), tmp_path, **OPTIONS)
+    (run, *_) = expand(Grid(**SMALL)).runs
+    folder = tmp_path / run.folder
+    hidden(folder / "panda_jax").mkdir()
+    for path in (tmp_path / "ended").glob(f"{run.fleet}.*"):
+        path.unlink()
+    trained.clear()
+    run_grid(Grid(**SMALL), tmp_path, **OPTIONS)
+    assert trained == []
+    assert [x.name for x in folder.glob(".*") if x.is_dir()] == []

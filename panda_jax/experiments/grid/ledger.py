@@ -136,6 +136,8 @@ class Ledger:
         self._groups = {group.name: group for group in plan.groups}
         self._seconds: dict[str, float] = {}
         self._old: dict[str, dict[str, Any]] = {}
+        # Whose end nobody has told of: a kill may have left files there.
+        self._untold: set[str] = set()
         self._endings = Endings(self.out / "ended")
         self._logged = False
         self._start(retry_failed=retry_failed)
@@ -193,6 +195,7 @@ class Ledger:
         if result is not None:
             identity.check_planned(folder, run.run, result)
             self._seconds[run.id] = known_seconds(result.get("seconds"))
+            self._untold.add(run.id)
             return
         failure = self._failure(run)
         if failure is not None and failure != self._old.get(run.id):
@@ -269,6 +272,10 @@ class Ledger:
         for run, link, path in self._links(group.runs):
             if self.state(run) == "done":
                 self._lead(link, path)
+        for run in group.runs:
+            if run.id in self._untold:
+                self._untold.discard(run.id)
+                run_folder.end(self.out / run.folder)
         if not self.left(group):
             self.drop_checkpoints(group.name)
             self.open.discard(group.name)
