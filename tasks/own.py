@@ -119,7 +119,7 @@ def add(
     if numbered:
         text = [f"column {part}" for part in text]
         label = f"column {label}" if label else None
-    name = name or _name_of(given)
+    name = name or name_of(next(x for x in given.values() if x is not None))
     known = name in specs.names() and specs.get(name)
     if known and known.reader != READER:
         raise UserError(
@@ -211,11 +211,11 @@ def _rows(given: Any, split: str, *, header: bool) -> tables.Rows:
     return tables.in_memory(given, f"the {split} rows")
 
 
-def _name_of(given: Mapping[str, Any]) -> str:
-    path = next((x for x in given.values() if x is not None), None)
-    if not isinstance(path, str | os.PathLike):
+def name_of(rows: Any) -> str:
+    """A task's name for rows: that of their file."""
+    if not isinstance(rows, str | os.PathLike):
         return "own"
-    stem = os.path.basename(os.fspath(path)).partition(".")[0]
+    stem = os.path.basename(os.fspath(rows)).partition(".")[0]
     return re.sub(r"\W+", "_", stem).strip("_").lower() or "own"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -120,14 +121,17 @@ def train(
         Inf.
     """
     if train_rows is not None:
-        settings["task"] = own.add(
+        spec = own.add(
             {"train": train_rows, "validation": eval_rows, "test": test_rows},
             text=text,
             label=label,
             kind=kind,
             labels=labels,
             name=settings.get("task"),
-        ).name
+        )
+        settings["task"] = spec.name
+        if not quiet and distributed.is_main():
+            print(own.said(spec), file=sys.stderr)
     named = backbone if isinstance(backbone, str) else backbone.id
     run = runs.make_run(backbone=named, **settings)
     run = runs.left_out(run, several=sources is not None)

@@ -89,6 +89,48 @@ class _Arguments:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnRows:
+    """Rows of the user's own, in place of a task's."""
+
+    train_file: Annotated[
+        File | None,
+        Group.DATA,
+        "Your own training rows, as CSV, TSV, JSON lines or Parquet, by the "
+        "file's ending. --task names what they are.",
+    ] = None
+    validation_file: Annotated[
+        File | None,
+        Group.DATA,
+        "Your own rows to choose and report by. By default a fifth of the "
+        "training rows, by a fixed draw.",
+    ] = None
+    test_file: Annotated[
+        File | None, Group.DATA, "Your own rows for --split=test."
+    ] = None
+    text: Annotated[
+        str | None,
+        Group.DATA,
+        "Fields of your rows that hold the texts, with commas: a first and, if "
+        "there are more, a second; column numbers from 0 where a file has no "
+        "header.",
+    ] = None
+    label: Annotated[
+        str | None, Group.DATA, "Field of your rows that holds the answer."
+    ] = None
+    kind: Annotated[
+        Literal["classification", "regression", "choice", "tags"] | None,
+        Group.DATA,
+        "What the answers of your rows are. By default what they look like.",
+    ] = None
+    labels: Annotated[
+        str | None,
+        Group.DATA,
+        "The classes of your rows in the order of their ids, with commas. By "
+        "default in alphabetical order, whole numbers by value.",
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
     """How the devices are shared out."""
 
@@ -110,7 +152,7 @@ class Devices:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Devices, Settings, Run):
+class Train(Devices, Settings, OwnRows, Run):
     """Train one prompt; started again on the same model_dir it resumes."""
 
     source: Annotated[
@@ -188,13 +230,15 @@ class Plan(Devices, Run):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(_Arguments):
+class Evaluate(_Arguments, OwnRows):
     """Score a stored prompt on a split of its task."""
 
     prompt: PromptFolder
     task: ItsTask = None
     split: Annotated[
-        Literal["train", "validation"], Group.DATA, "The rows to score it on."
+        Literal["train", "validation", "test"],
+        Group.DATA,
+        "The rows to score it on.",
     ] = "validation"
     backbone: ItsBackbone = None
     data_dir: DataDir = None
@@ -232,7 +276,7 @@ class Predict(_Arguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Scoring(_Arguments):
+class _Scoring(_Arguments, OwnRows):
     """What scoring and ranking share."""
 
     sources: Annotated[

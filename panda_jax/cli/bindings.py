@@ -15,6 +15,7 @@ from typing import Any
 from panda_jax.cli import arguments, t5x_names
 from panda_jax.cli.flags import Given
 from panda_jax.errors import UserError, nearest
+from panda_jax.tasks import own
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _OURS = "panda_jax."
@@ -65,6 +66,9 @@ def resolve(verb: str, given: Given) -> tuple[Any, str]:
         elif field.default is dataclasses.MISSING:
             if given.dry_run and field.name == "out_dir":
                 _bind_unless_bound(gin, f"{bound}.out_dir", "OUT_DIR")
+            if field.name == "task" and given.values.get("train_file"):
+                name = own.name_of(given.values["train_file"])
+                _bind_unless_bound(gin, f"{bound}.task", name)
             _require(gin, verb, field.name)
     try:
         args = _registered[f"{_OURS}{bound}"]()

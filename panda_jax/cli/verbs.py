@@ -58,6 +58,33 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _own_rows(values: dict[str, Any]) -> dict[str, Any]:
+    """Takes the flags about rows of one's own out of a verb's.
+
+    Returns:
+      split -> file, of those that are given; and `text`, `label`, `kind` and
+      `labels`.
+    """
+    own = {
+        field.name: values.pop(field.name)
+        for field in dataclasses.fields(arguments.OwnRows)
+    }
+    files = {
+        split: own.pop(f"{split}_file")
+        for split in ("train", "validation", "test")
+    }
+    if own["labels"] is not None:
+        own["labels"] = _listed(own["labels"])
+    files = {split: file for split, file in files.items() if file is not None}
+    named = [f"--{name}" for name, value in own.items() if value is not None]
+    if named and not files:
+        raise UserError(
+            f"{' and '.join(named)} speak of rows of your own, and none are "
+            "given: give --train_file=FILE."
+        )
+    return {"files": files, **own}
+
+
 def _train(args: arguments.Train, output: Output) -> int:
     from panda_jax.config.runs import Run
 
@@ -70,6 +97,19 @@ def _train(args: arguments.Train, output: Output) -> int:
     for field in dataclasses.fields(cluster.Settings):
         del values[field.name]
     model_dir = args.model_dir or default_folder(args)
+    own = _own_rows(values)
+    files = own.pop("files")
+    if files and "train" not in files:
+        raise UserError(
+            f"--{next(iter(files))}_file is given without rows to train on: "
+            "give --train_file=FILE."
+        )
+    rows = {
+        "train_rows": files.get("train"),
+        "eval_rows": files.get("validation"),
+        "test_rows": files.get("test"),
+        **own,
+    }
     given = {k: v for k, v in values.items() if k in fields}
     t5x_names.warn_of_pretraining(args.backbone, args.steps)
     paths = {k: v for k, v in values.items() if k not in fields}
@@ -85,6 +125,7 @@ def _train(args: arguments.Train, output: Output) -> int:
             partitioner=partitioner,
             quiet=output.quiet,
             **given,
+            **rows,
             **{**paths, "model_dir": model_dir},
         )
     result = done.result
@@ -105,7 +146,10 @@ def _train(args: arguments.Train, output: Output) -> int:
 def _evaluate(args: arguments.Evaluate, output: Output) -> int:
     from panda_jax.training.evaluation import evaluate
 
-    found = evaluate(**dataclasses.asdict(args))
+    values = dataclasses.asdict(args)
+    own = _own_rows(values)
+    rows = own.pop("files").get(args.split)
+    found = evaluate(rows=rows, **own, **values)
     output.give(found, json.dumps(found))
     return 0
 
@@ -128,6 +172,13 @@ def _scoring(args: Any) -> dict[str, Any]:
     from panda_jax.parallel.sharding import Partitioner
 
     values = dataclasses.asdict(args)
+    own = _own_rows(values)
+    files = own.pop("files")
+    if files:
+        from panda_jax.tasks import own as own_rows
+
+        name = getattr(args, "target", None) or getattr(args, "targets", None)
+        own_rows.add(files, name=name, **own)
     values["partitioner"] = Partitioner.of_flags(
         values.pop("num_partitions"), values.pop("mesh_shape"), 1
     )
