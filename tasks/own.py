@@ -106,9 +106,21 @@ def add(
       UserError: names file, line and field.
     """
     text = _listed(text)
-    numbered = bool(text) and all(
-        part.isdecimal() for part in (*text, *([label] if label else ()))
-    )
+    first = next((x for x in given.values() if x is not None), None)
+    name = name or name_of(first)
+    known = specs.get(name) if name in specs.names() else None
+    if known is not None and known.reader != READER:
+        raise UserError(
+            f"{name!r} is a task that is there already: give your rows another "
+            "name (--task=NAME)."
+        )
+    named = [*text, *([label] if label else ())]
+    if known is not None and not text:
+        named = [
+            str(field).removeprefix("column ")
+            for field in known.columns.values()
+        ]
+    numbered = bool(named) and all(part.isdecimal() for part in named)
     found = {
         split: _rows(given[split], split, header=not numbered)
         for split in SPLITS
@@ -119,14 +131,7 @@ def add(
     if numbered:
         text = [f"column {part}" for part in text]
         label = f"column {label}" if label else None
-    name = name or name_of(next(x for x in given.values() if x is not None))
-    known = name in specs.names() and specs.get(name)
-    if known and known.reader != READER:
-        raise UserError(
-            f"{name!r} is a task that is there already: give your rows another "
-            "name (--task=NAME)."
-        )
-    if known and not text:
+    if known is not None and not text:
         spec = known
     else:
         spec = _specified(name, found, text, label, kind, labels)
@@ -134,7 +139,7 @@ def add(
     if "train" in rows and "validation" not in rows:
         rows["train"], rows["validation"] = _carved(spec, rows["train"])
     specs.register(spec)
-    _ROWS.setdefault(name, {}).update(rows)
+    _ROWS[name] = rows if "train" in rows else {**_ROWS.get(name, {}), **rows}
     return spec
 
 

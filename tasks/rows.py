@@ -143,7 +143,8 @@ def _asked(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Row:
         (field,) = spec.choices
         candidates = list(dict.fromkeys(_texts(place, field, raw[field])))
         return {field: candidates, "answers": candidates[:1]}
-    return {"label": spec.score_range[0] if spec.kind == "regression" else 0}
+    low, high = spec.score_range
+    return {"label": min(max(low, 0.0), high) if low < high else 0}
 
 
 def _shown(value: object) -> str:

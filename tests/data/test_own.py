@@ -1,6 +1,7 @@
 """Rows of the user's own: five files by the command line, and broken ones."""
 
 import json
+import re
 
 import pytest
 from command_line import mistake
@@ -189,7 +190,7 @@ BROKEN = {
     "no JSON": ("t.jsonl", '{"text": \n', [], "line 1.*JSON"),
     "no object": ("t.jsonl", "[1]\n", [], "line 1.*a JSON object"),
     "a text that is none": (
-        "t.jsonl", '{"text": {"a": 1}, "label": "x"}\n' * 2, [],
+        "t.jsonl", '{"text": {"a": 1}, "label": "x"}\n{"text": "b", "label": "y"}\n', [],
         "line 1.*'text'.*a text",
     ),
     "tags for other words": (
@@ -218,8 +219,6 @@ def test_broken_files_end_in_one_message(what, tmp_path, capsys, monkeypatch):
         (tmp_path / name).write_bytes(text)
     given = [] if flags is None else ["--text=text", "--label=label", *flags]
     said = mistake(capsys, "train", f"--train_file={name}", *given, *SMALL)
-    import re
-
     assert re.search(words, said), said
     if "line" in words:
         assert name in said
@@ -312,9 +311,7 @@ def test_predictions_take_the_user_s_own_names(tmp_path, tiny):
         prompt_length=2,
         quiet=True,
     )
-    (found,) = pj.predict(
-        done.best_prompt, [{"review": "So so."}], backbone=tiny
-    )
+    (found,) = pj.predict(done.prompt, [{"review": "So so."}], backbone=tiny)
     assert set(found["probabilities"]) == {"no", "yes"}
     with pytest.raises(UserError, match="'review'.*it has: body"):
-        pj.predict(done.best_prompt, [{"body": "So so."}], backbone=tiny)
+        pj.predict(done.prompt, [{"body": "So so."}], backbone=tiny)
