@@ -190,7 +190,9 @@ BROKEN = {
     "no JSON": ("t.jsonl", '{"text": \n', [], "line 1.*JSON"),
     "no object": ("t.jsonl", "[1]\n", [], "line 1.*a JSON object"),
     "a text that is none": (
-        "t.jsonl", '{"text": {"a": 1}, "label": "x"}\n{"text": "b", "label": "y"}\n', [],
+        "t.jsonl",
+        '{"text": {"a": 1}, "label": "x"}\n{"text": "b", "label": "y"}\n',
+        [],
         "line 1.*'text'.*a text",
     ),
     "tags for other words": (
