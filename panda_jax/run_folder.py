@@ -36,7 +36,7 @@ _BACKBONE = (
 )
 # Files on their way to these names, as `files.atomic_file` calls them.
 _ON_ITS_WAY = re.compile(
-    rf"\.({'|'.join(map(re.escape, (*_FILES, _MODEL)))})"
+    rf"\.({'|'.join(map(re.escape, (*_FILES, 'failed.json', _MODEL)))})"
     r"\.[0-9a-f]{12}(\.\w+)?"
 )
 

@@ -481,8 +481,6 @@ def kill(
             path.relative_to(out.parent).as_posix()
             for path in out.parent.rglob(".*")
             if path.name != ".panda_jax.json"
-            # These a later worker sweeps, a day later.
-            and path.parent.name != "ended"
         ]
         assert not hidden, hidden
         count["ends"] += 1

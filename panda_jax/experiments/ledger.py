@@ -20,7 +20,12 @@ from panda_jax.experiments.endings import (
     listed,
 )
 from panda_jax.experiments.planned import STAGES, Group, Plan, Planned
-from panda_jax.files import PathLike, read_json, write_json
+from panda_jax.files import (
+    PathLike,
+    read_json,
+    remove_abandoned,
+    write_json,
+)
 
 FAILED = "failed.json"
 
@@ -55,6 +60,7 @@ class Ledger:
         # Whose end nobody has told of: a kill may have left files there.
         self._untold: set[str] = set()
         self._endings = Endings(self.out / "ended")
+        remove_abandoned(self.out, suffix=".json")
         self._logged = False
         self._start(retry_failed=retry_failed)
 
