@@ -579,7 +579,7 @@ def main() -> None:
     found["seconds"] = round(time.monotonic() - began)
     found["command"] = (
         f"python tests/kills.py --moments={args.moments} "
-        f"--pairs={args.pairs} --seed={args.seed}"
+        f"--pairs={args.pairs} --seed={args.seed} --only={args.only}"
     )
     text = json.dumps(found, indent=2) + "\n"
     if args.out:
