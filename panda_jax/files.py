@@ -110,7 +110,8 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 def remove_abandoned(folder: pathlib.Path, *, suffix: str) -> None:
     """Removes what killed processes left of `atomic_file`.
 
-    Of other machines, whose locks may not be seen here, a day later.
+    Of other machines, whose locks may not be seen here, and of releases that
+    locked none, a day later.
 
     Args:
       folder: where.
@@ -120,13 +121,14 @@ def remove_abandoned(folder: pathlib.Path, *, suffix: str) -> None:
     name = re.compile(rf"\..*{end}\.([0-9a-f]{{4}})[0-9a-f]{{8}}{end}")
     for path in folder.glob(f".*{suffix}.*{suffix}"):
         match = name.fullmatch(path.name)
-        if match is None or path.is_symlink() or not path.is_file():
+        if path.is_symlink() or not path.is_file():
             continue
         with (
             contextlib.suppress(OSError),  # another was faster
             locked(path, wait=False) as free,
         ):
-            known = free is not None and match[1] == _machine()
+            ours = match is not None and match[1] == _machine()
+            known = free is not None and ours
             old = path.stat().st_mtime < time.time() - 86400
             if (free and known) or (free is not False and old):
                 path.unlink()
