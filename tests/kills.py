@@ -482,8 +482,6 @@ def kill(
             path.relative_to(out.parent).as_posix()
             for path in out.parent.rglob(".*")
             if path.name != ".panda_jax.json"
-            # These a later worker sweeps, a day later.
-            and path.parent.name != "ended"
         ]
         assert not hidden, hidden
         count["ends"] += 1
@@ -582,7 +580,7 @@ def main() -> None:
     found["seconds"] = round(time.monotonic() - began)
     found["command"] = (
         f"python tests/kills.py --moments={args.moments} "
-        f"--pairs={args.pairs} --seed={args.seed}"
+        f"--pairs={args.pairs} --seed={args.seed} --only={args.only}"
     )
     text = json.dumps(found, indent=2) + "\n"
     if args.out:

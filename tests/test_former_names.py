@@ -5,15 +5,14 @@ import pathlib
 import shutil
 
 import pytest
-from panda_jax.experiments.ledger import Ledger
-from panda_jax.experiments.results import read_results
 
 import panda_jax as pj
 from panda_jax import cli
 from panda_jax.cli.default_folder import default_folder
 from panda_jax.config import runs, settings
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.grid.grid import expand
+from panda_jax.experiments.grid.grid import Grid, expand
+from panda_jax.experiments.grid.ledger import Ledger
+from panda_jax.experiments.report.results import read_results
 from panda_jax.training import evaluation, identity
 
 SMALL = {

@@ -55,51 +55,82 @@ def atomic_file(
     """
     path = pathlib.Path(path)
     temporary = _beside(path)
+    handle = None
     try:
-        try:
-            _create(temporary)
-        except (FileNotFoundError, NotADirectoryError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _create(temporary)
+        while handle is None:
+            try:
+                handle = _create(temporary)
+            except (FileNotFoundError, NotADirectoryError):
+                path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+        if sys.platform == "win32":  # which renames nothing that is open
+            os.close(handle)
+            handle = None
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
-def _create(path: pathlib.Path) -> None:
+def _create(path: pathlib.Path) -> int | None:
     """Makes an empty file, with the rights that the umask leaves.
 
     The system applies it. Who asks for it sets it, for a moment and for all
     threads.
+
+    Returns:
+      A handle with the system's lock on it, by which `remove_abandoned` knows
+      that somebody is at work; None where it was swept before it was locked.
     """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _lock(handle, wait=True)
+        there = os.fstat(handle).st_nlink > 0
+    except BaseException:
+        os.close(handle)
+        raise
+    if not there:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
     """A hidden name in the same folder that nobody else takes."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
+    name = f".{path.name}.{_machine()}{secrets.token_hex(4)}{path.suffix}"
+    return path.with_name(name)
 
 
-def remove_abandoned(
-    folder: pathlib.Path, *, suffix: str, days: float = 1.0
-) -> None:
-    """Removes what killed processes left of `atomic_file`, a day later.
+def remove_abandoned(folder: pathlib.Path, *, suffix: str) -> None:
+    """Removes what killed processes left of `atomic_file`.
+
+    Of other machines, whose locks may not be seen here, and of releases that
+    locked none, a day later.
 
     Args:
       folder: where.
       suffix: of the files that were to be, e.g. `".npz"`.
-      days: younger ones may still be written.
     """
+    end = re.escape(suffix)
+    name = re.compile(rf"\..*{end}\.([0-9a-f]{{4}})[0-9a-f]{{8}}{end}")
     for path in folder.glob(f".*{suffix}.*{suffix}"):
-        with contextlib.suppress(FileNotFoundError):  # another was faster
-            if path.is_file() and path.stat().st_mtime < time.time() - (
-                days * 86400
-            ):
+        match = name.fullmatch(path.name)
+        if path.is_symlink() or not path.is_file():
+            continue
+        with (
+            contextlib.suppress(OSError),  # another was faster
+            locked(path, wait=False) as free,
+        ):
+            ours = match is not None and match[1] == _machine()
+            known = free is not None and ours
+            old = path.stat().st_mtime < time.time() - 86400
+            if (free and known) or (free is not False and old):
                 path.unlink()
 
 
@@ -147,33 +178,39 @@ def _machine() -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, *, wait: bool = True) -> Iterator[bool | None]:
-    """Holds the system's lock on a folder.
+def locked(path: pathlib.Path, *, wait: bool = True) -> Iterator[bool | None]:
+    """Holds the system's lock on a folder or a file.
 
-    Yields whether it could be had; None where folders have no locks, as on
-    some network disks.
+    Yields whether it could be had; None where there are no locks, as on some
+    network disks.
 
     Args:
-      folder: that is there.
+      path: that is there.
       wait: for another who holds it.
     """
     if sys.platform == "win32":
         yield None
         return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
-        had: bool | None = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            had = False
-        except OSError:
-            had = None
-        yield had
+        yield _lock(handle, wait=wait)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool | None:
+    """Locks what is open, until it is closed; see `locked`."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def abandoned(

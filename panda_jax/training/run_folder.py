@@ -25,6 +25,7 @@ from panda_jax.store.prompt_folders import PromptInfo, StoredPrompt, save_prompt
 
 VERB = "train"
 CHECKPOINTS = "checkpoints"
+FAILED = "failed.json"
 _MODEL = "model"
 _LINK = f"prompt/{_MODEL}"
 _FILES = ("run.json", "config.gin", "choice.json", "result.json", METRICS)
@@ -38,7 +39,7 @@ _BACKBONE = (
 )
 # Files on their way to these names, as `files.atomic_file` calls them.
 _ON_ITS_WAY = re.compile(
-    rf"\.({'|'.join(map(re.escape, (*_FILES, _MODEL)))})"
+    rf"\.({'|'.join(map(re.escape, (*_FILES, FAILED, _MODEL)))})"
     r"\.[0-9a-f]{12}(\.\w+)?"
 )
 

@@ -9,8 +9,7 @@ from command_line import mistake
 import panda_jax as pj
 from panda_jax import cli
 from panda_jax.config import registry, runs
-from panda_jax.experiments.grid import Grid
-from panda_jax.experiments.grid.grid import expand
+from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.step import optimizers
 from panda_jax.training import prompt_init
 from panda_jax.transfer import source_fusion, transfer_metrics

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -128,3 +130,43 @@ def test_ctrl_c_between_a_folder_and_its_number_leaves_none(
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_was_writing_goes_and_no_other(tmp_path):
+    """The system lets go of its lock, wherever the kill came."""
+    write = (
+        "import os, signal, sys; from panda_jax import files\n"
+        "with files.atomic_file(sys.argv[1]) as new:\n"
+        "    new.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "progress.json"
+    subprocess.run([sys.executable, "-c", write, path], check=False)
+    (left,) = tmp_path.iterdir()
+    with files.atomic_file(path) as under_way:
+        files.remove_abandoned(tmp_path, suffix=".json")
+        assert list(tmp_path.iterdir()) == [under_way]
+        under_way.write_text("{}")
+    assert [x.name for x in tmp_path.iterdir()] == [path.name]
+    other = tmp_path / f".x.json.{'0' * 12}.json"  # of another machine
+    other.touch()
+    files.remove_abandoned(tmp_path, suffix=".json")
+    assert other.exists()
+    assert left != path
+
+
+def test_a_file_that_is_swept_before_its_lock_is_made_again(
+    tmp_path, monkeypatch
+):
+    lock, swept = files._lock, []
+
+    def raced(handle, *, wait):
+        if not swept:
+            swept.extend(tmp_path.glob(".*"))
+            swept[0].unlink()
+        return lock(handle, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", raced)
+    files.write_text(tmp_path / "a", "whole")
+    assert len(swept) == 1
+    assert (tmp_path / "a").read_text() == "whole"

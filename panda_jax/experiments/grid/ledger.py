@@ -31,8 +31,7 @@ from panda_jax.io.files import (
     write_json,
 )
 from panda_jax.training import identity, run_folder
-
-FAILED = "failed.json"
+from panda_jax.training.run_folder import FAILED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +138,7 @@ class Ledger:
         # Whose end nobody has told of: a kill may have left files there.
         self._untold: set[str] = set()
         self._endings = Endings(self.out / "ended")
+        remove_abandoned(self.out, suffix=".json")
         self._logged = False
         self._start(retry_failed=retry_failed)
 
