@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
       starts: of kind span, one number a token: 1 + where it begins in the
         context's characters, 0 where it is not of the context.
       ends: likewise, 1 + where it ends (exclusive).
+      cut: whether `max_length` left out a part of what it says.
     """
 
     tokens: list[int]
@@ -37,6 +38,7 @@ class Encoded(NamedTuple):
     labels: Sequence[float]
     starts: list[int]
     ends: list[int]
+    cut: bool = False
 
 
 def check_length(spec: TaskSpec, max_length: int) -> None:
@@ -100,7 +102,11 @@ def _texts(
             first = next(ids)
             second = None if b is None else next(ids)
             tokens, segments = tokenizer.pair(first, second, max_length)
-            found.append(Encoded(tokens, segments, [label], [], []))
+            said = len(first) + len(second or ())
+            whole = len(tokens) == said + (2 if b is None else 3)
+            found.append(
+                Encoded(tokens, segments, [label], [], [], cut=not whole)
+            )
         yield found
 
 
@@ -132,7 +138,8 @@ def _tags(
             tail = [*second, tokenizer.sep_id]
             tokens, labels = tokens + tail, labels + [0] * len(tail)
             segments += [1] * len(tail)
-        yield [Encoded(tokens, segments, labels, [], [])]
+        cut = len(pieces) > room
+        yield [Encoded(tokens, segments, labels, [], [], cut)]
 
 
 def _spans(
@@ -163,6 +170,8 @@ def _spans(
                     labels,
                     [*before, *(x + 1 for x in starts[part]), 0],
                     [*before, *(x + 1 for x in ends[part]), 0],
+                    # A context is read whole, window by window.
+                    cut=len(question) > longest,
                 )
             )
         yield windows

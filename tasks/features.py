@@ -34,8 +34,9 @@ def encoder_features(spec: TaskSpec) -> dict[str, tuple[tf.DType, int]]:
     `inputs` and `segment_ids` [T]; `targets`: [] int32 class id, 1 or 0 for a
     candidate, [] float32 score, [T] tag ids + 1, or [2] positions; `question`
     []: which row of the source it comes from; `reference` []: JSON of what an
-    answer is judged by, on the first of a row's examples alone; of kind span
-    `char_starts` and `char_ends` [T].  See `tasks.encoding.Encoded`.
+    answer is judged by, on the first of a row's examples alone; `cut` []: 1
+    where the length left something out; of kind span `char_starts` and
+    `char_ends` [T].  See `tasks.encoding.Encoded`.
     """
     number = tf.float32 if spec.kind == "regression" else tf.int32
     features = {
@@ -44,6 +45,7 @@ def encoder_features(spec: TaskSpec) -> dict[str, tuple[tf.DType, int]]:
         "targets": (number, int(spec.kind in ("tags", "span"))),
         "question": (tf.int32, 0),
         "reference": (tf.string, 0),
+        "cut": (tf.int32, 0),
     }
     if spec.kind == "span":
         features |= {"char_starts": (tf.int32, 1), "char_ends": (tf.int32, 1)}
@@ -121,6 +123,7 @@ def _columns(
                 "targets": example.labels,
                 "question": [question],
                 "reference": [b"" if i else reference],
+                "cut": [int(example.cut)],
                 "char_starts": example.starts,
                 "char_ends": example.ends,
             }

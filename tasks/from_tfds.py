@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from panda_jax.tasks import readers
 from panda_jax.tasks.rows import Place, Row, checked
 from panda_jax.tasks.spec import TaskSpec
 
@@ -30,13 +31,15 @@ def read(
 
     Args:
       spec: the task.
-      split: `"train"` or `"validation"`.
+      split: `"train"`, `"validation"` or `"test"`.
       folder: TFDS's data folder.
       prepared: the folder of a prepared version in it, None without one.
 
     Raises:
       UserError: TFDS cannot deliver it, or its rows are not the task's.
     """
+    if spec.files and split not in spec.files:
+        raise readers.no_test(spec)
     rows = []
     name = spec.tfds_splits.get(split, split)
     for number, example in enumerate(_examples(spec, name, folder, prepared)):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from panda_jax.tasks import offline_pairs as pairs
 from panda_jax.tasks import offline_single as single
 
-SIZES = {"train": 2000, "validation": 256}
+SIZES = {"train": 2000, "validation": 256, "test": 256}
 Texts = tuple[str, ...]
 Row = dict[str, str | int]
 
@@ -27,7 +27,7 @@ def rows(name: str, split: str, *, seed: int = 0) -> tuple[Row, ...]:
 
     Args:
       name: a key of `GENERATORS`.
-      split: `"train"` (2000 rows) or `"validation"` (256 rows).
+      split: `"train"` (2000 rows), `"validation"` or `"test"` (256 each).
       seed: another seed gives other rows of the same task; a train row of
         one seed is never a validation row of another.
 
@@ -38,12 +38,19 @@ def rows(name: str, split: str, *, seed: int = 0) -> tuple[Row, ...]:
     generate, classes = GENERATORS[name]
     rng = random.Random(f"{name}/{split}/{seed}")
     made: dict[Texts, int] = {}
+    # Test rows are of validation's kind that were not taken for it: those two
+    # splits came first, and stay what they are.
+    kind, taken = split, set()
+    if split == "test":
+        kind = "validation"
+        for row in rows(name, kind, seed=seed):
+            taken.add(tuple(str(x) for n, x in row.items() if n != "label"))
     label = itertools.cycle(range(classes))
     wanted = next(label)
     while len(made) < SIZES[split]:
         texts = generate(rng, wanted)
         repeats = texts in made or len(set(texts)) < len(texts)
-        if repeats or _split_of(texts) != split:
+        if repeats or texts in taken or _split_of(texts) != kind:
             continue
         made[texts] = wanted
         wanted = next(label)

@@ -16,7 +16,7 @@ from typing import Any
 
 from panda_jax.tasks import specs, tables
 from panda_jax.tasks.rows import Place, Row, checked, listed
-from panda_jax.tasks.spec import SPLITS, TaskSpec
+from panda_jax.tasks.spec import ALL_SPLITS, TaskSpec
 
 from panda_jax.errors import UserError
 
@@ -123,7 +123,7 @@ def add(
     numbered = bool(named) and all(part.isdecimal() for part in named)
     found = {
         split: _rows(given[split], split, header=not numbered)
-        for split in SPLITS
+        for split in ALL_SPLITS
         if given.get(split) is not None
     }
     if not found:
@@ -241,7 +241,7 @@ def _specified(
         )
     if kind not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, expected {' or '.join(KINDS)}.")
-    rows = [x for split in SPLITS for x in found.get(split, ())]
+    rows = [x for split in ALL_SPLITS for x in found.get(split, ())]
     answers = [
         (place, tables.look_up(place, row, label)) for place, row in rows
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from panda_jax.tasks import readers_conll, readers_flat, readers_nested
 from panda_jax.tasks.rows import Place, Row, checked
-from panda_jax.tasks.spec import TaskSpec
+from panda_jax.tasks.spec import SPLITS, TaskSpec
 
 from panda_jax.errors import UserError
 
@@ -39,8 +39,11 @@ def paths(spec: TaskSpec, split: str, folder: str) -> list[pathlib.Path]:
     """The files of a split, those that match one pattern in sorted order.
 
     Raises:
-      UserError: the folder or a file is missing; says the layout expected.
+      UserError: the folder or a file is missing; says the layout expected; or
+        no test rows have answers.
     """
+    if split not in spec.files:
+        raise no_test(spec)
     root = pathlib.Path(folder).expanduser()
     found = []
     for name in spec.files[split]:
@@ -51,9 +54,18 @@ def paths(spec: TaskSpec, split: str, folder: str) -> list[pathlib.Path]:
     return found
 
 
+def no_test(spec: TaskSpec) -> UserError:
+    """What to say of a test split that a task does not have."""
+    return UserError(
+        f"Task {spec.name!r} has no test split with answers: score it on "
+        "validation and choose with --select_on=held_out, or write answers "
+        "for its unlabelled test rows with `panda-jax predict`."
+    )
+
+
 def absent(spec: TaskSpec, root: pathlib.Path) -> list[str]:
-    """What of a task's files is not under `root`."""
-    names = (name for split in spec.files.values() for name in split)
+    """What that a task needs is not under `root`; no run needs a test split."""
+    names = (name for split in SPLITS for name in spec.files[split])
     return [name for name in names if not _first_match(root, name)]
 
 

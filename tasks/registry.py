@@ -27,7 +27,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from panda_jax.tasks import features, sources, specs, views
-from panda_jax.tasks.spec import SPLITS, TaskSpec
+from panda_jax.tasks.spec import ALL_SPLITS, TaskSpec
 from panda_jax.tasks.vocabulary import WordPieceVocabulary
 
 from panda_jax.data import answers, examples, task_metrics
@@ -226,8 +226,9 @@ def _source(
             rows = [train(spec, row) for row in rows]
         return from_rows(rows)
 
+    counts = {**dict.fromkeys(ALL_SPLITS), **spec.rows} if spec.rows else None
     return seqio.FunctionDataSource(
-        dataset, splits=SPLITS, num_input_examples=dict(spec.rows) or None
+        dataset, splits=ALL_SPLITS, num_input_examples=counts
     )
 
 

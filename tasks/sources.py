@@ -8,7 +8,7 @@ from typing import Protocol
 
 from panda_jax.tasks import offline, own, readers
 from panda_jax.tasks.rows import Row
-from panda_jax.tasks.spec import SPLITS, TaskSpec
+from panda_jax.tasks.spec import ALL_SPLITS, TaskSpec
 
 from panda_jax.errors import UserError, needs_extra
 
@@ -166,8 +166,9 @@ def known(split: str) -> str:
     Raises:
       UserError: it is not.
     """
-    if split not in SPLITS:
+    if split not in ALL_SPLITS:
         raise UserError(
-            f"Unknown split {split!r}, expected {' or '.join(SPLITS)}."
+            f"Unknown split {split!r}, expected {', '.join(ALL_SPLITS[:-1])} "
+            f"or {ALL_SPLITS[-1]}."
         )
     return split

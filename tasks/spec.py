@@ -7,7 +7,9 @@ import string
 from collections.abc import Mapping
 from typing import Literal
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation")
+# Of which some tasks have the last.
+ALL_SPLITS = (*SPLITS, "test")
 _LATER = ("pointed",)
 Kind = Literal["classification", "regression", "choice", "tags", "span"]
 
@@ -51,7 +53,8 @@ class TaskSpec:
         spans; empty for regression, spans and listed choices.
       metrics: names in `panda_jax.data.task_metrics.METRICS`, the main first.
       reader: which of `tasks.readers.READERS` reads the files.
-      files: split -> files under the data folder, read one after another.
+      files: split -> files under the data folder, read one after another;
+        `test` where the data set's authors ship one with its answers.
         `a|b` is the first that exists; `*` and `**` match as in `glob`.
       columns: field -> JSON key (`a.b` is key b of the object a), header name
         or column number (from 0) in the files, where it is not the field's

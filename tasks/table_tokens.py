@@ -24,7 +24,8 @@ def _conll12(*folders: str) -> dict[str, tuple[str]]:
     """The shared task's files: joined into one, in folders, or as shipped."""
     shipped = "conll-2012/v4/data/{0}/data/english/**/*gold_conll"
     found = {}
-    for split, name in (("train", "train"), ("validation", "development")):
+    names = {"train": "train", "validation": "development", "test": "test"}
+    for split, name in names.items():
         places = [
             f"{folder}/{name}{tail}"
             for folder in folders
@@ -81,6 +82,7 @@ TOKEN_TASKS = (
             "validation": (
                 "conll03/eng.testa|conll03/valid.txt|conll03/dev.txt",
             ),
+            "test": ("conll03/eng.testb|conll03/test.txt",),
         },
         columns={"words": 0, "tags": 3},
         width=4,
@@ -103,6 +105,7 @@ TOKEN_TASKS = (
         files={
             "train": ("conll04/conll04_train.json",),
             "validation": ("conll04/conll04_dev.json",),
+            "test": ("conll04/conll04_test.json",),
         },
         rows={"train": 922, "validation": 231},
         target=True,
@@ -128,6 +131,10 @@ TOKEN_TASKS = (
             "validation": (
                 "conll05/devel.words|conll05/dev.words",
                 "conll05/devel.props|conll05/dev.props",
+            ),
+            "test": (
+                "conll05/test.wsj.words|conll05/test_wsj.words",
+                "conll05/test.wsj.props|conll05/test_wsj.props",
             ),
         },
         rows={"train": 90750, "validation": 3248},

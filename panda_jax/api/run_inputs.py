@@ -3,11 +3,13 @@
 import dataclasses
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.api import scoring
 from panda_jax.config import runs
 from panda_jax.config.runs import Run
+from panda_jax.data import loading
 from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import UnusedSetting, UserError
 from panda_jax.io.files import PathLike
@@ -19,6 +21,7 @@ from panda_jax.store.prompt_folders import (
     content_hash,
     load_prompt,
 )
+from panda_jax.tasks import specs
 from panda_jax.training import identity
 from panda_jax.training.evaluation import check_positions, load_view
 from panda_jax.transfer import source_fusion
@@ -37,18 +40,43 @@ class Where:
     partitioner: Partitioner | None = None
 
 
-def load(
-    run: Run, backbone: Backbone, where: Where
-) -> tuple[AnyExamples, AnyExamples]:
-    """The training and the development split.
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The rows of a run.
+
+    Attributes:
+      train: to learn from.
+      reported: whose score is reported.
+      selection: by whose score the best prompt is chosen; `reported` itself
+        where the choice is made on what is reported.
+    """
+
+    train: AnyExamples
+    reported: AnyExamples
+    selection: AnyExamples
+
+    @property
+    def cut_rows(self) -> dict[str, int]:
+        """How many rows of each part the lengths cut something off."""
+        parts = {"train": self.train, "evaluation": self.reported}
+        if self.selection is not self.reported:
+            parts["selection"] = self.selection
+        return {name: rows.cut_rows for name, rows in parts.items()}
+
+
+def load(run: Run, backbone: Backbone, where: Where) -> Data:
+    """The rows to learn from, to choose by and to report.
 
     Raises:
       UserError: no such data, or too long for the backbone with the prompt.
     """
     prompt = 0 if run.method == "finetune" else run.prompt_length or 0
     check_positions(run.max_length, prompt, backbone)
-    train_data, eval_data = (
-        load_view(
+
+    def loaded(
+        split: str, limit: int | None, target_length: int | None = None
+    ) -> AnyExamples:
+        return load_view(
             run.task,
             split,
             backbone=backbone,
@@ -58,13 +86,42 @@ def load(
             tfds_data_dir=where.tfds_data_dir,
             limit=limit,
         )
-        for split, target_length, limit in (
-            ("train", run.target_length, run.train_examples),
-            # Answers are read whole, whatever was learnt of them.
-            ("validation", None, run.eval_examples),
-        )
+
+    # Answers are read whole, whatever is learnt of them.
+    learnt = loaded("train", run.train_examples, run.target_length)
+    reported = loaded(run.split, run.eval_examples)
+    if run.select_on == "held_out":
+        spec = specs.get(run.task)
+        learnt, selection = loading.held_out(spec, learnt)
+        if run.target_length is not None and backbone.text_to_text:
+            whole = loaded("train", run.train_examples)
+            _, selection = loading.held_out(spec, whole)
+    elif run.split == "validation":
+        selection = reported
+    else:
+        selection = loaded("validation", run.eval_examples)
+    return Data(learnt, reported, selection)
+
+
+def said_cut(run: Run, data: Data) -> str | None:
+    """One line about rows that are cut; None where none is."""
+    sizes = {
+        "train": data.train,
+        "evaluation": data.reported,
+        "selection": data.selection,
+    }
+    words = [
+        f"{count} of {sizes[name].questions} {name} rows"
+        for name, count in data.cut_rows.items()
+        if count
+    ]
+    if not words:
+        return None
+    return (
+        f"Longer than --max_length={run.max_length}"
+        + (f" or --target_length={run.target_length}" * bool(run.target_length))
+        + f", and cut: {', '.join(words)}."
     )
-    return train_data, eval_data
 
 
 def as_path(value: PromptLike | None) -> str | None:
@@ -88,16 +145,34 @@ def as_paths(sources: Any) -> str | None:
     return os.path.abspath(sources) if one else None
 
 
-def prompt(
-    value: PromptLike | None, backbone: Backbone, role: str
-) -> StoredPrompt | None:
-    if value is None:
-        return None
-    stored = value if isinstance(value, StoredPrompt) else load_prompt(value)
-    return checked(stored, backbone, f"{role} ({stored.info.task})")
+def prompts(
+    values: Mapping[str, PromptLike | None], backbone: Backbone, method: str
+) -> dict[str, StoredPrompt | None]:
+    """The prompts that a run is given, loaded.
+
+    Args:
+      values: by role; `start`, of method `finetune`, is a head alone.
+      backbone: of the run.
+      method: likewise.
+
+    Raises:
+      UserError: one is no prompt of the backbone's.
+    """
+    found: dict[str, StoredPrompt | None] = dict.fromkeys(values)
+    for role, value in values.items():
+        if value is None:
+            continue
+        stored = value
+        if not isinstance(stored, StoredPrompt):
+            stored = load_prompt(stored)
+        name = f"{role.replace('_', ' ')} ({stored.info.task})"
+        alone = role == "start" and method == "finetune"
+        scoring.check_prompt(backbone, name, stored, head_alone=alone)
+        found[role] = stored
+    return found
 
 
-def checked(
+def _checked(
     stored: StoredPrompt, backbone: Backbone, name: str
 ) -> StoredPrompt:
     """The prompt, if it is one of the backbone's."""
@@ -139,7 +214,7 @@ def candidates(
     if not run.needs_source:
         return {}  # The control takes none, given or not.
     return {
-        name: checked(stored, backbone, f"source {name}")
+        name: _checked(stored, backbone, f"source {name}")
         for name, stored in source_fusion.as_sources(
             sources, task=run.task
         ).items()
@@ -161,16 +236,17 @@ def check_needs(
             "--task=SOURCE_TASK --method=prompt --model_dir=DIR"
         )
     useless = {
-        "prompt": list(given),
-        "finetune": list(given),
-        "pot": ["teacher", "target_prompt"],
+        "prompt": ["source", "teacher", "target_prompt"],
+        "finetune": ["source", "teacher", "target_prompt"],
+        "pot": ["teacher", "target_prompt", "start"],
         "panda": [],
     }[run.method]
     for role in useless:
         if given[role] is not None:
+            others = "prompt or panda" if role == "start" else "panda or pot"
             raise UserError(
                 f"Method {run.method!r} makes no use of a {role}. Leave out "
-                f"--{role}, or choose --method=panda or pot."
+                f"--{role}, or choose --method={others}."
             )
     if similarity is not None and run.method != "panda":
         raise UserError("--similarity is for --method=panda alone.")
@@ -188,7 +264,8 @@ def check_needs(
                     else "."
                 )
             )
-    for role in ("teacher", "target_prompt"):
+    _check_start(run, given["start"])
+    for role in ("teacher", "target_prompt", "start"):
         stored = given[role]
         if stored is not None and stored.info.task != run.task:
             raise UserError(
@@ -202,6 +279,19 @@ def check_needs(
             f"The teacher was tuned from {teacher.info.source!r}, the source "
             f"is of {source.info.task!r}. Give the source that it came from, "
             "or leave out --teacher."
+        )
+
+
+def _check_start(run: Run, start: StoredPrompt | None) -> None:
+    """Refuses a prompt to go on from of another shape than is asked for."""
+    if start is None or run.method == "finetune":
+        return
+    kind, length = start.prompt.kind, start.prompt.length
+    if (kind, length) != (run.prompt_kind, run.prompt_length):
+        raise UserError(
+            f"The start is a {kind} prompt of length {length}, the run asks "
+            f"for {run.prompt_kind} of length {run.prompt_length}: leave out "
+            "--prompt_kind and --prompt_length."
         )
 
 
@@ -267,7 +357,7 @@ def describe(
     backbone: Backbone,
     given: dict[str, StoredPrompt | None],
     similarity: float | None,
-    data: tuple[AnyExamples, AnyExamples],
+    data: Data,
     candidates: dict[str, StoredPrompt],
 ) -> dict[str, Any]:
     """The content of `run.json`."""
@@ -282,11 +372,13 @@ def describe(
     fingerprints = {
         "backbone weights": backbone.fingerprint,
         "tokenizer": backbone.tokenizer.identity,
-        "training data": data[0].fingerprint,
-        "development data": data[1].fingerprint,
+        "training data": data.train.fingerprint,
+        "development data": data.reported.fingerprint,
         # What a setting of None came to on this machine.
         "dtype": backbone.config.dtype,
     }
+    if data.selection is not data.reported:
+        fingerprints["selection data"] = data.selection.fingerprint
     about = {
         "run_id": identity.run_id(run, needs, fingerprints),
         "settings": dataclasses.asdict(run),

@@ -43,13 +43,32 @@ def as_bank(bank: BankLike) -> PromptBank:
     return PromptBank.of(dict(bank))
 
 
-def check_prompt(backbone: Backbone, name: str, stored: StoredPrompt) -> None:
+def check_prompt(
+    backbone: Backbone,
+    name: str,
+    stored: StoredPrompt,
+    *,
+    head_alone: bool = False,
+) -> None:
     """Refuses a prompt of another backbone, and a head without a prompt.
+
+    Args:
+      backbone: that it is to be used with.
+      name: for the message.
+      stored: the prompt.
+      head_alone: a head without a prompt is what is wanted.
 
     Raises:
       UserError: names the prompt, and both backbones.
     """
-    _check_prompt(backbone, name, stored.info, stored.prompt.length)
+    length = stored.prompt.length
+    if head_alone and length:
+        raise UserError(
+            f"{name} is a prompt of length {length}, and method 'finetune' "
+            "goes on from the head of a model-tuned backbone alone: give the "
+            "run that made it, and its model as --backbone."
+        )
+    _check_prompt(backbone, name, stored.info, length or int(head_alone))
 
 
 def _check_prompt(

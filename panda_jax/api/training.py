@@ -14,7 +14,6 @@ import jax
 from panda_jax.api import run_inputs, scoring
 from panda_jax.config import runs
 from panda_jax.config.runs import Run
-from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import UserError
 from panda_jax.io import ownership
 from panda_jax.io.claims import Claim
@@ -57,6 +56,7 @@ def train(
     sources: source_fusion.SourcesLike | None = None,
     teacher: run_inputs.PromptLike | None = None,
     target_prompt: run_inputs.PromptLike | None = None,
+    start: run_inputs.PromptLike | None = None,
     similarity: float | None = None,
     data_dir: PathLike | None = None,
     tfds_data_dir: PathLike | None = None,
@@ -76,7 +76,10 @@ def train(
     """Trains one prompt (or, with method `finetune`, the backbone) on a task.
 
     Started again on the same `model_dir` with the same settings it resumes,
-    and returns at once when the run is done.
+    and returns at once when the run is done. With more `steps` or `epochs`
+    alone it goes on from where it had ended: with the schedule `constant` or
+    `exponential` as if it had been that long from the start; `linear` is laid
+    anew over all steps.
 
     Args:
       backbone: loaded, or an id (see `load_backbone`).
@@ -90,6 +93,8 @@ def train(
       target_prompt: for `panda` with recipe `paper` or `kl`: the target's
         own tuned prompt, for the similarity. Without it, it is trained first,
         in `model_dir/target_prompt`.
+      start: for `prompt`, `panda` and `finetune`: a prompt of this task, whose
+        vectors and head are gone on from, with a fresh optimizer.
       similarity: for `panda`: sets the similarity instead of measuring it.
       data_dir: folder of the tasks' distribution files; default
         `PANDA_DATA_DIR`, and without that TFDS.
@@ -142,6 +147,7 @@ def train(
         "source": source,
         "teacher": teacher,
         "target_prompt": target_prompt,
+        "start": start,
     }
     with contextlib.ExitStack() as held:
         begun = _begin(
@@ -159,7 +165,9 @@ def train(
         fleet = Trainer(
             backbone,
             [lane],
-            *data,
+            data.train,
+            data.reported,
+            selection=data.selection,
             folder=folder and folder / run_folder.CHECKPOINTS,
             quiet=quiet,
             partitioner=partitioner,
@@ -191,7 +199,7 @@ def train_fleet(
     Args:
       backbone: loaded, or an id.
       lanes: name -> the arguments of `train` that are this run's own: settings,
-        source, teacher, target_prompt, similarity.
+        source, teacher, target_prompt, start, similarity.
       out_dir: each run's folder is `out_dir/NAME`; the checkpoints of all are
         in `out_dir/checkpoints`. None writes nothing.
       data_dir: as in `train`, as are `tfds_data_dir`, `quiet` and
@@ -233,7 +241,7 @@ def _train_fleet(
         settings = dict(given)
         prompts = {
             role: settings.pop(role, None)
-            for role in ("source", "teacher", "target_prompt")
+            for role in ("source", "teacher", "target_prompt", "start")
         }
         similarity = settings.pop("similarity", None)
         named = backbone if isinstance(backbone, str) else backbone.id
@@ -254,7 +262,9 @@ def _train_fleet(
         fleet = Trainer(
             backbone,
             list(going.values()),
-            *data,
+            data.train,
+            data.reported,
+            selection=data.selection,
             folder=root and root / run_folder.CHECKPOINTS,
             quiet=where.quiet,
             partitioner=where.partitioner,
@@ -287,7 +297,7 @@ def _begin(
     place: Place | None,
     *,
     sources: source_fusion.SourcesLike | None = None,
-) -> TrainResult | tuple[Lane, tuple[AnyExamples, AnyExamples]]:
+) -> TrainResult | tuple[Lane, run_inputs.Data]:
     """A run that is ready to train, with its data; or the result it has.
 
     Raises:
@@ -301,15 +311,13 @@ def _begin(
             "a T5."
         )
     run = dataclasses.replace(run, task=task)
-    given = {
-        role: run_inputs.prompt(value, backbone, role.replace("_", " "))
-        for role, value in prompts.items()
-    }
+    given = run_inputs.prompts(prompts, backbone, run.method)
     candidates = run_inputs.candidates(run, backbone, sources, given)
     first = given["source"] or next(iter(candidates.values()), None)
-    if first is not None and run.needs_source:
-        shape = first.prompt
-        run = run.shaped_as(shape.kind, shape.length)
+    shape = first if run.needs_source else None
+    shape = given["start"] or shape
+    if shape is not None and run.method != "finetune":
+        run = run.shaped_as(shape.prompt.kind, shape.prompt.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
     run_inputs.check_needs(run, {**given, "source": first}, similarity)
     if not candidates:  # of which the metric chooses, whatever they weigh
@@ -325,11 +333,6 @@ def _begin(
     folder, claim = None, None
     if place is not None:
         folder = place.folder
-        done = _done(folder, description)
-        if done is not None:
-            if main and place.held is not None:
-                run_folder.end(folder)
-            return done
         paths = {
             **{r: run_inputs.as_path(value) for r, value in prompts.items()},
             "sources": run_inputs.as_paths(sources),
@@ -337,14 +340,20 @@ def _begin(
             "tfds_data_dir": run_inputs.as_path(where.tfds_data_dir),
             "similarity": similarity,
         }
-        # Only now: a start that fails above leaves nothing behind.
-        claim = _opened(place, description, runs.as_gin(run, paths))
-        # Whoever held it a moment ago may have come to an end.
-        done = _done(folder, description)
-        if done is not None:
-            return done
-        # It goes by the name that its files have, whatever release gave it.
-        description = identity.same_run(folder, description) or description
+        found = _taken(place, description, run, paths, data)
+        if isinstance(found, TrainResult):
+            return found
+        description, claim = found
+    cut = run_inputs.said_cut(run, data)
+    if cut and main and not where.quiet:
+        print(cut, file=sys.stderr)
+    former = identity.former(description)
+    if former:
+        _warn_of_schedule(run, former[0])
+    asked = run
+    if former:  # what it had made for it stays
+        ends = {name: former[-1][name] for name in ("steps", "epochs")}
+        run = dataclasses.replace(run, **ends)
     choice = None
     if candidates:
         choice = _chosen(run, backbone, candidates, given, where, folder)
@@ -362,7 +371,7 @@ def _begin(
                 needs, teacher=mixture[0][0], mixture=mixture
             )
     lane = Lane(
-        run,
+        asked,
         description["run_id"],
         needs,
         folder,
@@ -370,6 +379,8 @@ def _begin(
         run_hash=identity.run_hash(description),
         claim=claim,
         overwrite=place is not None and place.overwrite,
+        cut_rows=data.cut_rows,
+        former=tuple(each["run_id"] for each in former),
     )
     return lane, data
 
@@ -395,8 +406,55 @@ def _done(
     return TrainResult(stored, done, folder)
 
 
+def _taken(
+    place: Place,
+    description: dict[str, Any],
+    run: Run,
+    paths: dict[str, Any],
+    data: run_inputs.Data,
+) -> TrainResult | tuple[dict[str, Any], Claim | None]:
+    """The run's folder made ready, and what the run is by its files.
+
+    Returns:
+      The result, where the folder has it; else the description, and what
+      holds the folder.
+    """
+    epoch = max(1, len(data.train) // run.batch_size)
+    shorter = identity.shorter_run(place.folder, description, epoch=epoch)
+    if shorter is not None:
+        description = identity.longer(shorter, description)
+    done = None if shorter else _done(place.folder, description)
+    if done is not None:
+        if jax.process_index() == 0 and place.held is not None:
+            run_folder.end(place.folder)
+        return done
+    # Only now: a start that fails above leaves nothing behind.
+    config = runs.as_gin(run, paths)
+    claim = _opened(place, description, config, epoch=epoch)
+    # Whoever held it a moment ago may have come to an end.
+    done = _done(place.folder, description)
+    if done is not None:
+        return done
+    # It goes by the name that its files have, whatever release gave it.
+    there = identity.same_run(place.folder, description)
+    return there or description, claim
+
+
+def _warn_of_schedule(run: Run, before: dict[str, Any]) -> None:
+    """Says so where a longer run's rates are not those it began with."""
+    if run.schedule == "linear":
+        warnings.warn(
+            f"The run goes on from {before['run_id']!r} with the schedule "
+            "linear laid anew over all its steps: the learning rate, which had "
+            "fallen to 0, rises again. --schedule=constant goes on as if it "
+            "had been that long from the start.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def _opened(
-    place: Place, description: dict[str, Any], config: str
+    place: Place, description: dict[str, Any], config: str, *, epoch: int
 ) -> Claim | None:
     """Holds the run's folder and makes it ready; process 0 does, for all.
 
@@ -409,6 +467,10 @@ def _opened(
         try:
             if place.held is not None:
                 claim = run_folder.hold(place.folder, place.held)
+            if description.get("went_on") and identity.shorter_run(
+                place.folder, description, epoch=epoch
+            ):
+                run_folder.lengthen(place.folder, description)
             if _done(place.folder, description) is None:
                 run_folder.begin(
                     place.folder,
@@ -435,7 +497,7 @@ def _fill_needs(
     """Trains the teacher and the target's prompt where none is given."""
     source, teacher = given["source"], given["teacher"]
     if run.method != "panda":
-        return Needs(source=source)
+        return Needs(source=source, start=given["start"])
     if teacher is None and source is not None and run.kd_weight != 0:
         teacher = _nested(
             run,
@@ -477,7 +539,12 @@ def _fill_needs(
                 stacklevel=2,
             )
     return Needs(
-        source, teacher, similarity, float(weight), transform=transform
+        source,
+        teacher,
+        similarity,
+        float(weight),
+        transform=transform,
+        start=given["start"],
     )
 
 

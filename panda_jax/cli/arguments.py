@@ -179,6 +179,13 @@ class Train(Devices, Settings, OwnRows, Run):
         "Folder of this task's own prompt, made by method prompt, which the "
         "source is compared with. By default it is made first.",
     ] = None
+    start: Annotated[
+        Path | None,
+        Group.PROMPT,
+        "Folder of a prompt of this task, or of the run that made it, whose "
+        "vectors and head are gone on from; methods prompt, panda and "
+        "finetune.",
+    ] = None
     similarity: Annotated[
         float | None,
         Group.DISTILLATION,

@@ -17,6 +17,8 @@ Schedule = Literal["linear", "constant", "exponential"]
 Transform = Literal["clip", "square", "shift", "sigmoid"]
 Fusion = Literal["early", "late"]
 Dtype = Literal["float32", "bfloat16"]
+SelectOn = Literal["validation", "held_out"]
+Reported = Literal["validation", "test"]
 ImportFormat = Literal["npy", "peft", "prompthub", "panda"]
 ExportFormat = Literal["npy", "peft"]
 

@@ -196,6 +196,19 @@ class Run:
         "Evaluate on a sample of so many development rows, labels in their "
         "proportions. By default on all.",
     ] = None
+    select_on: Annotated[
+        registry.SelectOn,
+        Group.EVALUATION,
+        "The rows by which the best evaluation's prompt is chosen: validation, "
+        "or held_out: a fifth of the training rows, which then are not learnt "
+        "from, so that what is reported was never chosen on.",
+    ] = "validation"
+    split: Annotated[
+        registry.Reported,
+        Group.EVALUATION,
+        "The rows whose score is reported; test where the task's files have a "
+        "labelled test split.",
+    ] = "validation"
     kd_lambda: Annotated[
         float,
         Group.DISTILLATION,

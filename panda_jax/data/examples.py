@@ -31,6 +31,8 @@ class Examples:
       char_starts: [R, T] int32 of kind span: 1 + where a token begins in the
         context, 0 where it is not of the context; else None.
       char_ends: likewise, 1 + where it ends (exclusive).
+      cut: [R] bool: whether the length left out a part of the row; None where
+        nobody asked.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Examples:
     references: bytes
     char_starts: np.ndarray | None = None
     char_ends: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         """How many things a batch draws from: questions of kind choice, so
@@ -66,6 +69,12 @@ class Examples:
     def choices(self) -> int:
         """K: the most rows of one question."""
         return int(np.diff(self._first_rows).max())
+
+    @property
+    def cut_rows(self) -> int:
+        """How many questions have a row that is cut."""
+        cut = np.zeros(0, bool) if self.cut is None else self.cut
+        return len(np.unique(self.question[: len(cut)][cut]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -156,6 +165,7 @@ class Examples:
             "question",
             "char_starts",
             "char_ends",
+            "cut",
         )
         arrays = {name: getattr(self, name) for name in names}
         return {k: array for k, array in arrays.items() if array is not None}
@@ -169,11 +179,14 @@ class TextExamples:
       inputs: [E, T] int32 ids, 0-padded; the last is the end of sequence.
       targets: [E, U] likewise.
       references: JSON list of E objects: what answers are judged by.
+      cut: [E] bool: whether a length left out a part of the input or of the
+        target; None where nobody asked.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     references: bytes
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -187,6 +200,11 @@ class TextExamples:
     def tokens(self) -> np.ndarray:
         """The inputs, as encoders name theirs."""
         return self.inputs
+
+    @property
+    def cut_rows(self) -> int:
+        """How many rows are cut."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
     @functools.cached_property
     def parsed_references(self) -> list[dict[str, Any]]:
@@ -227,6 +245,7 @@ class TextExamples:
             self.inputs[list(questions)],
             self.targets[list(questions)],
             json.dumps(kept).encode(),
+            None if self.cut is None else self.cut[list(questions)],
         )
 
 
@@ -263,6 +282,7 @@ def from_features(
         labels=labels,
         question=question.astype(np.int32),
         references=b"[" + b",".join(references) + b"]",
+        cut=features["cut"] > 0 if "cut" in features else None,
         **spans,
     )
 

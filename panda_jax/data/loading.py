@@ -2,18 +2,24 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from panda_jax.data import token_cache
-from panda_jax.data.examples import Examples, TextExamples
+from panda_jax.data.examples import AnyExamples, Examples, TextExamples
 from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 from panda_jax.io import files
 from panda_jax.tasks import encoding, sources, specs
 from panda_jax.tasks.spec import TaskSpec
+
+# Of the training rows, which held-out ones are taken from.
+_HELD_OUT = 0.2
+_MOST_HELD_OUT = 2000
+
+Rows = TypeVar("Rows", bound=AnyExamples)
 
 
 def load_examples(
@@ -34,7 +40,7 @@ def load_examples(
 
     Args:
       task: the task id.
-      split: `"train"` or `"validation"`.
+      split: `"train"`, `"validation"` or `"test"`.
       tokenizer: the backbone's.
       max_length: most tokens of a row; longer pairs are cut longest first,
         contexts of kind span are read in windows.
@@ -86,7 +92,7 @@ def load_text_examples(
 
     Args:
       task: the task id.
-      split: `"train"` or `"validation"`.
+      split: `"train"`, `"validation"` or `"test"`.
       tokenizer: the backbone's.
       input_length: most ids of an input, the end's included; the rest is cut.
       target_length: likewise of a target; None for 256 of kind tags, whose
@@ -120,6 +126,33 @@ def load_text_examples(
     if limit is None or limit >= len(examples):
         return examples
     return examples.subset(_chosen(spec, examples.parsed_references, limit))
+
+
+def held_out(spec: TaskSpec, rows: Rows) -> tuple[Rows, Rows]:
+    """Training rows in two: what is left to learn from, and held-out ones.
+
+    A fifth is held out, 2,000 questions at most, labels in their proportions
+    and groups whole; the same ones for every training seed.
+
+    Args:
+      spec: the task.
+      rows: its training rows, or those of them that a run may use.
+
+    Raises:
+      UserError: there are not enough rows (or groups) for two parts.
+    """
+    count = min(round(rows.questions * _HELD_OUT), _MOST_HELD_OUT)
+    references = rows.parsed_references
+    # Another draw than that of few-shot subsets, which these rows may be.
+    held = _chosen(spec, references, max(count, 1), draw="held out")
+    kept = sorted(set(range(rows.questions)) - set(held))
+    if not kept:
+        raise UserError(
+            f"select_on=held_out takes a fifth of the training rows of task "
+            f"{spec.name!r}, and {rows.questions} rows do not make two parts: "
+            "give more rows, or --select_on=validation."
+        )
+    return rows.subset(kept), rows.subset(held)
 
 
 def _check_limit(limit: int | None) -> None:
@@ -158,21 +191,25 @@ def batch_indices(
 
 
 def _chosen(
-    spec: TaskSpec, references: Sequence[dict[str, Any]], limit: int
+    spec: TaskSpec,
+    references: Sequence[dict[str, Any]],
+    limit: int,
+    *,
+    draw: str = "limit",
 ) -> list[int]:
-    """The questions that `limit` leaves, in a fixed order."""
+    """The questions that `limit` leaves, in an order that `draw` fixes."""
     if not spec.group:
         # Scores have no classes: their order is a plain shuffle.
         labels = [
             0 if spec.kind == "regression" else reference.get("label", 0)
             for reference in references
         ]
-        return _stratified(labels)[:limit]
+        return _stratified(labels, draw)[:limit]
     groups: dict[str, list[int]] = {}
     for i, reference in enumerate(references):
         groups.setdefault(reference[spec.group], []).append(i)
     names = sorted(groups)
-    random.Random("limit").shuffle(names)
+    random.Random(draw).shuffle(names)
     chosen = list(groups[names[0]])
     for name in names[1:]:
         if len(chosen) + len(groups[name]) <= limit:
@@ -180,7 +217,7 @@ def _chosen(
     return chosen
 
 
-def _stratified(labels: Sequence[int]) -> list[int]:
+def _stratified(labels: Sequence[int], draw: str) -> list[int]:
     """A fixed order; every prefix of it has all labels' shares."""
     groups: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
@@ -188,7 +225,7 @@ def _stratified(labels: Sequence[int]) -> list[int]:
     ranked = []
     for label, rows in sorted(groups.items()):
         # Python's generator, unlike NumPy's, promises a stable stream.
-        random.Random(f"limit/{label}").shuffle(rows)
+        random.Random(f"{draw}/{label}").shuffle(rows)
         ranked += [
             ((rank + 0.5) / len(rows), label, i) for rank, i in enumerate(rows)
         ]

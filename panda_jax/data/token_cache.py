@@ -37,7 +37,7 @@ Parsed = TypeVar("Parsed", Examples, TextExamples)
 # Part of every name: another number makes all older files unread.  Raise it
 # when `tasks.views`, `tasks.encoding` or a reader makes other arrays of the
 # same files.
-_VERSION = 2
+_VERSION = 3
 
 
 def load(
@@ -200,6 +200,8 @@ def _examples(spec: TaskSpec, arrays: dict[str, np.ndarray]) -> Examples:
         and question.shape == (R,)
         and tokens.dtype == question.dtype == np.int32
         and segments.dtype == arrays["references"].dtype == np.uint8
+        and arrays["cut"].shape == (R,)
+        and arrays["cut"].dtype == np.bool_
         and all(
             array.shape == (R, T) and array.dtype == np.int32
             for array in spans.values()
@@ -216,22 +218,25 @@ def _examples(spec: TaskSpec, arrays: dict[str, np.ndarray]) -> Examples:
         labels=labels,
         question=question,
         references=arrays["references"].tobytes(),
+        cut=arrays["cut"],
         **spans,
     )
 
 
 def _text_examples(arrays: dict[str, np.ndarray]) -> TextExamples:
     inputs, targets = arrays["inputs"], arrays["targets"]
-    references = arrays["references"]
+    references, cut = arrays["references"], arrays["cut"]
     if not (
         inputs.ndim == targets.ndim == 2
         and len(inputs) == len(targets)
         and min(*inputs.shape, *targets.shape) > 0
         and inputs.dtype == targets.dtype == np.int32
         and references.dtype == np.uint8
+        and cut.dtype == np.bool_
+        and cut.shape == (len(inputs),)
     ):
         raise ValueError("shapes")
-    return TextExamples(inputs, targets, references.tobytes())
+    return TextExamples(inputs, targets, references.tobytes(), cut)
 
 
 def _write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
@@ -298,15 +303,23 @@ def _fill_text(
         data_dir=data_dir,
         tfds_data_dir=tfds_data_dir,
     )
-    dataset = task.get_dataset(lengths, split, shuffle=False)
-    columns = _columns(seqio.trim_and_pad_dataset(dataset, lengths))
+    # What has a piece more than it may have is cut, and told apart by that.
+    longer = {name: length + 1 for name, length in lengths.items()}
+    dataset = task.get_dataset(longer, split, shuffle=False)
+    columns = _columns(seqio.trim_and_pad_dataset(dataset, longer))
     references = b"[" + b",".join(columns["reference"]) + b"]"
+    cut = np.zeros(len(columns["reference"]), bool)
     arrays: dict[str, np.ndarray] = {
-        "references": np.frombuffer(references, np.uint8)
+        "references": np.frombuffer(references, np.uint8),
+        "cut": cut,
     }
     for name, length in lengths.items():
-        width = _rounded(longest_row(columns[name]), length)
-        arrays[name] = columns[name][:, :width].astype(np.int32)
+        ids = columns[name].astype(np.int32)
+        long = ids[:, length] != 0
+        ids[long, length - 1] = tokenizer.eos_id
+        cut |= long
+        ids = ids[:, :length]
+        arrays[name] = ids[:, : _rounded(longest_row(ids), length)]
     return arrays
 
 

@@ -474,12 +474,12 @@ def bound(
         backbone.tokenizer.identity,
     )
     if isinstance(backbone.tokenizer, Tokenizer):
-        return stored, backbone, spec, _prompt_for(stored, spec)
+        return stored, backbone, spec, prompt_for(stored, spec)
     return stored, backbone, spec, stored.prompt
 
 
-def _prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:
-    """The prompt, its head's outputs in the order of the task's.
+def prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:
+    """An encoder's prompt, its head's outputs in the order of the task's.
 
     Raises:
       UserError: the head answers another kind of task, or says other labels.

@@ -150,6 +150,64 @@ def same_run(
     return there
 
 
+def shorter_run(
+    folder: pathlib.Path, description: Mapping[str, Any], *, epoch: int
+) -> dict[str, Any] | None:
+    """The description in a folder of the same run, if that is to end earlier.
+
+    None where there is none, or no checkpoint that one could go on from.
+
+    Args:
+      folder: of the run.
+      description: of the run that is asked for.
+      epoch: steps of one.
+
+    Raises:
+      UserError: `run.json` there is none.
+    """
+    there = read_description(folder)
+    if there is None or not (folder / "checkpoints").is_dir():
+        return None
+    old, new = _flat(there), _flat(description)
+    changed = {n for n in {**old, **new} if old.get(n) != new.get(n)}
+    if not changed or not changed <= {"steps", "epochs"}:
+        return None
+    ends = [
+        Run(
+            task="-", steps=flat.get("steps"), epochs=flat.get("epochs")
+        ).total_steps(epoch)
+        for flat in (old, new)
+    ]
+    return there if ends[0] < ends[1] else None
+
+
+def longer(
+    there: Mapping[str, Any], description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The description of a run that goes on where a shorter one ended.
+
+    It names what it was: its checkpoint goes by that, and prompts that it had
+    made for it stay what they were.
+    """
+    was = {name: there["settings"].get(name) for name in ("steps", "epochs")}
+    before = {"run_id": there.get("run_id"), **was}
+    return {**description, "went_on": [before, *former(there)]}
+
+
+def former(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a run was while it was to end earlier: name, steps and epochs."""
+    found = description.get("went_on")
+    return [
+        each
+        for each in (found if isinstance(found, list) else [])
+        if isinstance(each, dict)
+        and isinstance(each.get("run_id"), str)
+        and all(
+            isinstance(each.get(n), int | None) for n in ("steps", "epochs")
+        )
+    ]
+
+
 def read_description(folder: pathlib.Path) -> dict[str, Any] | None:
     """A run folder's `run.json`, or None without one.
 

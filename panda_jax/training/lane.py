@@ -10,6 +10,7 @@ import numpy as np
 
 from panda_jax.config import runs
 from panda_jax.config.runs import Run
+from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import UserError
 from panda_jax.interop import hf
 from panda_jax.io.claims import Claim
@@ -30,6 +31,7 @@ class Needs:
 
     Attributes:
       source: whose vectors vanilla transfer starts from.
+      start: the task's own prompt, whose vectors and head are gone on from.
       teacher: of PANDA: the source's prompt tuned on the target.
       similarity: of source and target, where it was measured.
       transform: what made a part of the KD weight of that.
@@ -46,6 +48,7 @@ class Needs:
     mixture: tuple[tuple[StoredPrompt, float], ...] = ()
     choice: dict[str, Any] | None = None
     transform: str | None = None
+    start: StoredPrompt | None = None
 
     @property
     def teachers(self) -> tuple[tuple[StoredPrompt, float], ...]:
@@ -86,9 +89,14 @@ class Tracking:
     """What a lane remembers between epochs; saved with each checkpoint.
 
     Attributes:
-      best, best_step, best_scores: of the best evaluation so far.
-      first_epoch, final: the main metric after the first epoch (or all of a
-        shorter run) and at the end.
+      best: the main metric of the best evaluation so far, on the rows that
+        choose.
+      best_step, best_scores: of that evaluation; the scores on the rows that
+        are reported.
+      selection: its scores on the rows that choose, where those are others.
+      looks: evaluations so far that the best one was chosen among.
+      first_epoch, final: the main metric, on the rows that are reported,
+        after the first epoch (or all of a shorter run) and at the end.
       seconds: spent on it (with its fleet).
       waited: evaluations since the best one.
       ended: the step at which it ended before the others, or None.
@@ -98,6 +106,8 @@ class Tracking:
     best: float | None = None
     best_step: int = 0
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    selection: dict[str, float] = dataclasses.field(default_factory=dict)
+    looks: int = 0
     first_epoch: float | None = None
     final: float | None = None
     seconds: float = 0.0
@@ -119,6 +129,8 @@ class Lane:
       run_hash: of what `run.json` describes.
       claim: on the folder, where this process holds it for this run alone.
       overwrite: whether what is in the way there may be replaced.
+      cut_rows: how many rows of each part are longer than the run reads.
+      former: its names while it was to end earlier, the last first.
       tracking: its scores so far.
       best_prompt: found by this process; a resumed run may have none yet.
     """
@@ -131,6 +143,8 @@ class Lane:
     run_hash: str = ""
     claim: Claim | None = None
     overwrite: bool = False
+    cut_rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    former: tuple[str, ...] = ()
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
     best_prompt: StoredPrompt | None = None
     _writer: MetricWriter | None = None
@@ -206,32 +220,56 @@ class Lane:
         """Ends the lane for a reason; its best prompt stays."""
         self.tracking.ended, self.tracking.error = step, error
 
+    def is_better(self, found: dict[str, float]) -> bool:
+        """Whether an evaluation, on the rows that choose, is the best yet."""
+        best = self.tracking.best
+        return best is None or found[self.metric] > best
+
+    @property
+    def is_last_look(self) -> bool:
+        """Whether the next evaluation ends it, unless it is the best."""
+        patience, waited = self.run.patience, self.tracking.waited
+        return self.going and bool(patience) and waited + 1 >= (patience or 0)
+
     def scored(
-        self, step: int, found: dict[str, float], *, first: bool
-    ) -> bool:
-        """Takes an evaluation in; whether it is the best so far.
+        self,
+        step: int,
+        found: dict[str, float],
+        *,
+        reported: dict[str, float] | None,
+        first: bool,
+    ) -> None:
+        """Takes an evaluation in.
 
         Args:
           step: done.
-          found: the metrics.
+          found: the metrics on the rows that choose.
+          reported: those on the rows that are reported, which may be `found`
+            itself; None where nobody needs them.
           first: whether they are the first epoch's.
         """
-        value, track = found[self.metric], self.tracking
-        track.final = value
-        if first:
-            track.first_epoch = value
+        track, better = self.tracking, self.is_better(found)
+        track.looks += 1
+        if reported is not None:
+            track.final = reported[self.metric]
+            if first:
+                track.first_epoch = track.final
+        apart = reported is not found
         if self._writer is not None:
-            self._writer.write(
-                step, **{f"eval_{name}": score for name, score in found.items()}
-            )
-        if track.best is None or value > track.best:
-            track.best, track.best_step, track.best_scores = value, step, found
+            values = {f"eval_{name}": x for name, x in (reported or {}).items()}
+            if apart:
+                values |= {f"selection_{name}": x for name, x in found.items()}
+            self._writer.write(step, **values)
+        if better:
+            assert reported is not None
+            track.best, track.best_step = found[self.metric], step
+            track.best_scores = reported
+            track.selection = found if apart else {}
             track.waited = 0
-            return True
+            return
         track.waited += 1
         if self.run.patience and track.waited >= self.run.patience:
             track.ended = step
-        return False
 
     def keep(
         self,
@@ -298,6 +336,7 @@ class Lane:
         epochs: int,
         steps: int,
         trained: int,
+        chosen_on: AnyExamples,
     ) -> TrainResult:
         """Writes the result, or the error of a lane that failed.
 
@@ -308,6 +347,7 @@ class Lane:
           epochs: that the run was to have.
           steps: likewise.
           trained: how many numbers were trained.
+          chosen_on: the rows that the best evaluation was chosen by.
         """
         run, track = self.run, self.tracking
         prompt = self.best_prompt
@@ -342,10 +382,21 @@ class Lane:
             "seed": run.seed,
             "metric": self.metric,
             "best": {
-                "value": track.best,
+                "value": track.best_scores[self.metric],
                 "step": track.best_step,
                 "scores": track.best_scores,
             },
+            "split": run.split,
+            "selected_on": run.select_on,
+            "looks": track.looks,
+            "selection": {
+                "value": track.best,
+                "scores": track.selection,
+                "examples": chosen_on.questions,
+            }
+            if track.selection
+            else None,
+            "cut_rows": self.cut_rows,
             "first_epoch": {"value": track.first_epoch},
             "final": {"value": track.final},
             "floor": floor,

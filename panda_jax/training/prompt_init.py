@@ -1,5 +1,7 @@
 """The prompt that a run starts from: fresh, or a stored prompt's vectors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -24,9 +26,12 @@ from panda_jax.types import Array
 
 
 def initial_prompt(
-    run: Run, backbone: Backbone, source: StoredPrompt | None
+    run: Run,
+    backbone: Backbone,
+    source: StoredPrompt | None,
+    start: Prompt | None = None,
 ) -> Prompt:
-    """The prompt of step 0; its head is always fresh.
+    """The prompt of step 0; its head is fresh, unless `start` has one.
 
     A source (vanilla transfer) brings its vectors only, as in the released
     code; with `resize_source` they are cropped, or padded with fresh ones.
@@ -42,11 +47,17 @@ def initial_prompt(
     head = {}
     if not backbone.text_to_text:
         head = fresh_head(head_key, width, specs.get(run.task).outputs)
+    if start is not None:
+        # Copies: the train step donates its state.
+        head = {n: jnp.array(x, copy=True) for n, x in start.head.items()}
     if run.method == "finetune":
         return Prompt(jnp.asarray(backbone.empty_vectors), head)
+    if start is not None:
+        return dataclasses.replace(
+            start, vectors=jnp.array(start.vectors, copy=True), head=head
+        )
     if source is None:
         return Prompt(fresh_vectors(run, backbone, vector_key), head)
-    # A copy: the train step donates its state.
     vectors = jnp.array(source.prompt.vectors, copy=True)
     if source.prompt.length != run.prompt_length:
         fill = fresh_vectors(run, backbone, vector_key)

@@ -126,6 +126,20 @@ def begin(
         _link_model(folder)
 
 
+def lengthen(folder: pathlib.Path, description: dict[str, Any]) -> None:
+    """Makes the folder that of the same run, which is to end later.
+
+    The result goes first: a kill in between leaves a run without one, which
+    either length goes on from.
+
+    Args:
+      folder: held by this process.
+      description: the content of `run.json`.
+    """
+    (folder / "result.json").unlink(missing_ok=True)
+    write_json(folder, "run.json", description)
+
+
 def begin_fleet(root: pathlib.Path, names: Iterable[str]) -> None:
     """Makes sure that the checkpoints in a fleet's folder are a fleet's.
 

@@ -92,6 +92,8 @@ _SHARED = (
     "eval_period",
     "train_examples",
     "eval_examples",
+    "select_on",
+    "split",
     "max_length",
     "dtype",
     "target_length",
@@ -203,7 +205,9 @@ class Assembly:
         for lane in self.lanes:
             pot = lane.run.method == "pot"
             source = lane.needs.source if pot else None
-            prompt = initial_prompt(lane.run, self.backbone, source)
+            start = lane.needs.start
+            own = start and evaluation.prompt_for(start, self.spec)
+            prompt = initial_prompt(lane.run, self.backbone, source, own)
             trained = None
             if lane.run.method == "finetune":
                 trained = self._trained_backbone()

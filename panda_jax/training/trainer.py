@@ -44,7 +44,9 @@ class Trainer:
       backbone: shared and frozen (but for method `finetune`).
       lanes: the runs.
       train_data: of their task.
-      eval_data: its development split.
+      eval_data: rows whose score is reported.
+      selection: rows by whose score the best prompt is chosen; None for
+        `eval_data`.
       folder: of the checkpoints, or None to save nothing.
       quiet: show no progress.
       partitioner: how devices are shared out, as in `Assembly`.
@@ -60,6 +62,7 @@ class Trainer:
         train_data: AnyExamples,
         eval_data: AnyExamples,
         *,
+        selection: AnyExamples | None = None,
         folder: pathlib.Path | None = None,
         quiet: bool = False,
         partitioner: Partitioner | None = None,
@@ -70,6 +73,8 @@ class Trainer:
         self.backbone = backbone
         self.lanes = lanes
         self.eval_data = eval_data
+        self.apart = selection is not None and selection is not eval_data
+        self.selection = eval_data if selection is None else selection
         self.folder = folder
         self.quiet = quiet
         self.run = lanes[0].run
@@ -115,25 +120,39 @@ class Trainer:
             return states, 0
         whole, progress = found
         known = list(map(str, progress["runs"]))
+        names, step = [], int(whole.step[0])
         for lane in self.lanes:
-            if lane.run_id not in known:
+            # Of a run that was shorter once, the checkpoint has its name.
+            named = [n for n in (lane.run_id, *lane.former) if n in known]
+            if not named:
                 raise UserError(
                     f"The checkpoint in {str(self.folder)!r} is of the runs "
                     f"{', '.join(known)}, not of {lane.run_id}. Choose "
                     "another folder, or delete that one."
                 )
+            names.append(named[0])
             try:
-                lane.tracking = Tracking(**progress["tracking"][lane.run_id])
-            except (KeyError, TypeError):
+                kept = dict(progress["tracking"][named[0]])
+                # Release 0.1 did not count them.
+                kept.setdefault("looks", self._looks(step))
+                lane.tracking = Tracking(**kept)
+            except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"The checkpoint in {str(self.folder)!r} does not say how "
                     f"far {lane.run_id} is. Delete its folder checkpoints to "
                     "start the run again."
                 ) from None
-        rows = [known.index(lane.run_id) for lane in self.lanes]
+        rows = [known.index(name) for name in names]
         rows += rows[:1] * (self.parts.padded - len(rows))
         whole = jax.tree.map(lambda x: x[np.array(rows)], whole)
-        return self.parts.laid_out(whole), int(whole.step[0])
+        return self.parts.laid_out(whole), step
+
+    def _looks(self, step: int) -> int:
+        """How many evaluations a run has had after so many steps."""
+        each = self.parts.steps_per_epoch
+        return sum(
+            self.run.is_evaluated(done, each) for done in range(1, step + 1)
+        )
 
     def _unpadded(self, states: TrainState) -> TrainState:
         """The lanes alone; weights of method `finetune` stay on the devices."""
@@ -308,27 +327,50 @@ class Trainer:
         step: int,
         progress: Progress,
     ) -> TrainState:
-        """Scores the development split and keeps each lane's best prompt."""
-        found = evaluation.fleet_scores(
-            self.backbone,
-            states.trainable,
-            self.frozen,
-            self.eval_data,
-            lanes=self.parts.layout,
-            count=len(self.lanes),
-            spec=self.parts.spec,
+        """Scores the rows that choose and keeps each lane's best prompt.
+
+        Rows that are reported and choose nothing are scored where it shows:
+        at a new best, after the first epoch and at the end.
+        """
+
+        def scores(rows: AnyExamples) -> list[dict[str, float] | UserError]:
+            return evaluation.fleet_scores(
+                self.backbone,
+                states.trainable,
+                self.frozen,
+                rows,
+                lanes=self.parts.layout,
+                count=len(self.lanes),
+                spec=self.parts.spec,
+            )
+
+        found = scores(self.selection)
+        first = step == min(self.parts.steps_per_epoch, self.parts.total)
+        better = [
+            lane.going
+            and not isinstance(scored, UserError)
+            and lane.is_better(scored)
+            for lane, scored in zip(self.lanes, found, strict=True)
+        ]
+        reported = found if not self.apart else [None] * len(found)
+        end = step == self.parts.total or any(
+            x.is_last_look for x in self.lanes
         )
+        if self.apart and (first or end or any(better)):
+            reported = scores(self.eval_data)
         prompts = sharding.on_host(states.trainable.prompt)
         tuned = states.trainable.backbone
         ended = np.zeros(self.parts.padded, bool)
-        first = min(self.parts.steps_per_epoch, self.parts.total)
         for number, lane in enumerate(self.lanes):
             if not lane.going:
                 continue
-            scored = found[number]
-            if isinstance(scored, UserError):
-                lane.fail(step, str(scored))
-            elif lane.scored(step, scored, first=step == first):
+            scored, shown = found[number], reported[number]
+            wrong = [x for x in (scored, shown) if isinstance(x, UserError)]
+            if wrong:
+                lane.fail(step, str(wrong[0]))
+                continue
+            lane.scored(step, scored, reported=shown, first=first)
+            if better[number]:
                 lane.keep(
                     jax.tree.map(lambda x, n=number: x[n], prompts),
                     tuned
@@ -400,6 +442,7 @@ class Trainer:
                     epochs=self.parts.epochs,
                     steps=self.parts.total,
                     trained=trained,
+                    chosen_on=self.selection,
                 )
             )
         return found
