@@ -689,6 +689,14 @@ class Grid(Devices, Settings, grid.Grid):
         "Settings of panda, each with a list of values to try, in all "
         'combinations: {"kd_lambda": [0.3, 1.0]}.',
     ] = grid.Grid.sweep
+    own_tasks: Annotated[
+        dict | None,
+        Group.DATA,
+        "Tasks of rows of your own, by the name that --sources and --targets "
+        'then have for them: {"reviews": {"train_file": "r.csv", "text": '
+        '"review", "label": "stars"}}; also validation_file, test_file, kind '
+        "and labels, as train has them.",
+    ] = grid.Grid.own_tasks
     shard: Annotated[
         str | None,
         Group.WORK,

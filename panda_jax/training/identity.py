@@ -92,6 +92,16 @@ def grid_settings(run: Run) -> dict[str, Any]:
     }
 
 
+def since_first(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, with those that releases after 0.1 added.
+
+    Args:
+      settings: of `run.json`; none of a result that stands alone.
+    """
+    later = {n: x for n, x in DEFAULTS.items() if n not in _FIRST}
+    return {**later, **settings} if settings else {}
+
+
 def first_trimmed(run: Run) -> Run:
     """A grid's run as 0.1 had it, without part of what it does not use.
 

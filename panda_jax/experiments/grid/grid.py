@@ -24,7 +24,8 @@ from panda_jax.config.runs import Run, backbone_name
 from panda_jax.errors import UserError, unknown_name
 from panda_jax.fields import check
 from panda_jax.io.files import parse_json, read_json
-from panda_jax.tasks import specs
+from panda_jax.tasks import own, specs
+from panda_jax.tasks.spec import ALL_SPLITS
 from panda_jax.training import identity
 
 # A grid's list of its runs, in its folder.
@@ -42,6 +43,8 @@ LANES = (
 _LOOP = ("epochs", "steps", "eval_every", "eval_period", "eval_examples")
 # Why a grid has a run.
 ROLES = ("source", "prompt", "pot", "panda", "control", "finetune")
+# What a task of one's own rows says of them, beside its files.
+_OWN = ["text", "label", "kind", "labels"]
 # What a grid is made of, so that no setting may say it.
 AXES = ("task", "backbone", "method", "recipe", "seed")
 _SETTINGS = [
@@ -70,6 +73,10 @@ class Grid:
         backbones, recipes.
       sweep: settings of panda, each with the values to try, in all
         combinations: {"kd_lambda": (0.3, 1.0)}.
+      own_tasks: tasks of rows of your own, by the name that sources and
+        targets then have for them: {"reviews": {"train_file": "r.csv", "text":
+        "review", "label": "stars"}}; also validation_file, test_file, kind and
+        labels, as `train` has them.
     """
 
     sources: tuple[str, ...] = ()
@@ -81,13 +88,14 @@ class Grid:
     settings: dict | None = None
     overrides: dict | None = None
     sweep: dict | None = None
+    own_tasks: dict | None = None
 
     def __post_init__(self) -> None:
         names = "sources", "targets", "backbones", "methods", "recipes"
         given = {x: _listed(getattr(self, x)) for x in (*names, "seeds")}
         if isinstance(given["seeds"], tuple):
             given["seeds"] = tuple(map(_number, given["seeds"]))
-        for name in ("settings", "overrides", "sweep"):
+        for name in ("settings", "overrides", "sweep", "own_tasks"):
             given[name] = _mapping(name, getattr(self, name))
         for name in registry.FORMER:
             given[f"{name}s"] = _present(name, given[f"{name}s"])
@@ -101,8 +109,21 @@ class Grid:
         for name in names:
             _check_names(name, getattr(self, name), str)
         _check_names("seeds", self.seeds, int)
+        self._add_own_tasks()
         self._check_lists()
         self._check_settings()
+
+    def _add_own_tasks(self) -> None:
+        for name, said in (self.own_tasks or {}).items():
+            known = [f"{split}_file" for split in ALL_SPLITS] + _OWN
+            if not isinstance(said, dict) or not {*said} <= {*known}:
+                raise UserError(
+                    f"own_tasks[{name!r}] is {said!r}, expected a mapping of "
+                    f"{', '.join(known)}."
+                )
+            rows = {x: said.get(f"{x}_file") for x in ALL_SPLITS}
+            about = {x: said.get(x) for x in _OWN}
+            own.add(rows, name=name, **about)
 
     def _check_lists(self) -> None:
         if not self.sources and not self.targets:

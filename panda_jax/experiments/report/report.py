@@ -172,6 +172,7 @@ def _write(
     """The files of all sections, and the runs that count."""
     paths = [folder / "runs.csv"]
     columns = "run_id,folder,backbone,label,source,target,seed,metric,value"
+    columns += ",selected_on,split,looks"
     names = columns.split(",")
     runs = [[getattr(run, name) for name in names] for run in results.runs]
     csv_rows.write_rows(paths[0], [names, *runs])
@@ -204,6 +205,7 @@ def _summary(
         + (f"{', '.join(lost)} (named at the end)." if lost else "none lost."),
         *run_results.warnings(results.runs, results.left_out),
         f"A run's score is that of its {value}, in points of 100.",
+        *(run_results.selection(results.runs) * (results.value == "best")),
         *run_results.fixed_rows(results.runs),
         *_cautions(boards),
     ]

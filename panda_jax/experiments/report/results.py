@@ -91,6 +91,9 @@ class DoneRun:
       settings: those of `run.json`.
       needs: the prompts and data it rests on, by role.
       floor: points of the best answer that reads nothing; NaN if not said.
+      selected_on: the rows by which the best evaluation was chosen.
+      split: the rows of the score.
+      looks: evaluations that it was chosen among; 0 if not said.
       variant: settings in which the runs of its label differ; the label has
         their names.
     """
@@ -109,6 +112,9 @@ class DoneRun:
     settings: dict[str, Any]
     needs: dict[str, Any]
     floor: float = math.nan
+    selected_on: str = "validation"
+    split: str = "validation"
+    looks: int = 0
     variant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -346,9 +352,12 @@ def _result(
         seed=seed,
         metric=_text(result.get("metric") or ""),
         value=100.0 * score,
-        settings=_mapping(about, "settings"),
+        settings=identity.since_first(_mapping(about, "settings")),
         needs={**_mapping(about, "needs"), **_mapping(about, "fingerprints")},
         floor=100.0 * _number(result.get("floor")),
+        selected_on=_text(result.get("selected_on") or "validation"),
+        split=_text(result.get("split") or "validation"),
+        looks=looks if type(looks := result.get("looks")) is int else 0,
     )
 
 
@@ -567,7 +576,8 @@ def warnings(runs: Sequence[DoneRun], left: Iterable[Excluded]) -> list[str]:
 
     def sized(run: DoneRun) -> str:
         size = run.settings.get("train_examples") or "all"
-        return f"{cell(run)} with {size} rows"
+        held = ", some held out" if run.selected_on == "held_out" else ""
+        return f"{cell(run)} with {size} rows{held}"
 
     found += _unlike(rows, "development data", cell)
     found += _unlike(rows, "training data", sized)
@@ -640,6 +650,33 @@ def fixed_rows(runs: Iterable[DoneRun]) -> list[str]:
         f"Learnt from the same {', '.join(map(str, sizes))} rows of a task by "
         "every seed: what other rows would give is in no interval."
     ]
+
+
+def selection(runs: Iterable[DoneRun]) -> list[str]:
+    """By which rows the best evaluations were chosen, and among how many."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for run in runs:
+        groups.setdefault((run.selected_on, run.split), []).append(run.looks)
+    told = []
+    for (chosen, split), looks in sorted(groups.items()):
+        known = [count for count in looks if count]
+        among = ""
+        if known:
+            least, most = min(known), max(known)
+            span = str(least) if least == most else f"{least} to {most}"
+            among = f" among {span} evaluations"
+        said = (
+            f"{len(looks)} runs: the prompt was chosen{among} on {chosen} "
+            f"rows, its score is that on {split} rows"
+        )
+        if chosen == split:
+            said += (
+                ", the same ones: it is above what new rows would show, the "
+                "more so the more evaluations there are (--select_on=held_out "
+                "reports on rows that chose nothing)"
+            )
+        told.append(f"{said}.")
+    return told
 
 
 def _place(run: DoneRun | Excluded) -> tuple[str, str]:
