@@ -306,9 +306,9 @@ def test_a_malformed_row_reaches_the_user_as_it_is(made_up, cache):
 
 LOAD = """
 import sys, json
-from panda_jax import data
+from panda_jax.data import loading
 from panda_jax.data.tokenizer import Tokenizer
-loaded = data.load_examples(
+loaded = loading.load_examples(
     "toy_topic", "train", tokenizer=Tokenizer.builtin(), limit=64
 )
 heavy = ("tensorflow", "seqio", "tensorflow_datasets", "transformers", "torch")

@@ -14,6 +14,7 @@ from collections import Counter
 
 import pytest
 
+import panda_jax as pj
 from panda_jax import UserError, cli
 from panda_jax.config import registry
 from panda_jax.config.runs import Run
@@ -106,7 +107,7 @@ def pythons():
 
 
 def test_ids_are_the_same_in_other_processes_and_pythons():
-    root = os.path.dirname(os.path.dirname(step_inputs.__file__))
+    root = os.path.dirname(os.path.dirname(pj.__file__))
     said = set()
     for number, python in enumerate(pythons()):
         done = subprocess.run(
@@ -431,7 +432,7 @@ def test_the_small_grids():
 
 
 def test_the_guide_s_commands_have_flags_that_there_are():
-    guide = pathlib.Path(step_inputs.__file__).parents[1] / "docs" / "grid.md"
+    guide = pathlib.Path(pj.__file__).parents[1] / "docs" / "grid.md"
     if not guide.is_file():
         pytest.skip("installed without the checkout")
     blocks = guide.read_text().replace("\\\n", " ").split("```")[1::2]

@@ -1,6 +1,7 @@
 """Running grids: by need, once each, past failures, and past any kill."""
 
 import csv
+import glob
 import json
 import pathlib
 import random
@@ -151,6 +152,12 @@ def test_what_is_done_is_left_alone(whole):
     assert table(whole) == before
 
 
+def saved(folder: pathlib.Path) -> set[str]:
+    """The checkpoints that are whole."""
+    # Folders come and go meanwhile, which pathlib minds and glob does not.
+    return {*glob.glob(f"{folder}/**/checkpoints/[0-9]*", recursive=True)}
+
+
 def test_killed_at_random_moments_it_ends_alike(whole, tmp_path):
     chance, kills, resumed = random.Random(11), 0, False
     with Workers() as workers:
@@ -158,10 +165,20 @@ def test_killed_at_random_moments_it_ends_alike(whole, tmp_path):
             worker = workers.start(tmp_path, poll_seconds=0.1)
             # Much of a start is no training: most kills wait for the first.
             words = chance.choice(["grid [", "compilation", "epoch 1/"])
-            enough = kills >= 5 and resumed
-            while worker.alive and (enough or words not in worker.said):
+            enough, before = kills >= 5 and resumed, saved(tmp_path)
+            # One at least has to come when there is something to go on from.
+            late = kills >= 5
+            while worker.alive and (
+                enough
+                or (
+                    saved(tmp_path) <= before
+                    if late
+                    else words not in worker.said
+                )
+            ):
                 time.sleep(0.01)
-            time.sleep(chance.uniform(0.0, 0.4))
+            if not late:
+                time.sleep(chance.uniform(0.0, 0.4))
             if worker.alive:
                 worker.kill()
                 kills += 1

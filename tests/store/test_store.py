@@ -517,8 +517,8 @@ def test_loads_neither_tensorflow_nor_torch(tmp_path):
     _save(tmp_path / "p")
     code = (
         "import sys\n"
-        "from panda_jax import store\n"
-        "store.load_prompt(sys.argv[1])\n"
+        "from panda_jax.store import prompt_folders\n"
+        "prompt_folders.load_prompt(sys.argv[1])\n"
         "bad = {m.split('.')[0] for m in sys.modules}\n"
         "bad &= {'tensorflow', 'seqio', 'torch', 'peft', 'transformers'}\n"
         "assert not bad, bad\n"

@@ -195,7 +195,7 @@ def test_rows_are_named_by_what_they_say(lay):
 
 def test_checkpoints(tmp_path, layout):
     def states(array: np.ndarray) -> steps.TrainState:
-        prompt = prompts.Prompt(array[:, :, None], {"bias": array})
+        prompt = prompts.Prompt(array[:, :, None], {"bias": array}, "shallow")
         moments = {"mu": array, "nu": array[:, ::2]}
         number = np.full(4, 8, np.int32)
         return steps.TrainState(
