@@ -17,7 +17,7 @@ Schedule = Literal["linear", "constant", "exponential"]
 Transform = Literal["clip", "square", "shift", "sigmoid"]
 Fusion = Literal["early", "late"]
 Dtype = Literal["float32", "bfloat16"]
-ImportFormat = Literal["npy", "peft", "prompthub", "panda"]
+ImportFormat = Literal["npy", "peft", "prompthub", "panda", "t5x"]
 ExportFormat = Literal["npy", "peft"]
 
 METHODS: tuple[str, ...] = get_args(Method)
