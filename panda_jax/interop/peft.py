@@ -86,7 +86,9 @@ def from_tensors(
     check_shape(VECTORS, tensors[VECTORS], (layout.rows, columns))
     vectors = tensors[VECTORS][:P]
     if layout.multitask:
-        vectors = vectors * _factor(tensors, layout, task_index)
+        factor = _factor(tensors, layout, task_index)
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors = in_fp32({VECTORS: vectors * factor})[VECTORS]
     elif task_index is not None:
         raise one_prompt(task_index)
     if layout.kind == "deep":
@@ -131,7 +133,8 @@ def _factor(
             f"task_index is {index}, expected 0 to {N - 1}: it holds the "
             f"prompts of {N} tasks"
         )
-    return columns[index or 0] @ rows[index or 0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return columns[index or 0] @ rows[index or 0]
 
 
 def one_prompt(task_index: int) -> UserError:
