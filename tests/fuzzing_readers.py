@@ -197,8 +197,16 @@ def _read_pieces(folder: pathlib.Path, seed: str) -> None:
 
 
 def _write_legacy(root: pathlib.Path) -> None:
+    """With a prompt beside the weights."""
     arrays = writing.t5x_arrays(_flat(), T5)
+    arrays["encoder/prompt/prompt/prompt"] = _vectors(3, T5.width)
     writing.write_legacy(root / "legacy", arrays)
+
+
+def _read_legacy(folder: pathlib.Path, seed: str) -> None:
+    vectors, _ = t5x.read_prompt(folder)
+    assert np.isfinite(vectors).all()
+    t5x.load_t5x(folder)
 
 
 def _write_orbax(root: pathlib.Path) -> None:
@@ -352,6 +360,18 @@ def _write_adapters(root: pathlib.Path) -> None:
     (old / peft.TENSORS).unlink()
     named = {"prompt_embeddings": _vectors(5, 8)}
     (old / peft.TORCH_TENSORS).write_bytes(_torch(named))
+    factored = root / "factored"
+    shutil.copytree(root / "shallow", factored)
+    config = read_json(factored / peft.CONFIG, what="configuration")
+    config |= {"peft_type": "MULTITASK_PROMPT_TUNING", "task_type": None}
+    write_json(factored / peft.CONFIG, config)
+    P, D = config["num_virtual_tokens"], config["token_dim"]
+    named = {
+        peft.VECTORS: _vectors(P, D),
+        peft.COLUMNS: _vectors(1, P, 2),
+        peft.ROWS: _vectors(1, 2, D),
+    }
+    tensors.save(factored / peft.TENSORS, named)
 
 
 def _write_npy(root: pathlib.Path) -> None:
@@ -706,7 +726,7 @@ def _all() -> list[Reader]:
         Reader(
             "t5x",
             _write_legacy,
-            lambda folder, _: t5x.load_t5x(folder),
+            _read_legacy,
             {
                 "checkpoint": (changes.by_msgpack,),
                 ".zarray": _JSON,

@@ -151,16 +151,16 @@ def write_legacy(
 ) -> pathlib.Path:
     """A legacy checkpoint that has each thing that one may have.
 
-    Norms and biases lie in the index; kernels are zarr, turn and turn about of
-    one chunk and of several, with gzip, with zlib and raw, with `.zarray` and
-    without.
+    Norms and biases lie in the index; kernels and prompts are zarr, turn and
+    turn about of one chunk and of several, with gzip, with zlib and raw, with
+    `.zarray` and without.
     """
     leaves: dict[str, Any] = {}
     kinds = itertools.cycle(
         itertools.product(("gzip", "zlib", None), (True, False), (1, 3))
     )
     for path, array in arrays.items():
-        if not path.endswith(("/kernel", "/embedding")):
+        if not path.endswith(("/kernel", "/embedding", "/prompt/prompt")):
             leaves[path] = packed(array)
             continue
         compressor, zarray, parts = next(kinds)

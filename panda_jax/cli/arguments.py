@@ -474,8 +474,9 @@ class Import(_Arguments):
         registry.ImportFormat,
         ByPlace(),
         Group.INPUT,
-        "Who wrote it: npy (NumPy), peft (Hugging Face PEFT), prompthub "
-        "(thunlp's PromptHub) or panda (the paper's released code).",
+        "Who wrote it: npy (NumPy), t5x (a checkpoint of a prompt-tuning run), "
+        "peft (Hugging Face PEFT), prompthub (thunlp's PromptHub) or panda "
+        "(the paper's released code).",
     ]
     path: Annotated[
         Path, ByPlace(), Group.INPUT, "The file or folder that holds it."
@@ -491,6 +492,12 @@ class Import(_Arguments):
         Group.INPUT,
         "The task that it was trained on. By default what the file, or its "
         "name, says.",
+    ] = None
+    task_index: Annotated[
+        int | None,
+        Group.INPUT,
+        "Of a file with the prompts of several tasks (format peft, type "
+        "MULTITASK_PROMPT_TUNING): which to take, 0 for the first.",
     ] = None
     out_dir: Annotated[
         Path,

@@ -276,7 +276,11 @@ def _import(args: arguments.Import, output: Output) -> int:
     )
     backbone = args.backbone and load_backbone(args.backbone)
     stored = import_prompt(
-        args.format, args.path, backbone=backbone or None, task=args.task
+        args.format,
+        args.path,
+        backbone=backbone or None,
+        task=args.task,
+        task_index=args.task_index,
     )
     save_prompt(
         args.out_dir,

@@ -19,7 +19,7 @@ Fusion = Literal["early", "late"]
 Dtype = Literal["float32", "bfloat16"]
 SelectOn = Literal["validation", "held_out"]
 Reported = Literal["validation", "test"]
-ImportFormat = Literal["npy", "peft", "prompthub", "panda"]
+ImportFormat = Literal["npy", "peft", "prompthub", "panda", "t5x"]
 ExportFormat = Literal["npy", "peft"]
 
 METHODS: tuple[str, ...] = get_args(Method)

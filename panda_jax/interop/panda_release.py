@@ -3,7 +3,9 @@
 A checkpoint is the whole model: `prefix_encoder.embedding.weight`
 [P, L * 2 * D], viewed as [P, L * 2, H, K] with a layer's keys before its
 values; the head, `classifier` or `qa_outputs`; and the frozen encoder under
-`bert.`, by which the prompt's backbone is known for certain.
+`bert.`, by which the prompt's backbone is known for certain.  With
+`prefix_projection` the embedding is [P, D], and the prompt what two linear
+layers with tanh between, `prefix_encoder.trans.0` and `.2`, make of it.
 """
 
 import pathlib
@@ -22,6 +24,12 @@ from panda_jax.types import Params
 FILE = "pytorch_model.bin"
 VECTORS = "prefix_encoder.embedding.weight"
 ENCODER = "bert."
+_FIRST, _SECOND = "prefix_encoder.trans.0", "prefix_encoder.trans.2"
+_PROJECTION = {
+    f"{layer}.{part}"
+    for layer in (_FIRST, _SECOND)
+    for part in ("weight", "bias")
+}
 _HEADS = ("classifier", "qa_outputs")
 
 
@@ -64,18 +72,43 @@ def _prompt(tensors: Mapping[str, np.ndarray], config: BertConfig) -> Prompt:
     heads = [(f"{name}.weight", f"{name}.bias") for name in _HEADS]
     found = [names for names in heads if {*names} & {*tensors}][:1]
     expected = {VECTORS}.union(*found)
+    projected = bool(_PROJECTION & tensors.keys())
+    if projected:
+        expected |= _PROJECTION
     if set(tensors) != expected:
         raise UserError(
             f"got the tensors {sorted(tensors)} beside the encoder's, "
-            f"expected {sorted(expected)} (a prefix without the "
-            "re-parameterising MLP)"
+            f"expected {sorted(expected)}"
         )
-    rows = tensors[VECTORS]
+    rows = _projected(tensors, config) if projected else tensors[VECTORS]
     P = len(rows) if rows.ndim else 0
     check_shape(VECTORS, rows, (P, config.layers * 2 * config.width))
     head = linear_head(tensors, found[0], config.width) if found else {}
     vectors = unfold(rows, config.layers, config.heads)
     return Prompt(np.ascontiguousarray(vectors), head)
+
+
+def _projected(
+    tensors: Mapping[str, np.ndarray], config: BertConfig
+) -> np.ndarray:
+    """[P, L * 2 * D]: what the re-parameterising layers make of a prefix."""
+    rows, weight = tensors[VECTORS], tensors[f"{_FIRST}.weight"]
+    P = len(rows) if rows.ndim else 0
+    hidden = len(weight) if weight.ndim else 0
+    D, columns = config.width, config.layers * 2 * config.width
+    for name, shape in (
+        (VECTORS, (P, D)),
+        (f"{_FIRST}.weight", (hidden, D)),
+        (f"{_FIRST}.bias", (hidden,)),
+        (f"{_SECOND}.weight", (columns, hidden)),
+        (f"{_SECOND}.bias", (columns,)),
+    ):
+        check_shape(name, tensors[name], shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        inner = np.tanh(rows @ weight.T + tensors[f"{_FIRST}.bias"])
+        made = inner @ tensors[f"{_SECOND}.weight"].T
+        made += tensors[f"{_SECOND}.bias"]
+    return in_fp32({VECTORS: made})[VECTORS]
 
 
 def _check_encoder(

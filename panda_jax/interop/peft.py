@@ -3,8 +3,11 @@
 A shallow prompt is PEFT's PROMPT_TUNING, `prompt_embeddings` [P, D].  A deep
 prompt is its PREFIX_TUNING, `prompt_embeddings` [P, L * 2 * D], which PEFT
 views as [P, L * 2, H, K] with the keys of a layer just before its values (of
-an encoder-decoder in the order of `peft_layout`).  The head is BERT's
-`classifier`, for sequences or tokens, or its `qa_outputs`, [C, D].
+an encoder-decoder in the order of `peft_layout`).  What else is read is named
+there.  A multi-task prompt has two more, `prefix_task_cols` [N, P, R] and
+`prefix_task_rows` [N, R, D], whose product for a task is a factor of its
+vectors.  The head is BERT's `classifier`, for sequences or tokens, or its
+`qa_outputs`, [C, D].
 
 The errors here do not name the folder: whoever knows it adds it.
 """
@@ -28,6 +31,7 @@ CONFIG = "adapter_config.json"
 # What PEFT wrote before it knew safetensors, and still does on request.
 TORCH_TENSORS = "adapter_model.bin"
 VECTORS = "prompt_embeddings"
+COLUMNS, ROWS = "prefix_task_cols", "prefix_task_rows"
 # Types whose numbers fp32 holds exactly.
 _EXACT = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -54,6 +58,7 @@ def from_tensors(
     layout: Layout,
     *,
     layers: int | None = None,
+    task_index: int | None = None,
 ) -> Prompt:
     """The inverse of `to_tensors`.
 
@@ -61,12 +66,15 @@ def from_tensors(
       tensors: the content of PEFT's adapter file.
       layout: what its configuration says.
       layers: as in `Layout.shape`.
+      task_index: which task's prompt, of a file with several.
 
     Raises:
-      UserError: a tensor is missing, unknown, or of another shape.
+      UserError: a tensor is missing, unknown, or of another shape; or the
+        file has no task of this index, or several and none is asked for.
     """
     head_names = _head_names(HEADS[layout.task_type])
-    expected = {VECTORS}
+    expected = {VECTORS, COLUMNS, ROWS} if layout.multitask else {VECTORS}
+    plain = len(expected)
     if {*head_names} & {*tensors}:
         expected |= {*head_names}
     if set(tensors) != expected:
@@ -75,12 +83,18 @@ def from_tensors(
         )
     P, D = layout.length, layout.width
     columns = layout.pairs * 2 * D if layout.kind == "deep" else D
-    check_shape(VECTORS, tensors[VECTORS], (P * layout.copies, columns))
+    check_shape(VECTORS, tensors[VECTORS], (layout.rows, columns))
     vectors = tensors[VECTORS][:P]
+    if layout.multitask:
+        factor = _factor(tensors, layout, task_index)
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors = in_fp32({VECTORS: vectors * factor})[VECTORS]
+    elif task_index is not None:
+        raise one_prompt(task_index)
     if layout.kind == "deep":
         vectors = unfold(vectors, layout.pairs, layout.heads)
         vectors = vectors[layout.order(layout.shape(layers)[0])]
-    head = linear_head(tensors, head_names, D) if len(expected) > 1 else {}
+    head = linear_head(tensors, head_names, D) if len(expected) > plain else {}
     return Prompt(np.ascontiguousarray(vectors), head)
 
 
@@ -92,17 +106,59 @@ def write_folder(folder: pathlib.Path, prompt: Prompt, layout: Layout) -> None:
         write_json(folder / CONFIG, config)
 
 
-def read_folder(folder: pathlib.Path) -> tuple[Prompt, str, str | None]:
+def _factor(
+    tensors: Mapping[str, np.ndarray], layout: Layout, index: int | None
+) -> np.ndarray:
+    """[P, D]: what a multi-task prompt's shared vectors are times for a task.
+
+    Raises:
+      UserError: a factor of another shape, or `index` is none of the tasks'.
+    """
+    columns, rows = tensors[COLUMNS], tensors[ROWS]
+    if columns.ndim != 3 or not columns.size:
+        raise UserError(
+            f"tensor {COLUMNS!r} has shape {list(columns.shape)}, expected "
+            "[tasks, P, rank]"
+        )
+    N, _, rank = columns.shape
+    check_shape(COLUMNS, columns, (N, layout.rows, rank))
+    check_shape(ROWS, rows, (N, rank, layout.width))
+    if index is None and N > 1:
+        raise UserError(
+            f"it holds the prompts of {N} tasks: say which by "
+            f"--task_index=0 to {N - 1}"
+        )
+    if index is not None and not 0 <= index < N:
+        raise UserError(
+            f"task_index is {index}, expected 0 to {N - 1}: it holds the "
+            f"prompts of {N} tasks"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        return columns[index or 0] @ rows[index or 0]
+
+
+def one_prompt(task_index: int) -> UserError:
+    """The error for an index into a file that has one prompt."""
+    return UserError(
+        f"task_index is {task_index}, expected none: it holds one prompt"
+    )
+
+
+def read_folder(
+    folder: pathlib.Path, *, task_index: int | None = None
+) -> tuple[Prompt, str, str | None]:
     """A prompt from a folder that PEFT wrote.
 
     Args:
       folder: with `adapter_config.json`, and `adapter_model.safetensors` or
         `adapter_model.bin`.
+      task_index: as in `from_tensors`.
 
     Returns:
-      The prompt, fp32; PEFT's task type; and the name of the backbone, where
-      the folder says one. A deep prompt of an encoder-decoder has as many
-      layers as the file has pairs: the decoder's are the first of them.
+      The prompt, fp32; PEFT's task type or `TASKLESS`; and the name of the
+      backbone, where the folder says one. A deep prompt of an encoder-decoder
+      has as many layers as the file has pairs: the decoder's are the first of
+      them.
 
     Raises:
       UserError: a file is missing, damaged, links to outside the folder, or
@@ -118,7 +174,7 @@ def read_folder(folder: pathlib.Path) -> tuple[Prompt, str, str | None]:
             tensors = torch_files.read(old)
         else:
             raise UserError(f"{TENSORS} is missing")
-        prompt = from_tensors(in_fp32(tensors), layout)
+        prompt = from_tensors(in_fp32(tensors), layout, task_index=task_index)
         return prompt, layout.task_type, peft_layout.base_model(config)
     except UserError as error:
         reason = str(error).rstrip(".")

@@ -14,6 +14,8 @@ _CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     peft_layout.HEADLESS: "AutoModel",
     peft_layout.SEQ_2_SEQ: "AutoModelForSeq2SeqLM",
+    peft_layout.CAUSAL: "AutoModelForCausalLM",
+    peft_layout.TASKLESS: "AutoModel",
 }
 # A deep prompt as a cache: the argument has another name from 5.24 on.
 _AS_CACHE = """\
@@ -55,8 +57,13 @@ def answer(input_ids, attention_mask, token_type_ids):
         attention_mask=torch.cat([ones, attention_mask], 1),
         token_type_ids=torch.cat([zeros, token_type_ids], 1),
     )"""
-# Task types with logits for each position -> PEFT's name of them.
-PER_TOKEN = {"TOKEN_CLS": "logits", "QUESTION_ANS": "start_logits"}
+# Task types with an output for each position -> PEFT's names of them.
+PER_TOKEN = {
+    "TOKEN_CLS": ("logits",),
+    "QUESTION_ANS": ("start_logits", "end_logits"),
+    peft_layout.HEADLESS: ("last_hidden_state",),
+    peft_layout.CAUSAL: ("logits",),
+}
 _DECODING = """\
 import torch
 

@@ -1,8 +1,15 @@
 """How PEFT lays out a prompt, and `adapter_config.json`, which says how.
 
-An encoder-decoder (SEQ_2_SEQ_LM) differs in what PEFT, as of 0.21, makes of
-the file.  Of a shallow prompt it may hold one copy for each stack; the first
-alone is used, before the encoder's input.  A deep prompt's pairs of keys and
+PEFT saves finished vectors, whatever made them: of P_TUNING the outputs of its
+MLP or LSTM, of PREFIX_TUNING with `prefix_projection` those of its MLP, of CPT
+the embeddings moved, of CARTRIDGE the keys and values.  So the type's name says
+where the vectors stand, and all else is in the numbers and shapes.  Only
+MULTITASK_PROMPT_TUNING keeps factors, from which a task's vectors are made.
+
+`num_transformer_submodules` 2, of encoder-decoders, differs in what PEFT, as of
+0.21, makes of the file.  Of a shallow prompt it holds rows for each stack; the
+first alone are used, before the encoder's input (but for multi-task prompts,
+whose others stand before the decoder's).  A deep prompt's pairs of keys and
 values are laid end to end with themselves and dealt out two a layer, one for
 self-attention and one for cross-attention, and the latter is dropped: layer l
 of the decoder gets pair 2 l mod L'.  Files written here have an odd number of
@@ -19,6 +26,9 @@ from panda_jax.errors import UserError
 
 SEQ_2_SEQ = "SEQ_2_SEQ_LM"
 HEADLESS = "FEATURE_EXTRACTION"
+CAUSAL = "CAUSAL_LM"
+# Our word for PEFT's null: the file does not say what the model is for.
+TASKLESS = "NONE"
 # PEFT's task type -> the module of BERT that is its head.
 HEADS = {
     "SEQ_CLS": "classifier",
@@ -26,9 +36,23 @@ HEADS = {
     "QUESTION_ANS": "qa_outputs",
     HEADLESS: None,
     SEQ_2_SEQ: None,
+    CAUSAL: None,
+    TASKLESS: None,
 }
+MULTITASK = "MULTITASK_PROMPT_TUNING"
+# PEFT's type -> where its vectors stand: before the input, or before the keys
+# and values of each layer.
+KINDS = {
+    "PROMPT_TUNING": "shallow",
+    "P_TUNING": "shallow",
+    MULTITASK: "shallow",
+    "CPT": "shallow",
+    "PREFIX_TUNING": "deep",
+    "CARTRIDGE": "deep",
+}
+# The types that are written.
+_WRITTEN = {"deep": "PREFIX_TUNING", "shallow": "PROMPT_TUNING"}
 _MOST_NAME = 200
-_KINDS = {"PREFIX_TUNING": "deep", "PROMPT_TUNING": "shallow"}
 
 
 def task_type(kind: str, *, head: bool) -> str:
@@ -49,12 +73,13 @@ class Layout:
 
     Attributes:
       kind: `"deep"` or `"shallow"`.
-      task_type: PEFT's.
+      task_type: PEFT's, or `TASKLESS`.
       length: P.
       width: D of a vector (H * K for a deep prompt).
       pairs: of keys and values in the file, a position; 0 when shallow.
       heads: H; 0 when shallow.
-      copies: of the P rows in the file.
+      submodules: the stacks that PEFT takes the model to have.
+      multitask: whether the file holds factors of several tasks' prompts.
     """
 
     kind: str
@@ -63,7 +88,14 @@ class Layout:
     width: int
     pairs: int = 0
     heads: int = 0
-    copies: int = 1
+    submodules: int = 1
+    multitask: bool = False
+
+    @property
+    def rows(self) -> int:
+        """In the file: P, or P for each stack."""
+        shallow = self.kind == "shallow"
+        return self.length * (self.submodules if shallow else 1)
 
     @classmethod
     def of(cls, shape: tuple[int, ...], task_type: str) -> "Layout":
@@ -71,8 +103,9 @@ class Layout:
         if len(shape) == 2:
             return cls("shallow", task_type, *shape)
         L, _, P, H, K = shape
-        pairs = L | 1 if task_type == SEQ_2_SEQ else L
-        return cls("deep", task_type, P, H * K, pairs, H)
+        if task_type == SEQ_2_SEQ:
+            return cls("deep", task_type, P, H * K, L | 1, H, 2)
+        return cls("deep", task_type, P, H * K, L, H)
 
     def shape(self, layers: int | None = None) -> tuple[int, ...]:
         """The shape of `Prompt.vectors`.
@@ -98,8 +131,7 @@ class Layout:
 
     def order(self, layers: int) -> list[int]:
         """Which pair of the file is which layer's."""
-        step = 2 if self.task_type == SEQ_2_SEQ else 1
-        return [step * layer % self.pairs for layer in range(layers)]
+        return [self.submodules * layer % self.pairs for layer in range(layers)]
 
 
 def to_config(layout: Layout, *, head: bool) -> dict[str, Any]:
@@ -114,13 +146,11 @@ def to_config(layout: Layout, *, head: bool) -> dict[str, Any]:
         "modules_to_save": [HEADS[layout.task_type]] if head else None,
         "num_attention_heads": layout.heads if deep else None,
         "num_layers": layout.pairs if deep else None,
-        "num_transformer_submodules": _submodules(
-            layout.kind, layout.task_type
-        ),
+        "num_transformer_submodules": layout.submodules,
         "num_virtual_tokens": layout.length,
-        "peft_type": {kind: name for name, kind in _KINDS.items()}[layout.kind],
+        "peft_type": _WRITTEN[layout.kind],
         "revision": None,
-        "task_type": layout.task_type,
+        "task_type": None if layout.task_type == TASKLESS else layout.task_type,
         "token_dim": layout.width,
     }
     if deep:
@@ -135,32 +165,38 @@ def from_config(config: Mapping[str, Any]) -> Layout:
     """The layout that an `adapter_config.json` describes.
 
     Raises:
-      UserError: it describes something other than a plain prompt or prefix.
+      UserError: it describes something other than a prompt.
     """
-    kind = _KINDS.get(str(config.get("peft_type")))
+    name = config.get("peft_type")
+    kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise UserError(
-            f"peft_type is {config.get('peft_type')!r}, expected "
-            f"{' or '.join(map(repr, _KINDS))}"
+            f"peft_type is {name!r}, which panda_jax knows no prompt by; "
+            f"expected {', '.join(KINDS)}"
         )
     task = config.get("task_type")
+    task = TASKLESS if task is None else task
     if not isinstance(task, str) or task not in HEADS:
         raise UserError(
-            f"task_type is {task!r}, expected one of {', '.join(HEADS)}"
-        )
-    if config.get("prefix_projection"):
-        raise UserError(
-            "prefix_projection is true, expected a prefix without the "
-            "re-parameterising MLP"
+            f"task_type is {task!r}, expected null or one of "
+            f"{', '.join(name for name in HEADS if name != TASKLESS)}"
         )
     P, D = _size(config, "num_virtual_tokens"), _size(config, "token_dim")
-    copies = _copies(config, kind, task)
+    multitask = name == MULTITASK
+    stacks = _stacks(config, kind, task)
+    if multitask and stacks == 2:
+        raise UserError(
+            "num_transformer_submodules is 2, expected 1: the second half of "
+            f"the rows of {MULTITASK} stands before the decoder's input, and "
+            "panda_jax puts a shallow prompt before the encoder's alone; "
+            "train it again with num_transformer_submodules=1"
+        )
     if kind == "shallow":
-        return Layout(kind, task, P, D, copies=copies)
+        return Layout(kind, task, P, D, submodules=stacks, multitask=multitask)
     L, H = _size(config, "num_layers"), _size(config, "num_attention_heads")
     if D % H:
         raise UserError(f"token_dim {D} is no multiple of the {H} heads")
-    return Layout(kind, task, P, D, L, H)
+    return Layout(kind, task, P, D, L, H, stacks)
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
@@ -171,29 +207,26 @@ def base_model(config: Mapping[str, Any]) -> str | None:
     return name[:_MOST_NAME] or None
 
 
-def _submodules(kind: str, task: str) -> int:
-    """How many stacks PEFT must take the model to have."""
-    return 2 if (kind, task) == ("deep", SEQ_2_SEQ) else 1
-
-
-def _copies(config: Mapping[str, Any], kind: str, task: str) -> int:
-    """How often the rows stand in the file.
+def _stacks(config: Mapping[str, Any], kind: str, task: str) -> int:
+    """How many stacks PEFT takes the model to have.
 
     Raises:
-      UserError: PEFT could not apply a prompt with so many submodules.
+      UserError: PEFT could not apply a prompt with so many. (Of a prefix with
+        one, a T5's cross-attention sees the decoder's own keys.)
     """
     stacks = config.get("num_transformer_submodules")
     if stacks is None:
-        stacks = 2 if task == SEQ_2_SEQ else 1
-    expected = {_submodules(kind, task)}
+        return 2 if task == SEQ_2_SEQ else 1
+    expected = (1,)
     if task == SEQ_2_SEQ:
-        expected.add(2)
+        expected = (2,) if kind == "deep" else (1, 2)
     if type(stacks) is not int or stacks not in expected:
+        shown = "a null task_type" if task == TASKLESS else task
         raise UserError(
             f"num_transformer_submodules is {stacks!r}, expected "
-            f"{' or '.join(map(str, sorted(expected)))} with {task}"
+            f"{' or '.join(map(str, expected))} with {shown}"
         )
-    return stacks if kind == "shallow" else 1
+    return stacks
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

@@ -30,6 +30,11 @@ class Outcome:
     error: str = ""
 
     @property
+    def runs(self) -> bool:
+        """Whether the prompt is what it is here, perhaps for some inputs."""
+        return self.result in ("same", "segments")
+
+    @property
     def words(self) -> str:
         """For a table."""
         if self.result == "raises":
@@ -84,10 +89,12 @@ def find(transformers: str, peft: str) -> Pair | None:
 def grouped(form: str) -> list[tuple[list[str], list[str], Outcome]]:
     """Versions of transformers and of PEFT that do the same with a form.
 
-    Each pair is in one of them.
+    Each pair is in one of them; there are none of a form that was not tried.
     """
     single: dict[tuple[str, Outcome], list[str]] = {}
     for pair in pairs():
+        if form not in pair.with_peft:
+            continue
         key = (pair.transformers, pair.with_peft[form])
         single.setdefault(key, []).append(pair.peft)
     merged: dict[tuple[tuple[str, ...], Outcome], list[str]] = {}

@@ -1,9 +1,13 @@
-"""T5 from T5X checkpoints, read without T5X.
+"""T5 from T5X checkpoints, and prompts beside it, read without T5X.
 
 Our parameters have T5X's names; what differs is where the layers are.  T5X
 keeps them apart (`encoder/layers_0/...`), or scanned on axis 1 of one array
 (`encoder/encoder/...`, of `examples/scalable_t5`), where heads have an axis of
 their own and each layer has a relative position bias.
+
+Of a run of google-research/prompt-tuning the checkpoint also holds the prompt,
+`encoder/prompt/prompt/prompt` [P, D].  What it trains is what has `prompt` for
+a part of its path; all else was frozen and is the backbone.
 """
 
 import pathlib
@@ -20,6 +24,10 @@ from panda_jax.types import Params
 
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d{1,4})/")
 _BIAS = "relpos_bias/rel_embedding"
+_EMBEDDING = "token_embedder/embedding"
+# Vectors before a stack's input. They are a module of prompt-tuning's inside of
+# another inside of the stack; its first releases had one fewer.
+_PROMPT = re.compile(r"(encoder|decoder)(?:/prompt)+")
 _OWN = "its own arrays"
 # What the arrays tell of a configuration; the rest is given, or T5's usual.
 _TOLD = (
@@ -50,26 +58,130 @@ def load_t5x(
 
     Returns:
       The parameter tree and the configuration. The optimizer's state in the
-      checkpoint is left alone.
+      checkpoint is left alone, and so is a prompt.
 
     Raises:
       UserError: no checkpoint or a damaged one, an array missing, unknown or
-        of another size, or a model that is not T5 (umT5, with a prompt).
+        of another size, or a model that is not T5 (umT5).
     """
     path = str(folder)
-    arrays = _one_bias(t5x_files.target_arrays(folder), path=path)
+    arrays, _ = _parted(folder)
+    arrays = _one_bias(arrays, path=path)
     found, split = _sizes(arrays, path=path)
     if config is None:
         config = found
-    for name in _TOLD:
-        told, got = getattr(config, name), getattr(found, name)
-        if told != got:
-            raise UserError(
-                f"{path}: {name} is {got} by the checkpoint's arrays, "
-                f"expected {told}. Give the checkpoint's own sizes."
-            )
+    fix = "Give the checkpoint's own sizes."
+    _check_sizes(found, config, path=path, fix=fix)
     table = _table(config, arrays, split=split)
     return tables.assemble(arrays, table, path=path, source=_OWN), config
+
+
+def read_prompt(folder: pathlib.Path) -> tuple[np.ndarray, str]:
+    """The prompt in a checkpoint of a prompt-tuning run.
+
+    Args:
+      folder: as in `load_t5x`.
+
+    Returns:
+      Its vectors [P, D], fp32, and the stack before whose input they stand:
+      `"encoder"` or, of a model that has a decoder alone, `"decoder"`.
+
+    Raises:
+      UserError: no checkpoint or a damaged one; or it holds no prompt, several
+        or one of another form, by name.
+    """
+    path = str(folder)
+    weights, trained = _parted(folder)
+    if not trained:
+        raise UserError(
+            f"{path} holds no prompt, expected an array [P, D] such as "
+            "'encoder/prompt/prompt/prompt' beside the weights. A checkpoint "
+            "of weights alone is a backbone (--backbone=DIR)."
+        )
+    name = min(trained)
+    match = _PROMPT.fullmatch(name)
+    if match is None or len(trained) > 1:
+        raise UserError(
+            f"{path} holds the prompts {sorted(trained)[:5]}, expected one "
+            "array such as 'encoder/prompt/prompt/prompt': a prompt for both "
+            "stacks, each layer or several tasks is not vectors before one "
+            "input."
+        )
+    if match[1] == "decoder" and any(n.startswith("encoder/") for n in weights):
+        raise UserError(
+            f"{path} holds {name!r}, which stands before the decoder's input; "
+            "where there is an encoder, panda_jax puts a shallow prompt before "
+            "the encoder's input alone."
+        )
+    array = trained[name]
+    width = tuple(weights.get(_EMBEDDING, array).shape)[-1:]
+    shape = tuple(array.shape)
+    if len(shape) != 2 or 0 in shape or shape[1:] != width:
+        raise UserError(
+            f"{path}: array {name!r} has shape {shape}, expected [P, D] with "
+            f"the width {width} of the embeddings."
+        )
+    vectors = np.asarray(array).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{path}: array {name!r} holds NaN or Inf.")
+    return vectors, match[1]
+
+
+def check_weights(
+    folder: pathlib.Path, config: T5Config, params: Params
+) -> None:
+    """Refuses a backbone whose weights are not those beside a prompt.
+
+    Args:
+      folder: of the checkpoint.
+      config: of the backbone.
+      params: the backbone's, fp32 or in a narrower type, as the checkpoint's.
+
+    Raises:
+      UserError: an array is missing, or of another size or with other
+        numbers, by name.
+    """
+    path = str(folder)
+    weights, _ = _parted(folder)
+    if not weights:
+        return
+    weights = _one_bias(weights, path=path)
+    found, split = _sizes(weights, path=path)
+    fix = "The prompt was trained on another backbone (--backbone)."
+    _check_sizes(found, config, path=path, fix=fix)
+    for ours, leaf in _table(config, weights, split=split).items():
+        # One at a time: the whole may be as large as the memory.
+        for name, mine in tables.disassemble(params, {ours: leaf}).items():
+            theirs = np.asarray(weights[name]) if name in weights else None
+            if theirs is None or not _same(theirs, mine):
+                raise UserError(
+                    f"{path}: array {name!r} differs from the backbone's. {fix}"
+                )
+
+
+def _same(theirs: np.ndarray, ours: np.ndarray) -> bool:
+    """Whether arrays hold the same numbers, in the narrower of their types."""
+    narrow = min(theirs.dtype, ours.dtype, key=lambda dtype: dtype.itemsize)
+    return np.array_equal(theirs.astype(narrow), ours.astype(narrow))
+
+
+def _parted(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of the backbone, and those that prompt-tuning trained."""
+    arrays = t5x_files.target_arrays(folder)
+    trained = {n: a for n, a in arrays.items() if "prompt" in n.split("/")}
+    return {n: a for n, a in arrays.items() if n not in trained}, trained
+
+
+def _check_sizes(
+    found: T5Config, told: T5Config, *, path: str, fix: str
+) -> None:
+    for name in _TOLD:
+        expected, got = getattr(told, name), getattr(found, name)
+        if expected != got:
+            raise UserError(
+                f"{path}: {name} is {got} by the checkpoint's arrays, "
+                f"expected {expected}. {fix}"
+            )
 
 
 def _prefix(arrays: Mapping[str, Any], stack: str) -> str | None:
@@ -134,7 +246,7 @@ def _sizes(
         split[stack] = len(heads) == 3 + scanned
         inner[stack] = heads[1 + scanned :]
         ffn[stack] = shape(f"{first}mlp/wo/kernel", 2 + scanned)[0]
-    vocab_size, width = shape("token_embedder/embedding", 2)
+    vocab_size, width = shape(_EMBEDDING, 2)
     heads, buckets = shape(f"encoder/{_BIAS}", 2)
     joined = int(np.prod(inner["encoder"], dtype=object))
     if joined % heads or inner["encoder"] not in (

@@ -201,7 +201,13 @@ def _scores(info: PromptInfo) -> list[str]:
 def _use(stored: StoredPrompt, base_model: str | None) -> list[str]:
     """How to load it, in this folder."""
     info = stored.info
-    if info.fingerprint is None:
+    if info.task_type == peft_layout.CAUSAL:
+        ours = [
+            "import panda_jax as pj",
+            "",
+            'prompt = pj.load_prompt(".")  # this folder',
+        ]
+    elif info.fingerprint is None:
         ours = [
             "from panda_jax import load_backbone",
             "from panda_jax.store import exchange",
@@ -223,22 +229,87 @@ def _use(stored: StoredPrompt, base_model: str | None) -> list[str]:
     shape, head = stored.prompt.vectors.shape, stored.prompt.head
     layout = layout_of(shape, info, head=bool(head))
     outputs = len(head["bias"]) if head else 0
+    causal = info.task_type == peft_layout.CAUSAL
+    form = _form(layout)
     return [
         _python(*ours),
-        "`pj.predict(prompt, rows)` answers new rows, `pj.train(..., "
+        "It is a causal language model's: panda_jax stores, compares and "
+        "exports it, and has no backbone for it. With PEFT:"
+        if causal
+        else "`pj.predict(prompt, rows)` answers new rows, `pj.train(..., "
         "source=prompt)` starts another task from it. With PEFT:",
+        *_warnings(form),
         _python(peft_code.with_peft(layout, name, outputs=outputs)),
-        *_tried(layout, name, outputs=outputs),
+        *_positions(layout),
+        *_tried(layout, form, name, outputs=outputs),
     ]
 
 
+def _form(layout: peft_layout.Layout) -> str:
+    """Of the table of pairs: of a T5, what it writes is what counts."""
+    text_to_text = layout.task_type == peft_layout.SEQ_2_SEQ
+    return peft_pairs.form(layout.kind, layout.task_type, generate=text_to_text)
+
+
+def _warnings(form: str) -> Iterable[str]:
+    """Before lines that the newest pair does not run: which pairs do."""
+    groups = peft_pairs.grouped(form)
+    if not groups:
+        return
+    newest = peft_pairs.pairs()[-1]
+    outcome = newest.with_peft[form]
+    if outcome.runs:
+        return
+    working = [
+        f"transformers {' or '.join(ours)} with PEFT {' or '.join(theirs)}"
+        + ("" if found.result == "same" else f" ({_text(found.words)})")
+        for ours, theirs, found in groups
+        if found.runs
+    ]
+    gives = _text(outcome.words).rstrip(".")
+    yield (
+        f"**Not with transformers {newest.transformers} and PEFT "
+        f"{newest.peft}**, which give: {gives}. These lines run with "
+        f"{'; '.join(working) or 'no pair that was tried'}."
+    )
+
+
+def _positions(layout: peft_layout.Layout) -> Iterable[str]:
+    """Where PEFT's outputs of a text begin, and what follows from that."""
+    P, task_type = layout.length, layout.task_type
+    if task_type == peft_layout.TASKLESS:
+        yield (
+            "Its file has no task type, and of such a prompt PEFT's model "
+            "gives the vectors alone (`model.get_prompt(batch_size)`): called, "
+            "it is the model without them. Write the task type that you use "
+            "it for into `adapter_config.json`."
+        )
+    if layout.kind == "deep" or task_type not in peft_code.PER_TOKEN:
+        return
+    names = peft_code.PER_TOKEN[task_type]
+    sliced = " and ".join(f"`{name}[:, {P}:]`" for name in names)
+    what = "vectors" if task_type == peft_layout.HEADLESS else "logits"
+    yield (
+        f"PEFT's {what} begin {P} positions early, with the prompt's own: "
+        f"those of the text are {sliced}."
+    )
+    if task_type == "QUESTION_ANS":
+        yield (
+            f"Positions found in all of them are {P} too large: subtract {P}. "
+            "PEFT does not move the positions that it is given for a loss: "
+            f"add {P} to `start_positions` and `end_positions`."
+        )
+
+
 def _tried(
-    layout: peft_layout.Layout, name: str, *, outputs: int
+    layout: peft_layout.Layout, form: str, name: str, *, outputs: int
 ) -> Iterable[str]:
     """What PEFT gives, by versions, and what to do where that is wrong."""
     text_to_text = layout.task_type == peft_layout.SEQ_2_SEQ
-    form = peft_pairs.form(layout.kind, layout.task_type, generate=text_to_text)
     groups = peft_pairs.grouped(form)
+    if not groups:
+        yield "No versions were tried with prompts of this task type."
+        return
     what = "`model.generate`" if text_to_text else "PEFT's model"
     yield f"What {what} gives, with the versions that were tried:"
     heads = ("transformers", "PEFT", "it gives")
@@ -249,12 +320,6 @@ def _tried(
             for a, b, outcome in groups
         ),
     )
-    if layout.kind == "shallow" and layout.task_type in peft_code.PER_TOKEN:
-        yield (
-            f"PEFT's logits begin {layout.length} positions early, with the "
-            "prompt's own: those of the text are "
-            f"`{peft_code.PER_TOKEN[layout.task_type]}[:, {layout.length}:]`."
-        )
     # Where PEFT cannot even be loaded, another one is the answer.
     if all(o.result == "same" or o.at == "loading" for _, _, o in groups):
         return

@@ -9,7 +9,14 @@ import numpy as np
 from panda_jax import models
 from panda_jax.config.registry import EXPORTS, IMPORTS
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.interop import npy, panda_release, peft, peft_layout, prompthub
+from panda_jax.interop import (
+    npy,
+    panda_release,
+    peft,
+    peft_layout,
+    prompthub,
+    t5x,
+)
 from panda_jax.io import ownership
 from panda_jax.io.files import PathLike, write_text
 from panda_jax.models.bert import BertConfig
@@ -31,7 +38,10 @@ from panda_jax.types import Params
 _VERB = "export"
 
 # File names that say nothing: the folder's name says more.
-_NAMELESS = re.compile(r"pytorch_model|adapter_model|task_prompt|prompt|\d+")
+_NAMELESS = re.compile(
+    r"pytorch_model|adapter_model|task_prompt|prompt|\d+|checkpoint_\d+"
+    r"|(numpy_)?checkpoints|(en|de)coder(\.prompt)+|state|default"
+)
 
 
 def import_prompt(
@@ -40,28 +50,34 @@ def import_prompt(
     *,
     backbone: Backbone | None = None,
     task: str | None = None,
+    task_index: int | None = None,
 ) -> StoredPrompt:
     """Reads a prompt that another project wrote.
 
     Args:
-      format: `npy` (google-research/prompt-tuning), `peft` (a folder of
-        Hugging Face PEFT, or one of ours), `prompthub` (thunlp's PromptHub
-        and OpenPrompt), `panda` (the released PANDA code).
+      format: `npy` (google-research/prompt-tuning), `t5x` (a checkpoint of
+        its runs), `peft` (a folder of Hugging Face PEFT, or one of ours),
+        `prompthub` (thunlp's PromptHub and OpenPrompt), `panda` (the released
+        PANDA code).
       path: of the file or folder.
-      backbone: that the prompt was trained on.  Files of `panda` and folders
-        of ours prove it; of the others it is taken as given, and the sizes
-        must fit.  None, which `panda` does not take, leaves the prompt
-        unbound: it can be stored, exported and compared, not used.
+      backbone: that the prompt was trained on.  Files of `panda` and `t5x`
+        and folders of ours prove it; of the others it is taken as given, and
+        the sizes must fit.  None, which `panda` does not take, leaves the
+        prompt unbound: it can be stored, exported and compared, not used.
+        Prompts of causal language models are always so.
       task: that it was trained on; by default what the folder says, or the
         name of the file or folder.
+      task_index: of a file with the prompts of several tasks, as PEFT's
+        MULTITASK_PROMPT_TUNING: which, from 0.
 
     Returns:
       The prompt, fp32, which `save_prompt` stores.
 
     Raises:
       UserError: an unknown format; a file that is missing, damaged, hostile
-        or holds something else; or a prompt of another backbone, by name and
-        number.
+        or holds something else; a prompt of another backbone, by name and
+        number; or an index where there is one prompt, or none where there are
+        several.
     """
     if format not in IMPORTS:
         raise unknown_name("import format", format, IMPORTS)
@@ -71,13 +87,19 @@ def import_prompt(
             f"{str(path)!r} does not exist; expected the file or folder of a "
             f"prompt in the format {format!r}."
         )
-    if format == "peft" and (path / INFO).exists():
+    ours = format == "peft" and (path / INFO).exists()
+    if task_index is not None and (ours or format != "peft"):
+        reason = peft.one_prompt(task_index)
+        raise UserError(f"The prompt {str(path)!r}: {reason}.")
+    if ours:
         loaded = load_prompt(path)
         stored = StoredPrompt(loaded.prompt, loaded.info)
     else:
-        stored = _read(format, path, backbone)
+        stored = _read(format, path, backbone, task_index)
     if backbone is not None:
         stored = _bound(stored, backbone, path)
+        if format == "t5x":
+            t5x.check_weights(path, backbone.config, backbone.params)
     if task is not None:
         _check_outputs(stored.prompt, task)
         info = dataclasses.replace(stored.info, task=task)
@@ -198,7 +220,10 @@ def _check_exportable(stored: StoredPrompt) -> None:
 
 
 def _read(
-    format: str, path: pathlib.Path, backbone: Backbone | None
+    format: str,
+    path: pathlib.Path,
+    backbone: Backbone | None,
+    task_index: int | None,
 ) -> StoredPrompt:
     """The prompt of a foreign file, not bound to a backbone yet."""
     task_type = named = None
@@ -206,7 +231,14 @@ def _read(
         config, params = _encoder(backbone)
         prompt = panda_release.read(path, config=config, params=params)
     elif format == "peft":
-        prompt, task_type, named = peft.read_folder(path)
+        prompt, task_type, named = peft.read_folder(path, task_index=task_index)
+    elif format == "t5x":
+        vectors, stack = t5x.read_prompt(path)
+        prompt = Prompt(vectors, {})
+        task_type = {
+            "encoder": peft_layout.SEQ_2_SEQ,
+            "decoder": peft_layout.CAUSAL,
+        }[stack]
     else:
         vectors = (npy if format == "npy" else prompthub).read(path)
         prompt = Prompt(vectors, {})
@@ -249,21 +281,11 @@ def _bound(
             backbone.tokenizer.identity,
         )
         return stored
-    task_type = info.task_type
-    text_to_text = task_type == peft_layout.SEQ_2_SEQ
-    if task_type is not None and text_to_text != backbone.text_to_text:
-        raise UserError(
-            f"The prompt {str(path)!r} has PEFT's task_type {task_type!r}, "
-            f"which does not fit backbone {backbone.id!r}: encoders take the "
-            f"others and text-to-text backbones {peft_layout.SEQ_2_SEQ!r}."
-        )
-    if text_to_text and prompt.kind == "deep":
+    task_type = _task_type(stored, backbone, path)
+    if task_type == peft_layout.SEQ_2_SEQ and prompt.kind == "deep":
         layers = models.prompt_layers(backbone.config)
         prompt = dataclasses.replace(prompt, vectors=prompt.vectors[:layers])
     _check_fits(prompt, path, backbone)
-    if task_type is None and not prompt.head and not backbone.text_to_text:
-        # Without a task type it would be a text-to-text prompt.
-        task_type = peft_layout.HEADLESS
     info = dataclasses.replace(
         info,
         backbone=backbone.id,
@@ -273,6 +295,42 @@ def _bound(
         task_type=task_type,
     )
     return StoredPrompt(prompt, info)
+
+
+def _task_type(
+    stored: StoredPrompt, backbone: Backbone, path: pathlib.Path
+) -> str | None:
+    """PEFT's task type of a prompt that is to be of this backbone.
+
+    A text-to-text prompt may have none. Vectors before the input of a T5's
+    encoder are the same to PEFT whether its decoder is there or not.
+
+    Raises:
+      UserError: the prompt is of another family of models.
+    """
+    said, prompt = stored.info.task_type, stored.prompt
+    undecided = said in (None, peft_layout.TASKLESS)
+    if backbone.text_to_text:
+        headless = said == peft_layout.HEADLESS and prompt.kind == "shallow"
+        if said == peft_layout.TASKLESS or headless:
+            return peft_layout.SEQ_2_SEQ
+    elif undecided and not prompt.head:
+        # Without a task type it would be a text-to-text prompt.
+        return peft_layout.HEADLESS
+    if said == peft_layout.CAUSAL:
+        raise UserError(
+            f"The prompt {str(path)!r} is one of a causal language model "
+            f"({said}), and backbone {backbone.id!r} is none: without "
+            "--backbone it can be stored, exported and compared."
+        )
+    fits = (said == peft_layout.SEQ_2_SEQ) == backbone.text_to_text
+    if not undecided and not fits:
+        raise UserError(
+            f"The prompt {str(path)!r} has PEFT's task_type {said!r}, "
+            f"which does not fit backbone {backbone.id!r}: encoders take the "
+            f"others and text-to-text backbones {peft_layout.SEQ_2_SEQ!r}."
+        )
+    return said
 
 
 def _check_fits(prompt: Prompt, path: pathlib.Path, backbone: Backbone) -> None:
@@ -323,4 +381,8 @@ def _task_of(path: pathlib.Path) -> str:
     """The name of the file, or of the folder where the file's says nothing."""
     path = path.resolve()
     name = path.name if path.is_dir() else path.stem
-    return path.parent.name if _NAMELESS.fullmatch(name) else name
+    for folder in path.parents[:3]:
+        if not _NAMELESS.fullmatch(name):
+            break
+        name = folder.name
+    return name

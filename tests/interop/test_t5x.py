@@ -371,15 +371,6 @@ def test_a_missing_layer_is_named(copy):
         load_t5x(copy)
 
 
-def test_a_prompt_among_the_weights_is_named(copy):
-    def add(target):
-        target["encoder"]["prompt"] = writing.packed(np.ones((3, 12), "f4"))
-
-    change_index(copy, add)
-    with pytest.raises(UserError, match=r"Unknown 1: \['encoder/prompt'\]"):
-        load_t5x(copy)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -422,19 +422,30 @@ P = 5
 class PTuningV2(torch.nn.Module):
     """As THUDM/P-tuning-v2's BertPrefixFor...: what the release trains."""
 
-    def __init__(self, outputs: int, head: str):
+    def __init__(self, outputs: int, head: str, hidden: int = 0):
         super().__init__()
         self.bert = transformers.BertModel(torch_bert.config())
         self.prefix_encoder = torch.nn.Module()
+        columns = LAYERS * 2 * WIDTH
         self.prefix_encoder.embedding = torch.nn.Embedding(
-            P, LAYERS * 2 * WIDTH
+            P, WIDTH if hidden else columns
         )
+        self.prefix_encoder.trans = torch.nn.Sequential()
+        if hidden:  # `prefix_projection`
+            self.prefix_encoder.trans.extend(
+                [
+                    torch.nn.Linear(WIDTH, hidden),
+                    torch.nn.Tanh(),
+                    torch.nn.Linear(hidden, columns),
+                ]
+            )
         self.head = head
         setattr(self, head, torch.nn.Linear(WIDTH, outputs))
 
     def forward(self, tokens, segments):
         batch = len(tokens)
         rows = self.prefix_encoder.embedding(torch.arange(P))
+        rows = self.prefix_encoder.trans(rows)
         rows = rows[None].expand(batch, -1, -1)
         rows = rows.view(batch, P, LAYERS * 2, HEADS, WIDTH // HEADS)
         pairs = rows.permute([2, 0, 3, 1, 4]).split(2)
@@ -481,10 +492,13 @@ def _checkpoint(folder: pathlib.Path, model: PTuningV2, **changes):
     return folder / "pytorch_model.bin"
 
 
-@pytest.mark.parametrize("head", ["classifier", "qa_outputs"])
-def test_panda(tmp_path, head):
+@pytest.mark.parametrize(
+    ("head", "hidden"),
+    [("classifier", 0), ("qa_outputs", 0), ("classifier", 9)],
+)
+def test_panda(tmp_path, head, hidden):
     torch.manual_seed(1)
-    model = PTuningV2(2, head).eval()
+    model = PTuningV2(2, head, hidden).eval()
     backbone = _of(model, tmp_path / "bert")
     # What old versions of transformers stored beside.
     positions = {"bert.embeddings.position_ids": torch.arange(64)[None]}
@@ -544,7 +558,17 @@ def test_panda_without_its_encoder(tmp_path, released, small_bert):
     [
         ({"prefix_encoder.embedding.weight": None}, "got the tensors"),
         ({"classifier.bias": None}, "expected .*classifier.bias"),
-        ({"prefix_encoder.trans.0.weight": torch.ones(1)}, "trans.0.weight"),
+        ({"prefix_encoder.trans.0.weight": torch.ones(1)}, "trans.2.bias"),
+        (
+            {
+                "prefix_encoder.embedding.weight": torch.ones(P, WIDTH),
+                "prefix_encoder.trans.0.weight": torch.ones(9, WIDTH),
+                "prefix_encoder.trans.0.bias": torch.ones(9),
+                "prefix_encoder.trans.2.weight": torch.ones(96, 8),
+                "prefix_encoder.trans.2.bias": torch.ones(96),
+            },
+            r"trans.2.weight' has shape \[96, 8\], expected \[96, 9\]",
+        ),
         ({"roberta.pooler.bias": torch.ones(1)}, "roberta.pooler.bias"),
         (
             {"prefix_encoder.embedding.weight": torch.ones(P, 64)},
