@@ -71,7 +71,7 @@ def change_whole(folder: pathlib.Path, change) -> tokenizers.Tokenizer:
 @pytest.fixture
 def whole(tmp_path) -> pathlib.Path:
     """A folder with `tokenizer.json` alone, as transformers writes it."""
-    made = transformers.BertTokenizer.from_pretrained(
+    made = transformers.BertTokenizerFast.from_pretrained(
         write_words(tmp_path / "words")
     )
     (tmp_path / "whole").mkdir()
@@ -88,7 +88,7 @@ def plain_ids(tokenizer: tokenizers.Tokenizer) -> list[list[int]]:
 def assert_as_transformers(folder: pathlib.Path) -> Tokenizer:
     """With special tokens, alone and in pairs."""
     ours = Tokenizer.from_folder(folder)
-    theirs = transformers.BertTokenizer.from_pretrained(folder)
+    theirs = transformers.BertTokenizerFast.from_pretrained(folder)
     ids = ours.encode(TEXTS)
     for i, text in enumerate(TEXTS):
         wanted = theirs(text)["input_ids"]
@@ -285,7 +285,9 @@ def test_a_setting_beside_tokenizer_json(whole, stated):
 
 def test_the_settings_of_transformers_berts_are_known():
     known = {name for each in STATED for name in each}
-    taken = inspect.signature(transformers.BertTokenizer.__init__).parameters
+    taken = inspect.signature(
+        transformers.BertTokenizerFast.__init__
+    ).parameters
     assert {*taken} - {"self", "vocab", "vocab_file", "kwargs"} - known == {
         "pad_token"  # by test_special_tokens_that_cannot_be
     }
@@ -468,7 +470,7 @@ def pieces(tmp_path_factory) -> pathlib.Path:
 
 def converted(pieces: pathlib.Path, folder: pathlib.Path, **given):
     """transformers' tokenizer, saved as `tokenizer.json` with settings."""
-    made = transformers.T5Tokenizer.from_pretrained(pieces, **given)
+    made = transformers.T5TokenizerFast.from_pretrained(pieces, **given)
     made.save_pretrained(folder)
     assert not (folder / "spiece.model").exists()
     return made
@@ -484,7 +486,7 @@ def only(pieces, tmp_path) -> pathlib.Path:
 def assert_as_t5(folder: pathlib.Path) -> TextTokenizer:
     ours = TextTokenizer.from_folder(folder)
     assert ours is not None
-    theirs = transformers.T5Tokenizer.from_pretrained(folder)
+    theirs = transformers.T5TokenizerFast.from_pretrained(folder)
     wanted = [theirs(text)["input_ids"] for text in T5_TEXTS]
     assert [[*ids, 1] for ids in ours.encode(T5_TEXTS)] == wanted
     return ours
@@ -494,7 +496,7 @@ def test_a_t5_with_tokenizer_json_alone(only, tmp_path):
     ours = assert_as_t5(only)
     assert (ours.pad_id, ours.eos_id, ours.unk_id) == (0, 1, 2)
     assert ours.vocab_size == len(
-        transformers.T5Tokenizer.from_pretrained(only)
+        transformers.T5TokenizerFast.from_pretrained(only)
     )
     text = "it was the quick brown fox"
     assert ours.written(text) == text
@@ -613,7 +615,7 @@ def test_a_t5_that_was_saved_with_settings(pieces, tmp_path, stated):
 
 def test_tokens_that_were_added_to_a_t5(only, pieces, tmp_path):
     """In its `tokenizer.json`, or stated beside it."""
-    made = transformers.T5Tokenizer.from_pretrained(only)
+    made = transformers.T5TokenizerFast.from_pretrained(only)
     made.add_tokens(["brown fox", "<new>"])
     made.save_pretrained(only)
     ours = assert_as_t5(only)
