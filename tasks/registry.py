@@ -28,7 +28,7 @@ import seqio
 import tensorflow as tf
 from panda_jax.tasks import features, sources, specs, views
 from panda_jax.tasks.spec import ALL_SPLITS, TaskSpec
-from panda_jax.tasks.vocabulary import WordPieceVocabulary
+from panda_jax.tasks.vocabulary import TextVocabulary, WordPieceVocabulary
 
 from panda_jax.data import answers, examples, task_metrics
 from panda_jax.data.text_tokenizer import TextTokenizer
@@ -177,6 +177,8 @@ def text_vocabulary(tokenizer: TextTokenizer | None) -> seqio.Vocabulary:
     if tokenizer is None:
         path = os.environ.get("PANDA_TEXT_VOCABULARY", T5_VOCABULARY)
         return seqio.SentencePieceVocabulary(path, extra_ids=100)
+    if tokenizer.inner is not None:
+        return TextVocabulary(tokenizer)
     if tokenizer.path is None:
         return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(str(tokenizer.path), extra_ids=100)

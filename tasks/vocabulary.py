@@ -1,4 +1,4 @@
-"""A SeqIO vocabulary over our WordPiece tokenizer.  Imports TensorFlow."""
+"""SeqIO vocabularies over our tokenizers.  Imports TensorFlow."""
 
 # TensorFlow's and SeqIO's own annotations are incomplete or too narrow.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -10,6 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.data.tokenizer import Tokenizer
 
 
@@ -20,17 +21,17 @@ class WordPieceVocabulary(seqio.Vocabulary):
     There is no end-of-sequence token: `[SEP]` is put by the packing step.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | TextTokenizer) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
 
     @property
-    def bos_id(self) -> int:
+    def bos_id(self) -> int | None:
         """The id of `[CLS]`."""
         return self.tokenizer.cls_id
 
     @property
-    def eos_id(self) -> None:
+    def eos_id(self) -> int | None:
         """None: decoding must not stop at the first `[SEP]` of a pair."""
         return None
 
@@ -89,6 +90,20 @@ class WordPieceVocabulary(seqio.Vocabulary):
     def __str__(self) -> str:
         tokenizer = self.tokenizer
         return (
-            f"WordPieceVocabulary(size={tokenizer.vocab_size}, "
+            f"{type(self).__name__}(size={tokenizer.vocab_size}, "
             f"fingerprint={tokenizer.fingerprint})"
         )
+
+
+class TextVocabulary(WordPieceVocabulary):
+    """The same of a text-to-text model's `tokenizer.json`, which has an end."""
+
+    @property
+    def bos_id(self) -> None:
+        """None: texts begin with their first piece."""
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        """The id of the end of sequence."""
+        return self.tokenizer.eos_id

@@ -22,6 +22,7 @@ import made_up_runs
 import msgpack
 import numpy as np
 import t5x_writing as writing
+import tokenizers
 from fuzzing_changes import Change
 from panda_jax.tasks import readers, specs, views
 
@@ -39,6 +40,7 @@ from panda_jax.experiments.report.results import read_results, warnings
 from panda_jax.interop import (
     hf,
     hf_bert,
+    hf_layouts,
     npy,
     panda_release,
     peft,
@@ -47,6 +49,7 @@ from panda_jax.interop import (
     tables,
     tensors,
     torch_files,
+    weights,
 )
 from panda_jax.io import writers
 from panda_jax.io.claims import Claims
@@ -121,6 +124,24 @@ def _write_backbones(root: pathlib.Path) -> None:
         hf.save(root / name, params_of(config), config)
 
 
+def _write_layouts(root: pathlib.Path) -> None:
+    """The BERT of a masked language model, by torch, in a chain of modules."""
+    place = root / "sentences" / hf_layouts.ENCODER
+    place.mkdir(parents=True)
+    hf.save(place, params_of(BERT), BERT)
+    (place / tensors.SINGLE).unlink()
+    named = tables.disassemble(params_of(BERT), hf_bert.bert_table(BERT))
+    named = {f"bert.{name}": x for name, x in named.items()}
+    named["cls.predictions.bias"] = _vectors(BERT.vocab_size)
+    (place / weights.TORCH_SINGLE).write_bytes(_torch(named))
+    modules = [
+        {"idx": 0, "path": place.name, "type": "x.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "x.Pooling"},
+    ]
+    text = json.dumps(modules)
+    (root / "sentences" / hf_layouts.MODULES).write_text(text)
+
+
 def _write_shards(root: pathlib.Path) -> None:
     """The BERT in two files."""
     _write_backbones(root)
@@ -153,6 +174,15 @@ def _write_tokenizers(root: pathlib.Path) -> None:
     write_json(words / "tokenizer_config.json", {"do_lower_case": True})
     (root / "whole").mkdir()
     Tokenizer.from_folder(words).save(root / "whole")
+    settings = {"do_lower_case": True, "cls_token": {"content": "[CLS]"}}
+    token = {"content": "1 day", "lstrip": True}
+    settings["added_tokens_decoder"] = {str(len(VOCABULARY)): token}
+    write_json(root / "whole" / "tokenizer_config.json", settings)
+    shutil.copytree(words, root / "old")
+    write_json(root / "old" / "special_tokens_map.json", {"sep_token": "[SEP]"})
+    added = {"1 day": len(VOCABULARY)}
+    write_json(root / "old" / "added_tokens.json", added)
+    write_json(root / "old" / hf_layouts.SENTENCES, {"do_lower_case": True})
 
 
 def _read_tokenizer(folder: pathlib.Path, seed: str) -> None:
@@ -186,6 +216,15 @@ def _write_pieces(root: pathlib.Path) -> None:
     (root / "pieces" / "spiece.model").write_bytes(model.getvalue())
     (root / "bytes").mkdir()
     TextTokenizer.of_bytes().save(root / "bytes")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581it", -1.0)]
+    whole = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    whole.decoder = tokenizers.decoders.Metaspace()
+    whole.add_special_tokens(["<extra_id_0>"])
+    (root / "whole").mkdir()
+    whole.save(str(root / "whole" / "tokenizer.json"))
+    settings = {"extra_ids": 1, "extra_special_tokens": ["<extra_id_0>"]}
+    write_json(root / "whole" / "tokenizer_config.json", settings)
 
 
 def _read_pieces(folder: pathlib.Path, seed: str) -> None:
@@ -708,6 +747,17 @@ def _all() -> list[Reader]:
             {tensors.INDEX: _JSON, "model-*": _SAFE},
             guarded=True,
             climb=_climb_shards,
+        ),
+        Reader(
+            "layouts",
+            _write_layouts,
+            lambda folder, _: hf.load(hf_layouts.locate(folder)),
+            {
+                hf_layouts.MODULES: _JSON,
+                hf_layouts.CONFIG: _JSON,
+                "*.bin": (changes.by_torch,),
+            },
+            guarded=True,
         ),
         Reader(
             "tokenizer",

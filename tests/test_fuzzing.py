@@ -15,7 +15,14 @@ from panda_jax.errors import UserError
 
 INPUTS = 25
 # Whose inputs take milliseconds, not less.
-SLOW = {"backbone": 10, "shards": 10, "t5x": 6, "orbax": 6, "gin": 10}
+SLOW = {
+    "backbone": 10,
+    "shards": 10,
+    "layouts": 10,
+    "t5x": 6,
+    "orbax": 6,
+    "gin": 10,
+}
 
 
 @pytest.mark.parametrize("name", READERS)

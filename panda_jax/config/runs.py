@@ -36,8 +36,8 @@ class Run:
         BackboneName,
         Group.RUN,
         "The pretrained model: an id such as minilm-l6, bert-base or t5-small, "
-        "a folder of Hugging Face's or T5X's format, or random:ID for random "
-        "weights.",
+        "a folder of Hugging Face's or T5X's format, org/name of the Hugging "
+        "Face hub, or random:ID for random weights.",
     ] = "minilm-l6"
     method: Annotated[
         registry.Method,

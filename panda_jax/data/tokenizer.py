@@ -6,18 +6,13 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
-from tokenizers import (
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-)
 
+from panda_jax.data import wordpiece
+from panda_jax.data.wordpiece import ROLES, SPECIALS
 from panda_jax.errors import UserError
-from panda_jax.interop.folders import inside, json_inside
 from panda_jax.io import files
 
 # Vocabularies have gaps; the library walks through them to write them down.
@@ -31,7 +26,6 @@ _SHOWS = (
     "tab\tnew\nline\u00a0hard\u200bzero\ufeff\u0000 ``quotes'' \u201ccurly",
     "[CLS] [MASK] [SEP] <s> </s> " + "x" * 120,
 )
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def truncated_lengths(a: int, b: int, budget: int) -> tuple[int, int]:
@@ -65,32 +59,45 @@ class Tokenizer:
         normalization): equal fingerprints give equal tokens.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, where: str) -> None:
-        """Wraps `inner`; `where` names its origin in error messages.
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        where: str,
+        roles: Mapping[str, str] = ROLES,
+    ) -> None:
+        """Wraps `inner`.
+
+        Args:
+          inner: of the library; texts are neither cut nor padded by it.
+          where: names its origin in error messages.
+          roles: the tokens that are put around texts, by what they are for.
 
         Raises:
           UserError: a special token is missing, or padding is not id 0.
         """
         inner.no_truncation()
         inner.no_padding()
-        found = {name: inner.token_to_id(name) for name in SPECIALS[:4]}
-        ids = {name: i for name, i in found.items() if i is not None}
-        missing = [name for name in found if name not in ids]
+        names = [roles[role] for role in ("pad", "unk", "cls", "sep")]
+        found = [inner.token_to_id(name) for name in names]
+        missing = [
+            name for name, i in zip(names, found, strict=True) if i is None
+        ]
         if missing:
             raise UserError(
                 f"{where} lacks the token {' and '.join(missing)}; expected a "
                 "BERT WordPiece vocabulary with [PAD], [UNK], [CLS] and [SEP]."
             )
-        if ids["[PAD]"] != 0:
+        if found[0] != 0:
             raise UserError(
-                f"{where} gives [PAD] the id {ids['[PAD]']}, expected 0: "
+                f"{where} gives {names[0]} the id {found[0]}, expected 0: "
                 "batches are padded with zeros."
             )
         self._inner = inner
-        self.pad_id = ids["[PAD]"]
-        self.unk_id = ids["[UNK]"]
-        self.cls_id = ids["[CLS]"]
-        self.sep_id = ids["[SEP]"]
+        self._roles = dict(roles)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
+            i for i in found if i is not None
+        )
         # Ids may have gaps, and the highest needs an embedding.
         known = inner.get_vocab().values()
         self.vocab_size = max(known) + 1
@@ -107,39 +114,15 @@ class Tokenizer:
     def from_folder(cls, path: files.PathLike) -> "Tokenizer":
         """Reads a Hugging Face folder: `tokenizer.json`, else `vocab.txt`.
 
-        With `vocab.txt`, `do_lower_case` comes from `tokenizer_config.json`
-        (default true).
+        What `tokenizer_config.json` and its like say is honoured as
+        transformers honours it (`wordpiece`).
 
         Raises:
-          UserError: neither file is there, or one is broken.
+          UserError: neither file is there, one is broken, or a setting would
+            make other ids than are made here; by name.
         """
-        folder = pathlib.Path(path)
-        whole = inside(folder, "tokenizer.json")
-        words = inside(folder, "vocab.txt")
-        if whole.is_file():
-            text = _read_text(whole)
-            try:
-                inner = tokenizers.Tokenizer.from_str(text)
-                inner.encode("Is this known: \u2603?")  # some fail only now
-            except Exception as error:  # the library raises bare Exception
-                raise UserError(
-                    f"The tokenizer file '{whole}' is broken: {error}. Copy "
-                    "it again from the model it belongs to."
-                ) from None
-            return cls(inner, where=f"The tokenizer file '{whole}'")
-        if not words.is_file():
-            raise UserError(
-                f"No tokenizer in '{folder}': expected 'tokenizer.json' or "
-                "'vocab.txt' there, as Hugging Face ships them."
-            )
-        lines = _read_text(words).split("\n")
-        vocabulary = [line.rstrip("\r") for line in lines]
-        while vocabulary and not vocabulary[-1]:
-            vocabulary.pop()
-        return cls(
-            _wordpiece(vocabulary, lowercase=_lowercase(folder)),
-            where=f"The vocabulary file '{words}'",
-        )
+        inner, roles, where = wordpiece.read(pathlib.Path(path))
+        return cls(inner, where=where, roles=roles)
 
     @classmethod
     def builtin(cls) -> "Tokenizer":
@@ -159,8 +142,20 @@ class Tokenizer:
         newer `tokenizers` may write the same rules in other words.
         """
         known = sorted(self._inner.get_vocab().items())
-        about = json.dumps([known, self.encode(_SHOWS)])
-        return hashlib.sha256(about.encode()).hexdigest()[:16]
+        about = [known, self.encode(_SHOWS)]
+        unusual = self._unusual()
+        if unusual:
+            about.append(unusual)
+        text = json.dumps(about)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _unusual(self) -> dict[str, object]:
+        """What the texts may not show, where it is not as in a BERT."""
+        found = wordpiece.unusual(self._inner)
+        roles = {k: self._roles[k] for k in ("pad", "unk", "cls", "sep")}
+        if any(ROLES[role] != token for role, token in roles.items()):
+            found["roles"] = roles
+        return found
 
     @property
     def empty_ids(self) -> list[int]:
@@ -171,8 +166,12 @@ class Tokenizer:
     def word_ids(self) -> list[int]:
         """Ids of words and their pieces: neither special nor `[unused9]`."""
         pieces = self._inner.get_vocab().items()
+        added = self._inner.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
         return sorted(
-            i for piece, i in pieces if not re.fullmatch(r"\[\w+\]", piece)
+            i
+            for piece, i in pieces
+            if i not in special and not re.fullmatch(r"\[\w+\]", piece)
         )
 
     def save(self, folder: files.PathLike) -> None:
@@ -256,41 +255,5 @@ def _builtin() -> Tokenizer:
     shown = string.digits + string.ascii_lowercase + string.punctuation
     pieces = [*SPECIALS, *shown, *(f"##{c}" for c in shown)]
     vocabulary = list(dict.fromkeys([*pieces, *lexicon.words()]))
-    inner = _wordpiece(vocabulary, lowercase=True)
+    inner = wordpiece.of_pieces(vocabulary)
     return Tokenizer(inner, where="The built-in vocabulary")
-
-
-def _wordpiece(
-    vocabulary: Sequence[str], *, lowercase: bool
-) -> tokenizers.Tokenizer:
-    """BERT's tokenizer over `vocabulary`, one piece an id."""
-    ids = {piece: i for i, piece in enumerate(vocabulary)}
-    inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece(prefix="##")
-    inner.add_special_tokens([name for name in SPECIALS if name in ids])
-    return inner
-
-
-def _lowercase(folder: pathlib.Path) -> bool:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return True
-    config = json_inside(folder, path.name, what="tokenizer configuration")
-    value = config.get("do_lower_case", True)
-    if not isinstance(value, bool):
-        raise UserError(
-            f"The tokenizer configuration '{path}' has do_lower_case "
-            f"{json.dumps(value)}, expected true or false."
-        )
-    return value
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The tokenizer file '{path}' cannot be read: {error}."
-        ) from None

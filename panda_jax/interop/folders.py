@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from panda_jax.errors import UserError
 from panda_jax.io.files import read_json
@@ -10,13 +11,22 @@ from panda_jax.io.files import read_json
 # thousand arrays.  Parsing may take twenty times as much memory.
 _MOST_JSON = 1 << 22
 _MOST_HIDDEN = 1 << 16
+# The hub's cache: models--ORG--NAME/snapshots/REVISION has links to files in
+# models--ORG--NAME/blobs, some of which huggingface_hub 2.4 and later make
+# links to a store of the whole cache, CACHE/blobs/HH/HASH.
+_MODEL = "models--"
+_SNAPSHOTS, _BLOBS, _MAIN = "snapshots", "blobs", "refs/main"
+_STORE_MARK = ".huggingface-shared-blobs"
+_STORED = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     """The path of a file or folder that a foreign folder names.
 
     Links may lead elsewhere in the folder, and from a snapshot of the Hugging
-    Face hub's cache to the `blobs` beside it, where the hub keeps the files.
+    Face hub's cache to where the hub keeps its files.  Which that is follows
+    from where the folder lies, not from how it is spelt: links to a snapshot
+    are snapshots.
 
     Raises:
       UserError: the name is absolute, climbs with `..`, or is a link that
@@ -29,15 +39,12 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
             f"{str(folder)!r} names the path {name[:200]!r}, expected a name "
             "inside the folder. Do not use this folder."
         )
-    roots = [folder]
-    if folder.parent.name == "snapshots":
-        roots.append(folder.parent.parent / "blobs")
     try:
         path = folder / name
         if len(parts) == 1 and path.is_file() and not path.is_symlink():
             return path
-        target = path.resolve()
-        within = any(target.is_relative_to(root.resolve()) for root in roots)
+        target, root = path.resolve(), folder.resolve()
+        within = target.is_relative_to(root) or _is_blob(target, root)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{str(folder)!r} names the path {name[:200]!r}, which cannot be "
@@ -49,6 +56,50 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
             "its place."
         )
     return path
+
+
+def snapshot(folder: pathlib.Path) -> pathlib.Path:
+    """A model's folder in the hub's cache -> its snapshot of `main`.
+
+    Any other folder is returned as it is.
+
+    Raises:
+      UserError: `refs/main` names no snapshot that is there.
+    """
+    place = folder.resolve()
+    if not place.name.startswith(_MODEL) or not (place / _SNAPSHOTS).is_dir():
+        return folder
+    there = sorted(path.name for path in (place / _SNAPSHOTS).iterdir())
+    try:
+        found = inside(place, _MAIN).read_text(errors="replace").strip()
+    except OSError:
+        # Fetched by a commit's hash: nothing says which is the main one.
+        found = there[0] if len(there) == 1 else ""
+    if found not in there:
+        raise UserError(
+            f"{str(folder)!r} is a model in the hub's cache; its {_MAIN} names "
+            f"the snapshot {found[:80]!r}, there are {there[:5]}. Give the "
+            "folder of one snapshot, or fetch the model again."
+        )
+    return place / _SNAPSHOTS / found
+
+
+def _is_blob(target: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether the hub keeps a file of a snapshot there; both are resolved."""
+    for place in (root, *root.parents):
+        model = place.parent.parent
+        if place.parent.name == _SNAPSHOTS and model.name.startswith(_MODEL):
+            break
+    else:
+        return False
+    store = model.parent / _BLOBS
+    if target.is_relative_to(model / _BLOBS):
+        return True
+    return (
+        target.is_relative_to(store)
+        and _STORED.fullmatch(target.relative_to(store).as_posix()) is not None
+        and (store / _STORE_MARK).is_file()
+    )
 
 
 def json_inside(

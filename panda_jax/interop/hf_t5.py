@@ -53,6 +53,9 @@ _COPIES = {
     "encoder.embed_tokens.weight": EMBEDDING,
     "decoder.embed_tokens.weight": EMBEDDING,
 }
+# In classes with a head on top the model is a part; those heads are left.
+_PART = "transformer."
+_HEADS = re.compile(r"(classification_head|classifier|qa_outputs)\..*")
 _FORWARD = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -189,18 +192,54 @@ def t5_json(config: T5Config) -> dict[str, Any]:
     }
 
 
-def with_head(
-    tensors: Mapping[str, Any], raw: Mapping[str, Any]
+def encoder_decoder(
+    tensors: Mapping[str, Any],
+    raw: Mapping[str, Any],
+    config: T5Config,
+    *,
+    path: str,
 ) -> dict[str, Any]:
-    """Brings the head that a file leaves out, being the embeddings unscaled.
+    """The tensors of a file as T5ForConditionalGeneration names them.
 
-    Only transformers 5 writes such files; in others a head that is missing is
-    missing.
+    What is tied may be there under any of its names.  A head may be missing
+    too, being the embeddings unscaled, where transformers 5 has written the
+    file; in others a head that is missing is missing.
+
+    Args:
+      tensors: of the file.
+      raw: its `config.json`.
+      config: made of that.
+      path: of the folder, for messages.
+
+    Raises:
+      UserError: the file holds no decoder.
     """
-    left_out = LOGITS not in tensors and EMBEDDING in tensors
+    found = {
+        name.removeprefix(_PART): tensor
+        for name, tensor in tensors.items()
+        if not _HEADS.fullmatch(name)
+    }
+    stacks = {name.partition(".")[0] for name in found}
+    if "encoder" in stacks and "decoder" not in stacks:
+        made = (raw.get("architectures") or ["T5EncoderModel"])[0]
+        raise UserError(
+            f"{path}: the weights are an encoder's alone ({made}). A T5 "
+            "answers by writing, which needs its decoder too: save "
+            "T5ForConditionalGeneration, or T5Model, of the same model."
+        )
+    tied = config.tied or raw.get("tie_word_embeddings", True) is True
+    known = (*_COPIES, *((LOGITS,) if tied and _is_t5(raw) else ()))
+    one = next((name for name in known if name in found), None)
+    if EMBEDDING not in found and one is not None:
+        found[EMBEDDING] = found[one]
+    left_out = LOGITS not in found and EMBEDDING in found
     if raw.get("scale_decoder_outputs") is False and left_out:
-        return {**tensors, LOGITS: tensors[EMBEDDING]}
-    return dict(tensors)
+        found[LOGITS] = found[EMBEDDING]
+    return found
+
+
+def _is_t5(raw: Mapping[str, Any]) -> bool:
+    return raw.get("model_type") == "t5"
 
 
 def t5_params(

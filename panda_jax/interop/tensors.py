@@ -10,7 +10,6 @@ import numpy as np
 import safetensors.numpy
 
 from panda_jax.errors import StorageError, UserError
-from panda_jax.interop.folders import inside, json_inside
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,59 +62,6 @@ def read(path: pathlib.Path, *, fix: str) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def read_folder(folder: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of a Hugging Face folder, in one file or in shards.
-
-    Nothing but headers is read before a tensor is asked for.
-
-    Raises:
-      UserError: no weights, a damaged file, or an index that names a file
-        outside the folder or disagrees with what the files hold.
-    """
-    fix = "download it again"
-    if (folder / SINGLE).is_file():
-        return _header(inside(folder, SINGLE), fix=fix)
-    if not (folder / INDEX).is_file():
-        pickle = next(folder.glob("pytorch_model*.bin"), None)
-        raise UserError(
-            f"The weights file {str(folder / SINGLE)!r} does not exist, nor "
-            f"{INDEX}. "
-            + (
-                f"{pickle.name} is a pickle, which is never loaded here: save "
-                "the model again with a transformers that writes safetensors."
-                if pickle
-                else "Expected a Hugging Face folder with config.json, "
-                "safetensors weights and the tokenizer's files."
-            )
-        )
-    index = folder / INDEX
-    placed = json_inside(folder, INDEX, what="index").get("weight_map")
-    if not isinstance(placed, dict) or not all(
-        isinstance(file, str) for file in placed.values()
-    ):
-        raise UserError(
-            f"{str(index)!r} holds no weight_map of tensor to file: {fix}."
-        )
-    tensors: dict[str, Stored] = {}
-    for shard in sorted(set(placed.values())):
-        path = inside(folder, shard)
-        if path.suffix != ".safetensors" or not path.is_file():
-            raise UserError(
-                f"{str(index)!r} names the file {shard!r}, which is no "
-                f"safetensors file in the folder: {fix}."
-            )
-        named = {name for name, file in placed.items() if file == shard}
-        held = _header(path, fix=fix)
-        if named != held.keys():
-            raise UserError(
-                f"{str(path)!r} and {INDEX} disagree. Only the index has "
-                f"{sorted(named - held.keys())[:5]}, only the file has "
-                f"{sorted(held.keys() - named)[:5]}: {fix}."
-            )
-        tensors |= held
-    return tensors
-
-
 def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file as torch's, each array as it reads, whatever its strides.
 
@@ -139,8 +85,12 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         ) from None
 
 
-def _header(path: pathlib.Path, *, fix: str) -> dict[str, Stored]:
-    """The tensors of one file by name, none read."""
+def header(path: pathlib.Path, *, fix: str) -> dict[str, Stored]:
+    """The tensors of one file by name, none read.
+
+    Raises:
+      UserError: as `read`, with the folder's name.
+    """
     try:
         file = _open(path, fix=fix)
         with _damage(path, fix=fix):

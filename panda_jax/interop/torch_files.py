@@ -10,13 +10,15 @@ import pathlib
 import re
 import struct
 import zipfile
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from panda_jax.errors import UserError
 from panda_jax.interop import torch_pickle
+from panda_jax.interop.tensors import Stored
 from panda_jax.interop.torch_pickle import Tensor
 from panda_jax.io.files import PathLike
 
@@ -56,9 +58,40 @@ def read(path: PathLike) -> dict[str, np.ndarray]:
         its pickle asks for more than tensors.  Nothing is executed either way,
         and little more memory taken than the file has bytes.
     """
-    path = pathlib.Path(path)
+    return _refusing(pathlib.Path(path), _read)
+
+
+def header(path: pathlib.Path) -> dict[str, Stored]:
+    """As `read`, but no numbers are read before an array is asked for.
+
+    Raises:
+      UserError: as `read`; what is wrong with a tensor when it is asked for.
+    """
+
+    def stored(name: str, tensor: Tensor) -> Stored:
+        def one(path: pathlib.Path) -> np.ndarray:
+            with zipfile.ZipFile(path) as archive:
+                size = path.stat().st_size
+                records = _records(archive, size)
+                data = _storages(archive, records, [tensor])
+            return _array(name, tensor, data[tensor.storage.key])
+
+        shape = tensor.shape if _naturals(tensor.shape) else ()
+        return Stored(shape, tensor.storage.dtype, lambda: _refusing(path, one))
+
+    described = _refusing(path, _described)
+    return {name: stored(name, tensor) for name, tensor in described.items()}
+
+
+Found = TypeVar("Found")
+
+
+def _refusing(
+    path: pathlib.Path, reader: Callable[[pathlib.Path], Found]
+) -> Found:
+    """What a reader makes of a file; its errors name the file."""
     try:
-        return _read(path)
+        return reader(path)
     except UserError as error:
         reason = str(error)
     except _DAMAGED as error:
@@ -68,6 +101,18 @@ def read(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    tensors = _described(path)
+    with zipfile.ZipFile(path) as archive:
+        records = _records(archive, path.stat().st_size)
+        storages = _storages(archive, records, tensors.values())
+    return {
+        name: _array(name, tensor, storages[tensor.storage.key])
+        for name, tensor in tensors.items()
+    }
+
+
+def _described(path: pathlib.Path) -> dict[str, Tensor]:
+    """What tensors there are; their numbers are not read."""
     if not path.is_file():
         raise UserError("there is no such file")
     size = path.stat().st_size
@@ -95,17 +140,22 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"expected at most {_MAX_PICKLE}"
             )
         value = torch_pickle.load(archive.read(records["data.pkl"]))
-        tensors = _tensors(value)
-        storages = {t.storage.key: b"" for t in tensors.values()}
-        for key in storages:
-            # A key is never a path: it only ever names a record.
-            if not re.fullmatch(r"\d+", key) or f"data/{key}" not in records:
-                raise UserError(f"it has no record for the storage {key!r}")
-            storages[key] = archive.read(records[f"data/{key}"])
-    return {
-        name: _array(name, tensor, storages[tensor.storage.key])
-        for name, tensor in tensors.items()
-    }
+    return _tensors(value)
+
+
+def _storages(
+    archive: zipfile.ZipFile,
+    records: dict[str, zipfile.ZipInfo],
+    tensors: Iterable[Tensor],
+) -> dict[str, bytes]:
+    """The bytes of each storage that these tensors are views of."""
+    storages = {tensor.storage.key: b"" for tensor in tensors}
+    for key in storages:
+        # A key is never a path: it only ever names a record.
+        if not re.fullmatch(r"\d+", key) or f"data/{key}" not in records:
+            raise UserError(f"it has no record for the storage {key!r}")
+        storages[key] = archive.read(records[f"data/{key}"])
+    return storages
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -23,6 +23,8 @@ class BertConfig:
 
     Attributes:
       types: of segments.
+      pooler: whether there is a dense layer between the first position's
+        output and what a head reads; some encoders come without one.
       dtype: of the computation.
       remat: whether the backward pass computes each layer's inside again.
       unroll: whether layers are compiled one by one, in place of a loop. What
@@ -41,6 +43,7 @@ class BertConfig:
     attention_dropout: float = 0.1
     epsilon: float = 1e-12
     activation: str = "gelu"
+    pooler: bool = True
     dtype: str = "float32"
     remat: bool = False
     unroll: bool = False
@@ -184,11 +187,13 @@ class Encoder(nn.Module):
         x, (neurons, means) = stack(c, self.train, name="layers")(
             x, prefixes, bias, text, probe
         )
-        pooled = jnp.tanh(
-            layers.Dense(c.width, ("embed", "pooled"), dtype, name="pooler")(
-                x[:, 0]
+        if c.pooler:
+            pooler = layers.Dense(
+                c.width, ("embed", "pooled"), dtype, name="pooler"
             )
-        )
+            pooled = jnp.tanh(pooler(x[:, 0]))
+        else:
+            pooled = x[:, x.shape[1] - tokens.shape[1]]
         return {
             "hidden": x,
             "pooled": pooled,
@@ -212,7 +217,9 @@ def apply(
 
     With a shallow prompt the pooler reads position 0, which is then the first
     prompt vector: PEFT's PROMPT_TUNING puts the prompt before `[CLS]` and
-    leaves BERT's pooler as it is, and a prompt must mean the same here.
+    leaves BERT's pooler as it is, and a prompt must mean the same here.  A
+    backbone without a pooler is read at its first token, `[CLS]`, whatever
+    stands before it.
 
     Args:
       params: the backbone's parameters, as `init` shapes them.

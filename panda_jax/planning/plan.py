@@ -19,6 +19,7 @@ from panda_jax.parallel.sharding import AXES, Partitioner
 from panda_jax.planning import chips, hlo
 from panda_jax.planning.abstract import Elsewhere, Outline
 from panda_jax.planning.chips import Topology
+from panda_jax.store import backbones, hub
 from panda_jax.training import lane_memory
 
 # Compilations of a search, and lanes a device group beyond which it ends.
@@ -125,14 +126,13 @@ def _chunk(
 
 
 def sizes(name: str) -> Config:
-    """The sizes of a backbone: of the zoo, or of a Hugging Face folder.
+    """The sizes of a backbone: of the zoo, a Hugging Face folder or the hub.
 
     Raises:
-      UserError: it is neither.
+      UserError: it is none of them.
     """
-    folder = pathlib.Path(name).expanduser()
-    if folder.is_dir():
-        return hf.sizes(folder)
+    if pathlib.Path(name).expanduser().is_dir() or hub.is_name(name):
+        return hf.sizes(backbones.folder_of(name))
     return models.config(name.removeprefix("random:"))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import warnings
 import zlib
 
 import flax.linen as nn
@@ -18,9 +19,10 @@ from panda_jax.config.runs import backbone_name
 from panda_jax.data.text_tokenizer import SENTENCEPIECE_FILE, TextTokenizer
 from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError, unknown_name
-from panda_jax.interop import hf, t5x, t5x_files
-from panda_jax.models import Config
+from panda_jax.interop import hf, hf_layouts, t5x, t5x_files
+from panda_jax.models import BertConfig, Config
 from panda_jax.models.trees import content_hash
+from panda_jax.store import hub
 from panda_jax.types import Params
 
 MINILM = "minilm-l6"
@@ -130,9 +132,10 @@ def load_backbone(name: str, *, dtype: str | None = None) -> Backbone:
 
     Args:
       name: `minilm-l6`, `random:NAME` for a name of the zoo, or a Hugging
-        Face folder (config.json, model.safetensors or its shards, and
-        tokenizer.json, vocab.txt or spiece.model), or a T5X checkpoint folder
-        (with spiece.model beside it, or in PANDA_TEXT_VOCABULARY).
+        Face folder (config.json, weights, and tokenizer.json, vocab.txt or
+        spiece.model), also as SentenceTransformers or the hub's cache lay it
+        out; `org/name` of the hub; or a T5X checkpoint folder (with
+        spiece.model beside it, or in PANDA_TEXT_VOCABULARY).
       dtype: of the frozen weights and the computation, `"float32"` or
         `"bfloat16"`; by default bfloat16 on accelerators, float32 on CPU.
         Prompts, softmax and optimizer stay fp32 either way.
@@ -150,7 +153,7 @@ def load_backbone(name: str, *, dtype: str | None = None) -> Backbone:
     if name.startswith("random:"):
         backbone = random_backbone(name.removeprefix("random:"))
     else:
-        backbone = _from_folder(name, _folder(name))
+        backbone = _from_folder(name, folder_of(name))
     return dataclasses.replace(
         backbone,
         config=dataclasses.replace(backbone.config, dtype=dtype),
@@ -169,16 +172,22 @@ def check_here(name: str) -> None:
     if name.startswith("random:"):
         models.config(name.removeprefix("random:"))
     else:
-        _folder(name)
+        folder_of(name)
 
 
-def _folder(name: str) -> pathlib.Path:
-    """The Hugging Face folder that a name or path stands for."""
+def folder_of(name: str) -> pathlib.Path:
+    """The folder with the files that a name or path stands for.
+
+    Raises:
+      UserError: there is none, or none can be fetched.
+    """
     if name == MINILM:
         return minilm_folder()
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return hf_layouts.locate(folder)
+    if hub.is_name(name):
+        return hub.fetch(name)
     if os.sep in name:
         raise UserError(
             f"The backbone folder {name!r} does not exist (seen from "
@@ -208,6 +217,13 @@ def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
             f"{str(folder)!r} is no backbone: expected {hf.CONFIG} (a Hugging "
             "Face folder) or a T5X checkpoint in it."
         )
+    if isinstance(config, BertConfig) and not config.pooler:
+        warnings.warn(
+            f"Backbone {name!r} has no pooler: a head of whole texts reads the "
+            "last layer at the first token.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     tokenizer: Tokenizer | TextTokenizer
     if models.is_text_to_text(config):
         tokenizer = _text_tokenizer(folder)
@@ -219,14 +235,15 @@ def _from_folder(name: str, folder: pathlib.Path) -> Backbone:
             f"pieces, the weights have {config.vocab_size} embeddings. The "
             "two are not of one model."
         )
-    packaged = name == MINILM
+    # Found by the same name from everywhere.
+    named = name == MINILM or not pathlib.Path(name).expanduser().is_dir()
     return Backbone(
         id=backbone_name(name),
         config=config,
         params=params,
         tokenizer=tokenizer,
         fingerprint=content_hash(params),
-        folder=None if packaged else str(folder.resolve()),
+        folder=None if named else str(folder.resolve()),
     )
 
 

@@ -531,20 +531,6 @@ def test_shards_hold_the_same_model(model, tmp_path):
             np.testing.assert_array_equal(value, flatten(one)[path])
 
 
-def test_a_snapshot_of_the_hubs_cache_is_links_to_blobs(folder, tmp_path):
-    snapshot = tmp_path / "models--x" / "snapshots" / "abc"
-    blobs = tmp_path / "models--x" / "blobs"
-    snapshot.mkdir(parents=True)
-    shutil.copytree(folder, blobs)
-    for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
-    assert hf.load(snapshot)[1].gated
-    # Elsewhere the same links lead out.
-    moved = snapshot.parent.rename(tmp_path / "models--x" / "other") / "abc"
-    with pytest.raises(UserError, match="link to outside"):
-        hf.load(moved)
-
-
 def test_the_other_kind_is_refused_by_the_loader_of_one(folder, tmp_path):
     with pytest.raises(UserError, match="'t5', expected 'bert'"):
         hf.load_bert(folder)
@@ -556,7 +542,7 @@ def test_the_other_kind_is_refused_by_the_loader_of_one(folder, tmp_path):
 def test_a_folder_without_weights(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match="pytorch_model.bin is a pickle"):
+    with pytest.raises(UserError, match="it is no archive of torch.save"):
         hf.load(folder)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="does not exist, nor model.safetens"):
