@@ -2,13 +2,24 @@
 
 import json
 import re
+import types
+import typing
 
+import numpy as np
 import pytest
 from command_line import mistake
-from panda_jax.tasks import own, sources, specs, tables, views
+from panda_jax.tasks import (
+    encoding,
+    own,
+    sources,
+    specs,
+    unanswered,
+    views,
+)
 
 import panda_jax as pj
 from panda_jax import cli
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 
 SMALL = [
@@ -104,7 +115,14 @@ FILES = {
         "tags",
         ("PER",),
     ),
+    "bio.conll": (
+        "\n".join(f"Ida B-PER\nmet O\nPer{n} B-PER\n" for n in range(20)),
+        ["--text=0", "--label=1"],
+        "tags",
+        ("PER",),
+    ),
 }
+COUNTS = {"quotes.csv": 24, "scores.csv": 30, "bio.conll": 20}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -125,12 +143,9 @@ def test_by_the_command_line_alone(name, tmp_path, capsys, monkeypatch):
         split: sources.find(spec).rows(split)
         for split in ("train", "validation")
     }
-    total = len(text.strip().splitlines()) if kind != "x" else 0
+    total = COUNTS.get(name, len(text.strip().splitlines()))
     if name == "quotes.csv":
-        total = 24
         assert rows["train"][0]["review"].count("\n") == 1
-    elif name == "scores.csv":
-        total = 30
     assert len(rows["train"]) + len(rows["validation"]) == total
     assert 0.1 < len(rows["validation"]) / total < 0.35
     capsys.readouterr()
@@ -144,24 +159,32 @@ def test_by_the_command_line_alone(name, tmp_path, capsys, monkeypatch):
         == 0
     ), capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["examples"] == total
-    new = dict(tables.read(name, header=name != "bare.tsv")[0][1])
-    (tmp_path / "new.jsonl").write_text(json.dumps(new) + "\n")
     own._ROWS.clear()
     specs._SPECS.pop(task)
     assert (
         cli.main(
-            ["predict", "--prompt=run", "--input=new.jsonl", "--out_dir=said"]
+            [
+                "predict",
+                "--prompt=run",
+                f"--input={name}",
+                "--output=said.jsonl",
+            ]
         )
         == 0
     ), capsys.readouterr().err
-    (line,) = (tmp_path / "said/predictions.jsonl").read_text().splitlines()
-    found = json.loads(line)["prediction"]
-    if kind == "classification":
-        assert found in labels
-    elif kind == "tags":
-        assert len(found) == 4
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert len(lines) == total
+    found = json.loads(lines[-1])
+    if name == "quotes.csv":
+        assert found["id"] == f"{total - 1}"
     else:
-        assert isinstance(found, float)
+        assert found["row"] == total - 1
+    if kind == "classification":
+        assert found["prediction"] in labels
+    elif kind == "tags":
+        assert len(found["prediction"]) == (3 if name == "bio.conll" else 4)
+    else:
+        assert isinstance(found["prediction"], float)
 
 
 GOOD = 'text,label\n"a b",x\n"c d",y\n'
@@ -197,7 +220,7 @@ BROKEN = {
     ),
     "tags for other words": (
         "t.jsonl", '{"text": ["a"], "label": ["O", "O"]}\n' * 2, [],
-        "line 1.*'tags'.*a list of 1",
+        "line 1.*'label'.*a list of 1",
     ),
     "the name of a task that is there": (
         "t.csv", GOOD, ["--task=cb"], "'cb' is a task that is there already",
@@ -234,17 +257,76 @@ def test_flags_without_rows(capsys):
     assert "give --train_file" in said
 
 
-def test_the_same_rows_in_memory_and_in_a_file(tmp_path):
+class Frame:
+    """Rows as pandas gives them."""
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, list(rows[0])
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return [{k: np.array(v)[()] for k, v in r.items()} for r in self.rows]
+
+
+class Dataset(list):
+    """Rows as `datasets` gives them: classes as numbers, with their names."""
+
+    features: typing.ClassVar = {
+        "verdict": types.SimpleNamespace(names=["yes", "no"])
+    }
+
+    def __init__(self, rows):
+        super().__init__(
+            {**row, "verdict": ["yes", "no"].index(row["verdict"])}
+            for row in rows
+        )
+
+
+def of_pandas(rows, folder):
     pandas = pytest.importorskip("pandas")
+    return pandas.read_csv(folder / "a.csv")
+
+
+def of_datasets(rows, folder):
+    datasets = pytest.importorskip("datasets")
+    found = datasets.Dataset.from_list(rows)
+    names = datasets.ClassLabel(names=["yes", "no"])
+    return found.cast_column("verdict", names)
+
+
+GIVEN = {
+    "rows": lambda rows, folder: rows,
+    "a file": lambda rows, folder: folder / "a.csv",
+    "like pandas": lambda rows, folder: Frame(rows),
+    "like datasets": lambda rows, folder: Dataset(rows),
+    "pandas": of_pandas,
+    "datasets": of_datasets,
+}
+
+
+@pytest.mark.parametrize("how", GIVEN)
+def test_the_same_tokens_from_memory_and_from_a_file(how, tmp_path):
     rows = reviews()
     (tmp_path / "a.csv").write_text(as_csv(rows))
-    found = []
-    for given in (rows, pandas.DataFrame(rows), tmp_path / "a.csv"):
+    tokens = []
+    for given in (tmp_path / "a.csv", GIVEN[how](rows, tmp_path)):
         spec = own.add(
             {"train": given}, text="review", label="verdict", name="mine"
         )
-        found.append(sources.find(spec).fingerprint("train"))
-    assert len(set(found)) == 1
+        found = [
+            encoding.encode(
+                spec,
+                sources.find(spec).rows(split),
+                tokenizer=Tokenizer.builtin(),
+                max_length=32,
+            )
+            for split in ("train", "validation")
+        ]
+        tokens.append(found)
+        said = unanswered.read(spec, given)
+        # A CSV can but spell numbers.
+        found += [(each.row["review"], str(each.key["id"])) for each in said]
+    assert tokens[0] == tokens[1]
 
 
 def test_a_fifth_is_carved_out_by_label_and_always_the_same():
