@@ -225,16 +225,22 @@ def _json(file: File) -> Rows:
 
 
 def _csv(file: File, header: bool) -> Rows:
-    lines = csv.reader(io.StringIO(readers_flat.text(file), newline=""))
+    text = readers_flat.text(file)
+    # Strict, or a quote left open takes the rest of the file for a cell.
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     cells, begin = [], 1
+    # Python's own limit is 128 KiB a cell; texts may be longer.
+    limit = csv.field_size_limit(len(text) + 1)
     try:
         for row in lines:
             if row:
                 cells.append((begin, row))
             begin = lines.line_num + 1
     except csv.Error as error:
-        place = Place(str(file), lines.line_num)
+        place = Place(str(file), begin)
         raise place.fault("(whole line)", str(error), "CSV") from None
+    finally:
+        csv.field_size_limit(limit)
     return _named(file, cells, header)
 
 

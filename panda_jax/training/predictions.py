@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ _MOST_WRITTEN = 62
 
 def predict(
     prompt: PathLike | StoredPrompt,
-    rows: Iterable[Mapping[str, Any]] | PathLike,
+    rows: Any,
     *,
     task: str | None = None,
     backbone: Backbone | str | None = None,

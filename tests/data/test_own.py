@@ -196,7 +196,10 @@ BROKEN = {
     "a header alone": ("t.csv", "text,label\n", [], "no rows"),
     "too few cells": ("t.csv", GOOD + "z\n", [], "line 4.*2 columns, not 1"),
     "too many cells": ("t.csv", GOOD + "a,b,c\n", [], "line 4.*not 3"),
-    "a quote left open": ("t.csv", GOOD + '"a,b\nc', [], "line [45]"),
+    "a quote left open": ("t.csv", GOOD + '"a,b\nc', [], "line 4.*CSV"),
+    "a quote in the wrong place": (
+        "t.csv", GOOD + '"a" b,x\n', [], "line 4.*CSV",
+    ),
     "a column twice": ("t.csv", "text,text\na,b\n", [], "line 1.*each once"),
     "no such text": ("t.csv", GOOD, ["--text=body"], "line 2.*'body'.*text"),
     "no such label": ("t.csv", GOOD, ["--label=y"], "line 2.*'y'.*text, la"),
@@ -248,6 +251,72 @@ def test_broken_files_end_in_one_message(what, tmp_path, capsys, monkeypatch):
     if "line" in words:
         assert name in said
     assert not (tmp_path / "runs").exists()
+
+
+ROWS = [{"t": f"a {n}", "u": ["x", "y"], "y": n % 2} for n in range(4)]
+# Rows, how they are named, what the message says.
+IN_MEMORY = {
+    "no rows at all": (None, {}, "No rows are given"),
+    "rows that are none": ([], {}, "the train rows has no rows"),
+    "a table of columns": ({"t": ["a"]}, {}, "is of type dict, expected rows"),
+    "a row that is none": ([ROWS[0], 3], {}, "row 2, field '.whole row.'"),
+    "an unknown kind": (ROWS, {"kind": "span"}, "kind is 'span', expected cl"),
+    "tags of two texts": (
+        [{"t": ["a"], "u": "b", "y": ["O"]}],
+        {"text": "t,u"},
+        "Tags are of one text field",
+    ),
+    "tags that are none": (
+        [{"t": ["a"], "y": 3}],
+        {},
+        "row 1, field 'y': got 3, expected a list of words",
+    ),
+    "a choice without a text": (
+        ROWS,
+        {"text": "u", "kind": "choice"},
+        "A choice has a text, and one field",
+    ),
+    "a candidate that is not there": (
+        [{"t": "q", "u": ["x", "y"], "y": 2}],
+        {"text": "t,u"},
+        "row 1, field 'y': got 2, expected one of 2 candidates",
+    ),
+    "an answer that is no candidate": (
+        [{"t": "q", "u": ["x", "y"], "y": "z"}],
+        {"text": "t,u"},
+        "row 1, field 'y': got 'z', expected one of the u: x, y",
+    ),
+    "one row": (ROWS[:1], {"labels": "0,1"}, "has one row to train on"),
+    "a number beyond all": (
+        [{**ROWS[0], "y": 10**400}],
+        {"kind": "regression"},
+        "row 1, field 'y'.*a number from",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", IN_MEMORY)
+def test_what_is_wrong_with_rows_in_memory(what):
+    rows, named, words = IN_MEMORY[what]
+    given = {} if rows is None else {"train": rows}
+    if "labels" in named:
+        named = {"labels": named["labels"].split(",")}
+    with pytest.raises(UserError) as told:
+        own.add(given, **{"text": "t", "label": "y", "name": "wrong", **named})
+    assert re.search(words, str(told.value)), told.value
+
+
+def test_a_split_that_was_not_given():
+    spec = own.add({"train": ROWS}, text="t", label="y", name="two_splits")
+    with pytest.raises(UserError, match="none were given for test"):
+        sources.find(spec).rows("test")
+
+
+def test_a_cell_longer_than_python_s_limit(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("t,y\n" + "".join(f"{'a' * 200_000},{y}\n" for y in "xy"))
+    spec = own.add({"train": path}, text="t", label="y", name="long")
+    assert len(sources.find(spec).rows("train")[0]["t"]) == 200_000
 
 
 def test_flags_without_rows(capsys):
