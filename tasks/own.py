@@ -105,7 +105,7 @@ def add(
     Raises:
       UserError: names file, line and field.
     """
-    text = _listed(text)
+    text = listed_names(text)
     first = next((x for x in given.values() if x is not None), None)
     name = name or name_of(first)
     known = specs.get(name) if name in specs.names() else None
@@ -204,7 +204,8 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _listed(names: Sequence[str] | str | None) -> list[str]:
+def listed_names(names: Sequence[str] | str | None) -> list[str]:
+    """Names of fields, from one text with commas or several."""
     if isinstance(names, str):
         names = names.split(",")
     return [str(name).strip() for name in names or ()]
@@ -317,7 +318,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if abs(number) < _BOUNDLESS[1] else None
 
@@ -337,7 +338,7 @@ def _classes(
             f"{len(answers)} rows, which are no classes. Give --kind, or "
             "another --label."
         )
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 
@@ -410,36 +411,49 @@ def _words(place: Place, field: str, value: Any) -> list[str]:
 
 def raw_row(
     spec: TaskSpec, place: Place, row: Mapping[str, Any], *, answered: bool
-) -> dict[str, Any]:
-    """The fields of a row under the names that the task has for them."""
-    raw = {}
+) -> tuple[Place, dict[str, Any]]:
+    """A row under the names that the task has for its fields.
+
+    Returns:
+      Its place, which knows what the row itself calls them; and its fields.
+    """
+    raw, names = {}, {}
     for inner, field in spec.columns.items():
         if inner in ("label", "tags") and not answered:
             continue
         name = str(field)
         if inner in row and name not in row:
             name = inner
+        names[inner] = name
         value = tables.look_up(place, row, name)
         if inner in ("words", "tags"):
             value = _words(place, name, value)
         elif inner in spec.fields and isinstance(value, int | float):
             value = _written(value)
         raw[inner] = value
-    if not answered:
-        return raw
+    names["answers"] = names.get("label", "answers")
+    place = place._replace(names=names)
+    if answered:
+        raw |= _answer(spec, place, raw)
+    return place, raw
+
+
+def _answer(
+    spec: TaskSpec, place: Place, raw: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The answer as the task has it."""
     if spec.listed_choices:
-        raw["answers"] = [_chosen(spec, place, raw)]
-    elif spec.kind == "choice":
+        return {"answers": [_chosen(spec, place, raw)]}
+    if spec.kind == "choice":
         answer = _written(raw["label"])
         names = list(spec.labels)
-        raw["label"] = (
-            names[int(answer)]
-            if answer.isdecimal() and int(answer) < len(names)
-            else _inner(answer)
-        )
-    elif spec.kind == "classification":
-        raw["label"] = _written(raw["label"])
-    return raw
+        # Python reads no number of thousands of digits.
+        short = answer.isdecimal() and len(answer) < 9
+        numbered = short and int(answer) < len(names)
+        return {"label": names[int(answer)] if numbered else _inner(answer)}
+    if spec.kind == "classification":
+        return {"label": _written(raw["label"])}
+    return {}
 
 
 def _chosen(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> str:
@@ -448,14 +462,14 @@ def _chosen(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> str:
     if isinstance(answer, int) and isinstance(candidates, list):
         if not 0 <= answer < len(candidates):
             expected = f"one of {len(candidates)} candidates, from 0"
-            raise place.fault(str(spec.columns["label"]), answer, expected)
+            raise place.fault("label", answer, expected)
         return candidates[answer]
     return answer
 
 
 def _checked(spec: TaskSpec, table: tables.Rows) -> list[Row]:
     return [
-        checked(spec, place, raw_row(spec, place, row, answered=True))
+        checked(spec, *raw_row(spec, place, row, answered=True))
         for place, row in table
     ]
 

@@ -1,11 +1,10 @@
 """The formats of the CoNLL shared tasks: a word a line, sentences apart."""
 
 import itertools
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from panda_jax.tasks.readers_flat import Found, lines
+from panda_jax.tasks.readers_flat import File, Found, lines
 from panda_jax.tasks.rows import Place
 from panda_jax.tasks.spec import TaskSpec
 
@@ -14,16 +13,17 @@ from panda_jax.errors import UserError
 # A sentence: where its first word is, and the columns of each word.
 Sentence = tuple[Place, list[list[str]]]
 
+_BREAK = "-DOCSTART-"
 _DOCUMENT = ("#begin document", "#end document")
 _WORD, _LEMMA, _FRAMESET, _NAMES, _ROLES = 3, 6, 7, 10, 11
 # What a span's cells look like: `(X*`, `*`, `*)`, or `(X*)` and `(X)` alone.
 _CELL = re.compile(r"(?:\(([^()*]+))?\*(\))?|\(([^()*]+)\)")
 
 
-def conll_columns(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def conll_columns(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """CoNLL-2003: columns of words and tags."""
     word, tag = (int(spec.columns[field]) for field in ("words", "tags"))
-    for place, rows in _sentences(paths, "-DOCSTART-"):
+    for place, rows in _sentences(paths, _BREAK):
         _check_widths(place, rows, spec.width)
         yield (
             place,
@@ -34,8 +34,32 @@ def conll_columns(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
         )
 
 
-def conll_props(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def conll_props(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """CoNLL-2005: a file of words and one of roles; each predicate a row."""
+    for text, place, rows in _words_and_roles(spec, paths):
+        width = len(rows[0])
+        marked = [i for i, row in enumerate(rows) if row[0] != "-"]
+        if len(marked) != width - 1:
+            raise place.fault(
+                "(whole sentence)",
+                f"{width - 1} columns of roles",
+                f"{len(marked)}, one for each predicate in the first column",
+            )
+        yield from _predicates(place, rows, text, range(1, width), marked)
+
+
+def _marked_words(spec: TaskSpec, paths: Sequence[File]) -> Found:
+    """CoNLL-2005's predicates, whatever is known of their roles."""
+    for text, place, rows in _words_and_roles(spec, paths):
+        for at, row in enumerate(rows):
+            if row[0] != "-":
+                yield place, {"words": text, "predicate": at}
+
+
+def _words_and_roles(
+    spec: TaskSpec, paths: Sequence[File]
+) -> Iterator[tuple[list[str], Place, list[list[str]]]]:
+    """Each sentence's words, and the columns of the file of roles."""
     if len(paths) != 2:
         raise UserError(
             f"Task {spec.name!r}: the reader conll_props takes two files, of "
@@ -60,38 +84,19 @@ def conll_props(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
                 f"{len(words[1])}, as in {said.name} from line "
                 f"{words[0].line} on",
             )
-        width = len(rows[0])
-        _check_widths(place, rows, width)
-        marked = [i for i, row in enumerate(rows) if row[0] != "-"]
-        if len(marked) != width - 1:
-            raise place.fault(
-                "(whole sentence)",
-                f"{width - 1} columns of roles",
-                f"{len(marked)}, one for each predicate in the first column",
-            )
-        text = [row[0] for row in words[1]]
-        yield from _predicates(place, rows, text, range(1, width), marked)
+        _check_widths(place, rows, len(rows[0]))
+        yield [row[0] for row in words[1]], place, rows
 
 
-def conll12_roles(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def conll12_roles(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """CoNLL-2012: the roles around each predicate are a row."""
     for place, rows in _documents(paths):
-        marked = [
-            i
-            for i, row in enumerate(rows)
-            if row[_LEMMA] != "-" and row[_FRAMESET] != "-"
-        ]
-        # A sentence without predicates may have one column of nothing.
-        columns = [
-            column
-            for column in range(_ROLES, len(rows[0]) - 1)
-            if any(row[column] != "*" for row in rows)
-        ]
         text = [row[_WORD] for row in rows]
+        columns, marked = _role_columns(rows), _with_framesets(rows)
         yield from _predicates(place, rows, text, columns, marked)
 
 
-def conll12_names(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def conll12_names(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """CoNLL-2012: the names in each sentence.
 
     Left out are documents in which no word carries a name: nobody marked any
@@ -117,9 +122,69 @@ def conll12_names(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
             yield from found
 
 
-def _sentences(
-    paths: Sequence[pathlib.Path], *marks: str
-) -> Iterator[Sentence]:
+def columns(paths: Sequence[File]) -> Found:
+    """A sentence a row, `column 0`, `column 1`, ... the lists of its cells."""
+    for place, rows in _sentences(paths, _BREAK):
+        _check_widths(place, rows, len(rows[0]))
+        cells = zip(*rows, strict=True)
+        yield place, {f"column {i}": list(x) for i, x in enumerate(cells)}
+
+
+def questions(spec: TaskSpec, paths: Sequence[File]) -> Found:
+    """Words, and predicates, of the task's own format, whose tags may lack.
+
+    In the place of two files, of words and of roles, the latter may have the
+    column that marks predicates alone.
+    """
+    if spec.reader == "conll_props":
+        yield from _marked_words(spec, paths)
+        return
+    word = _WORD
+    marks = _DOCUMENT
+    if spec.reader == "conll_columns":
+        word, marks = int(spec.columns["words"]), (_BREAK,)
+    for place, rows in _sentences(paths, *marks):
+        _check_widths(place, rows, max(len(rows[0]), word + 1))
+        words = [row[word] for row in rows]
+        if spec.has_predicate:
+            yield from _asked_predicates(place, rows, words)
+        else:
+            yield place, {"words": words}
+
+
+def _asked_predicates(
+    place: Place, rows: Sequence[Sequence[str]], words: list[str]
+) -> Found:
+    """CoNLL-2012's predicates: those with roles, else those with framesets."""
+    width = max(len(rows[0]), _FRAMESET + 1)
+    _check_widths(place, rows, width)
+    marked = _with_framesets(rows)
+    columns = _role_columns(rows)
+    if columns:
+        found = _predicates(place, rows, words, columns, marked)
+        marked = [raw["predicate"] for _, raw in found]
+    for at in marked:
+        yield place, {"words": words, "predicate": at}
+
+
+def _with_framesets(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        i
+        for i, row in enumerate(rows)
+        if row[_LEMMA] != "-" and row[_FRAMESET] != "-"
+    ]
+
+
+def _role_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    # A sentence without predicates may have one column of nothing.
+    return [
+        column
+        for column in range(_ROLES, len(rows[0]) - 1)
+        if any(row[column] != "*" for row in rows)
+    ]
+
+
+def _sentences(paths: Sequence[File], *marks: str) -> Iterator[Sentence]:
     """Sentences between blank lines and lines that begin with a mark."""
     for path in paths:
         rows: list[list[str]] = []
@@ -135,7 +200,7 @@ def _sentences(
                 rows = []
 
 
-def _documents(paths: Sequence[pathlib.Path]) -> Iterator[Sentence]:
+def _documents(paths: Sequence[File]) -> Iterator[Sentence]:
     for place, rows in _sentences(paths, *_DOCUMENT):
         _check_widths(place, rows, max(len(rows[0]), _ROLES + 1))
         yield place, rows

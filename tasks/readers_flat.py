@@ -4,7 +4,9 @@ A reader takes a task and a split's files and yields raw rows: where each was
 found, and its fields as `tasks.rows.checked` takes them.
 """
 
+import dataclasses
 import pathlib
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +20,46 @@ from panda_jax.io.files import parse_json
 Found = Iterator[tuple[Place, dict[str, Any]]]
 
 
-def jsonl(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What stdin said, where a reader expects a file.
+
+    Attributes:
+      data: all of it.
+      name: for messages.
+    """
+
+    data: bytes
+    name: str = "stdin"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        """As `pathlib.Path`'s."""
+        return self.data
+
+
+File = pathlib.Path | Stream
+
+
+def stdin() -> Stream:
+    """All that stdin says.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        given: Any = sys.stdin
+        if hasattr(given, "buffer"):
+            return Stream(given.buffer.read())
+        # A program may have put a text in its place.
+        return Stream(given.read().encode("utf-8", "surrogatepass"))
+    except (AttributeError, OSError, ValueError) as error:
+        raise UserError(f"stdin cannot be read: {error}.") from None
+
+
+def jsonl(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """One JSON object a line."""
     keys = {
         field: str(spec.columns.get(field, field)) for field in row_fields(spec)
@@ -33,7 +74,7 @@ def jsonl(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
         )
 
 
-def tsv(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def tsv(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """Tab-separated columns under a header; quotes are text."""
     columns = {
         field: spec.columns.get(field, field) for field in row_fields(spec)
@@ -51,15 +92,19 @@ def tsv(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
         yield from _cells(spec, path, rest, at, width=len(header))
 
 
-def tsv_plain(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def tsv_plain(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """Tab-separated columns without a header; quotes are text."""
     at = {field: int(number) for field, number in spec.columns.items()}
     for path in paths:
         yield from _cells(spec, path, lines(path), at, width=spec.width)
 
 
-def json_lines(paths: Sequence[pathlib.Path]) -> Found:
+def json_lines(paths: Sequence[File], *, gaps: bool = False) -> Found:
     """The JSON object on each line.
+
+    Args:
+      paths: of the files.
+      gaps: whether lines may be blank, and are passed over.
 
     Raises:
       UserError: a line is not JSON, or not an object.
@@ -67,7 +112,8 @@ def json_lines(paths: Sequence[pathlib.Path]) -> Found:
     for path in paths:
         for number, line in lines(path):
             place = Place(str(path), number)
-            yield place, json_object(place, line)
+            if line.strip() or not gaps:
+                yield place, json_object(place, line)
 
 
 def json_object(place: Place, line: str) -> dict[str, Any]:
@@ -85,7 +131,7 @@ def json_object(place: Place, line: str) -> dict[str, Any]:
     return value
 
 
-def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+def lines(path: File) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1; BOM, CR and blank lines at the end removed.
 
     Only a line feed ends a line: texts hold other characters that Python
@@ -99,7 +145,7 @@ def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
         yield number, line.rstrip("\r")
 
 
-def text(path: pathlib.Path) -> str:
+def text(path: File) -> str:
     """A file's text without BOM.
 
     Raises:
@@ -123,7 +169,7 @@ def text(path: pathlib.Path) -> str:
     return found
 
 
-def contents(path: pathlib.Path) -> bytes:
+def contents(path: File) -> bytes:
     """A file's bytes.
 
     Raises:
@@ -135,7 +181,7 @@ def contents(path: pathlib.Path) -> bytes:
         raise UserError(f"The file '{path}' cannot be read: {error}.") from None
 
 
-def no_rows(path: pathlib.Path) -> UserError:
+def no_rows(path: File) -> UserError:
     """The error for a file that holds nothing."""
     return UserError(
         f"{path} has no rows, expected at least one. The file is incomplete: "
@@ -157,7 +203,7 @@ def _lookup(
 
 def _cells(
     spec: TaskSpec,
-    path: pathlib.Path,
+    path: File,
     rest: Iterator[tuple[int, str]],
     at: Mapping[str, int],
     *,

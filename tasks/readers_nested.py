@@ -1,11 +1,10 @@
 """Formats with several rows in one JSON value."""
 
 import json
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from panda_jax.tasks.readers_flat import Found, json_lines, text
+from panda_jax.tasks.readers_flat import File, Found, json_lines, text
 from panda_jax.tasks.rows import Place
 from panda_jax.tasks.spec import TaskSpec
 
@@ -21,77 +20,98 @@ _KINDS = {
 }
 
 
-def multirc(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def multirc(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """MultiRC: a paragraph a line, each answer to its questions a row."""
     for place, value in json_lines(paths):
-        passage = _part(place, value, "passage", dict)
-        for question in _part(place, passage, "questions", list):
-            ids = (
-                _part(place, value, "idx", int),
-                _part(place, question, "idx", int),
-            )
-            for answer in _part(place, question, "answers", list):
-                yield (
-                    place,
-                    {
-                        "paragraph": _part(place, passage, "text", str),
-                        "question": _part(place, question, "question", str),
-                        "answer": _part(place, answer, "text", str),
-                        "label": answer.get("label"),
-                        "question_id": "{}-{}".format(*ids),
-                    },
-                )
+        yield from paragraph_rows(place, value)
 
 
-def record(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
-    """ReCoRD: a passage a line, each of its queries a row."""
-    for place, value in json_lines(paths):
-        passage = _part(place, value, "passage", dict)
-        said = _part(place, passage, "text", str)
-        entities = []
-        for entity in _part(place, passage, "entities", list):
-            start = _part(place, entity, "start", int)
-            last = _part(place, entity, "end", int)
-            if not 0 <= start <= last < len(said):
-                expected = (
-                    "0 <= start <= end, the last character's position, < "
-                    f"{len(said)}"
-                )
-                raise place.fault("entities", entity, expected)
-            entities.append(said[start : last + 1])
-        for query in _part(place, value, "qas", list):
-            answers = [
-                _part(place, answer, "text", str)
-                for answer in _part(place, query, "answers", list)
-            ]
+def paragraph_rows(place: Place, value: Mapping[str, Any]) -> Found:
+    """A row for each answer to each question on a MultiRC paragraph."""
+    passage = _part(place, value, "passage", dict)
+    for question in _part(place, passage, "questions", list):
+        ids = (
+            _part(place, value, "idx", int),
+            _part(place, question, "idx", int),
+        )
+        for answer in _part(place, question, "answers", list):
+            said = _part(place, answer, "text", str)
+            names = ("paragraph", "question", "answer")
             yield (
                 place,
                 {
-                    "passage": said,
-                    "query": _part(place, query, "query", str),
-                    "entities": entities,
-                    "answers": answers,
+                    "paragraph": _part(place, passage, "text", str),
+                    "question": _part(place, question, "question", str),
+                    "answer": said,
+                    "label": answer.get("label"),
+                    "question_id": "{}-{}".format(*ids),
+                    "idx": dict(
+                        zip(names, (*ids, answer.get("idx")), strict=True)
+                    ),
                 },
             )
 
 
-def squad(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def record(spec: TaskSpec, paths: Sequence[File]) -> Found:
+    """ReCoRD: a passage a line, each of its queries a row."""
+    for place, value in json_lines(paths):
+        yield from passage_rows(place, value)
+
+
+def passage_rows(
+    place: Place, value: Mapping[str, Any], *, answered: bool = True
+) -> Found:
+    """A row for each query on a ReCoRD passage."""
+    passage = _part(place, value, "passage", dict)
+    said = _part(place, passage, "text", str)
+    entities = []
+    for entity in _part(place, passage, "entities", list):
+        start = _part(place, entity, "start", int)
+        last = _part(place, entity, "end", int)
+        if not 0 <= start <= last < len(said):
+            expected = (
+                "0 <= start <= end, the last character's position, < "
+                f"{len(said)}"
+            )
+            raise place.fault("entities", entity, expected)
+        entities.append(said[start : last + 1])
+    for query in _part(place, value, "qas", list):
+        row = {
+            "passage": said,
+            "query": _part(place, query, "query", str),
+            "entities": entities,
+            "idx": query.get("idx"),
+        }
+        if answered:
+            row["answers"] = [
+                _part(place, answer, "text", str)
+                for answer in _part(place, query, "answers", list)
+            ]
+        yield place, row
+
+
+def squad(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """SQuAD 1.1: articles of paragraphs, each question a row."""
     for path in paths:
         # Faults above a question are told by the number of the next one.
         place = Place(str(path), 1, "question")
-        for article in _part(place, _json_file(path), "data", list):
-            for paragraph in _part(place, article, "paragraphs", list):
-                context = _part(place, paragraph, "context", str)
-                for question in _part(place, paragraph, "qas", list):
-                    yield place, _question(place, context, question)
-                    place = place._replace(line=place.line + 1)
+        yield from article_rows(place, json_file(path))
 
 
-def spert(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
+def article_rows(place: Place, value: Any, *, answered: bool = True) -> Found:
+    """A row for each question of a SQuAD file, counted from `place` on."""
+    for article in _part(place, value, "data", list):
+        for paragraph in _part(place, article, "paragraphs", list):
+            context = _part(place, paragraph, "context", str)
+            for question in _part(place, paragraph, "qas", list):
+                yield place, _question(place, context, question, answered)
+                place = place._replace(line=place.line + 1)
+
+
+def spert(spec: TaskSpec, paths: Sequence[File]) -> Found:
     """SpERT's: a list of sentences, words with entities beside them."""
     for path in paths:
-        sentences = _json_file(path)
+        sentences = json_file(path)
         if not isinstance(sentences, list):
             got = type(sentences).__name__
             raise Place(str(path), 1).fault("(whole file)", got, "a JSON list")
@@ -103,16 +123,21 @@ def spert(spec: TaskSpec, paths: Sequence[pathlib.Path]) -> Found:
             yield place, {"words": words, "tags": tags}
 
 
-def _question(place: Place, context: str, question: Any) -> dict[str, Any]:
-    answers = _part(place, question, "answers", list)
-    return {
+def _question(
+    place: Place, context: str, question: Any, answered: bool
+) -> dict[str, Any]:
+    row = {
         "question": _part(place, question, "question", str),
         "context": context,
-        "answers": [_part(place, answer, "text", str) for answer in answers],
-        "starts": [
-            _part(place, answer, "answer_start", int) for answer in answers
-        ],
+        "id": question.get("id"),
     }
+    if answered:
+        answers = _part(place, question, "answers", list)
+        row["answers"] = [_part(place, each, "text", str) for each in answers]
+        row["starts"] = [
+            _part(place, each, "answer_start", int) for each in answers
+        ]
+    return row
 
 
 def _entity_tags(
@@ -133,7 +158,12 @@ def _entity_tags(
     return tags
 
 
-def _json_file(path: pathlib.Path) -> Any:
+def json_file(path: File) -> Any:
+    """The JSON value that a file is.
+
+    Raises:
+      UserError: it is none.
+    """
     found = text(path)
     try:
         return parse_json(found)

@@ -23,19 +23,22 @@ class Place(NamedTuple):
       line: number in it, of what `unit` says.
       unit: what is counted: lines, rows, questions, sentences.
       step: lines that each word of the row takes, from `line` on.
+      names: field -> what the row calls it, where that is another name.
     """
 
     path: str
     line: int
     unit: str = "line"
     step: int = 0
+    names: Mapping[str, str] | None = None
 
     def word(self, position: int) -> "Place":
         """Where the row's word at `position` (from 0) is."""
         return self._replace(line=self.line + position * self.step)
 
     def fault(self, field: str, got: object, expected: str) -> UserError:
-        """The error for one field of this row."""
+        """The error for one field of this row, by the name it has there."""
+        field = (self.names or {}).get(field, field)
         return UserError(
             f"{self.path}, {self.unit} {self.line}, field {field!r}: got "
             f"{_shown(got)}, expected {expected}."
@@ -227,7 +230,7 @@ def _score(spec: TaskSpec, place: Place, value: Any) -> float:
     low, high = spec.score_range
     try:
         score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not low <= score <= high:
         raise place.fault("label", value, f"a number from {low:g} to {high:g}")

@@ -1,6 +1,7 @@
 """What a task is: a value, in plain Python."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import string
@@ -112,7 +113,7 @@ class TaskSpec:
         """Whether the rows are generated, without any file."""
         return self.reader == "offline"
 
-    @property
+    @functools.cached_property  # asked for once a row
     def fields(self) -> tuple[str, ...]:
         """The text fields of a row, in the order of the templates.
 

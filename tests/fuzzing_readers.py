@@ -5,13 +5,16 @@
 anew.
 """
 
+import csv
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,7 +27,15 @@ import numpy as np
 import t5x_writing as writing
 import tokenizers
 from fuzzing_changes import Change
-from panda_jax.tasks import readers, specs, views
+from panda_jax.tasks import (
+    own,
+    readers,
+    specs,
+    submissions,
+    unanswered,
+    views,
+)
+from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax import cli
 from panda_jax.data import token_cache
@@ -195,8 +206,6 @@ def _read_tokenizer(folder: pathlib.Path, seed: str) -> None:
 
 def _write_pieces(root: pathlib.Path) -> None:
     """SentencePiece without its table of characters, which is 200 kB."""
-    import io
-
     import sentencepiece
 
     model = io.BytesIO()
@@ -282,7 +291,6 @@ def _climb_legacy(rng: random.Random, files: dict[str, bytes]) -> bool:
 
 def _torch(named: Mapping[str, np.ndarray]) -> bytes:
     """What `torch.save` writes of a dictionary of tensors."""
-    import io
     import zipfile
 
     def text(word: str) -> bytes:
@@ -509,6 +517,10 @@ def _read_data(folder: pathlib.Path, seed: str) -> None:
 
 _ROWS = {
     "cb": {"premise": "It was late.", "hypothesis": "It was late."},
+    "wsc": {
+        "text": "it, it",
+        "target": {"span1_text": "a", "span2_text": "it", "span2_index": 1},
+    },
     "multirc": {"paragraph": "a b", "question": "c?", "answer": "d"},
     "record": {
         "passage": "Ida ran.",
@@ -524,11 +536,186 @@ _ROWS = {
 def _write_rows(root: pathlib.Path) -> None:
     for task, row in _ROWS.items():
         (root / task).mkdir()
-        (root / task / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+        # As flat rows of this task are known; others by their number.
+        parts = ("paragraph", "question", "answer")
+        rows = [{**row, "id": n} for n in range(3)]
+        if task in submissions.FILES and task != "squad":
+            rows = [{**row, "idx": n} for n in range(3)]
+        if task == "multirc":
+            rows = [{**row, "idx": dict.fromkeys(parts, n)} for n in range(3)]
+        lines = "".join(f"{json.dumps(each)}\n" for each in rows)
+        (root / task / "rows.jsonl").write_text(lines)
+
+
+_POSED = 100
+
+
+def _answered(spec: TaskSpec, given: Any, **options: Any) -> None:
+    """Reads rows as `predict` does, and writes what it would."""
+    # All are read; of thousands, posing and writing some says the same.
+    asked = unanswered.read(spec, given, **options)[:_POSED]
+    rows = []
+    for each in asked:
+        inputs = views.text_example(spec, each.row)
+        if spec.kind != "tags":
+            inputs = views.encoder_texts(spec, each.row)
+        json.dumps([inputs, views.reference(spec, each.row)]).encode()
+        said = each.row[spec.choices[0]][0] if spec.listed_choices else "x"
+        if spec.labels and spec.kind != "tags":
+            said = spec.labels[0]
+        rows.append({**predictions._head(each, True), "prediction": said})
+    for form in ("jsonl", "csv"):
+        predictions.written(rows, form).encode()
+    if spec.name in submissions.FILES and spec.kind != "regression":
+        keyed = [
+            {**each.key, "prediction": row["prediction"]}
+            for each, row in zip(asked, rows, strict=True)
+        ]
+        submissions.text(spec.name, keyed).encode()
 
 
 def _read_rows(folder: pathlib.Path, seed: str) -> None:
-    predictions._checked(specs.get(seed), folder / "rows.jsonl")
+    _answered(specs.get(seed), folder / "rows.jsonl")
+
+
+def _write_asked(tasks: tuple[str, ...], root: pathlib.Path) -> None:
+    """The development files of some tasks, each as `rows` and its ending."""
+    whole = made_up_data.write(root / "whole")
+    for task in tasks:
+        (root / task).mkdir()
+        paths = readers.paths(specs.get(task), "validation", str(whole))
+        for path in sorted(set(paths)):
+            shutil.copy(path, root / task / f"rows{path.suffix}")
+    shutil.rmtree(whole)
+
+
+def _read_asked(folder: pathlib.Path, seed: str) -> None:
+    names = sorted(map(str, folder.glob("rows*")), reverse=True)
+    _answered(specs.get(seed), ",".join(names) or str(folder / "rows"))
+
+
+def _read_stdin(folder: pathlib.Path, seed: str) -> None:
+    """The same through stdin, whose format is sniffed."""
+    (path,) = folder.glob("rows*")
+    given, sys.stdin = (
+        sys.stdin,
+        io.TextIOWrapper(io.BytesIO(path.read_bytes())),
+    )
+    try:
+        _answered(specs.get(seed), "-")
+    finally:
+        sys.stdin = given
+
+
+# Endings of tables -> rows of the user's own; lists where a format has them.
+_OWN: dict[str, tuple[dict[str, Any], ...]] = {
+    "csv": (
+        {"id": "0", "body": 'He said "no",\nand left.', "y": "a"},
+        {"id": "1", "body": "It was late.", "y": "b"},
+    ),
+    "tsv": (
+        {"body": "a b", "other": "c", "y": "1"},
+        {"body": "d", "other": "e", "y": "2.5"},
+    ),
+    "jsonl": (
+        {"pair": {"a": "x", "b": 3}, "meta": {"gold": True}, "id": 7},
+        {"pair": {"a": "y", "b": "é"}, "meta": {"gold": False}, "id": 8},
+    ),
+    "json": (
+        {"q": "Why?", "all": ["x", "y"], "right": "y"},
+        {"q": "Who?", "all": ["z", "w"], "right": 0},
+    ),
+    "conll": (
+        {"words": ["Ida", "ran"], "tags": ["B-PER", "O"]},
+        {"words": ["Per"], "tags": ["B-PER"]},
+    ),
+    "parquet": (
+        {"body": ["Ida", "ran"], "y": ["B-PER", "O"], "id": 1},
+        {"body": ["Per"], "y": ["B-PER"], "id": 2},
+    ),
+}
+_NAMED: dict[str, dict[str, Any]] = {
+    "csv": {"text": "body", "label": "y"},
+    "tsv": {"text": "body,other", "label": "y", "kind": "regression"},
+    "jsonl": {"text": "pair.a,pair.b", "label": "meta.gold"},
+    "json": {"text": "q,all", "label": "right"},
+    "conll": {"text": "0", "label": "1"},
+    "parquet": {"text": "body", "label": "y"},
+}
+
+
+def _write_own(endings: tuple[str, ...], root: pathlib.Path) -> None:
+    for ending in endings:
+        (root / ending).mkdir()
+        path = root / ending / f"rows.{ending}"
+        rows = list(_OWN[ending]) * 2
+        if ending == "parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            # As much of it the rows' own as may be, and as it is.
+            table = pyarrow.Table.from_pylist(rows * 40)
+            parquet.write_table(
+                table, path, compression="none", use_dictionary=False
+            )
+        elif ending == "csv":
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        elif ending == "tsv":
+            lines = [rows[0], *(row.values() for row in rows)]
+            path.write_text("".join("\t".join(x) + "\n" for x in lines))
+        elif ending == "conll":
+            sentences = [
+                "".join(
+                    f"{word} {tag}\n"
+                    for word, tag in zip(*row.values(), strict=True)
+                )
+                for row in rows
+            ]
+            path.write_text("\n".join(sentences))
+        elif ending == "json":
+            write_json(path, rows)
+        else:
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _read_own(folder: pathlib.Path, seed: str) -> None:
+    """As training does, and as predicting does with the task that was made."""
+    path = folder / f"rows.{seed}"
+    known = own.add(
+        {"train": _own_rows(seed)}, name="fuzzed_known", **_NAMED[seed]
+    )
+    errors = []
+    for use in (
+        lambda: _trained(path, seed),
+        lambda: _answered(known, path),
+    ):
+        try:
+            use()
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _own_rows(ending: str) -> list[dict[str, Any]]:
+    rows = list(_OWN[ending]) * 2
+    if ending != "conll":
+        return rows
+    return [
+        {f"column {i}": value for i, value in enumerate(row.values())}
+        for row in rows
+    ]
+
+
+def _trained(path: pathlib.Path, seed: str) -> None:
+    spec = own.add({"train": path}, name="fuzzed", **_NAMED[seed])
+    for split in ("train", "validation"):
+        for row in own.OwnSource(spec).rows(split)[:_POSED]:
+            views.text_example(spec, row)
+            json.dumps(views.reference(spec, row)).encode()
 
 
 # Tables, runs, grids and gin.
@@ -720,6 +907,20 @@ _FORMATS = {
     "conll_props": (("conll05",), _CELLS["conll"]),
     "conll12": (("conll12", "ontonotes"), _CELLS["conll"]),
 }
+_ASKED = {
+    "lines": (("cb", "copa", "wsc", "wic", "multirc", "record"), _LINES),
+    "json": (("squad", "conll04"), _JSON),
+    "tsv": (("cola", "mrpc", "qqp", "sst2", "stsb"), _CELLS["tsv"]),
+    "conll": (("conll03", "conll05", "ontonotes"), _CELLS["conll"]),
+}
+_PIPED = ("cb", "multirc", "squad", "cola", "mrpc", "conll03")
+_TABLES = {
+    "csv": (("csv",), _CELLS["csv"]),
+    "tsv": (("tsv",), _CELLS["tsv"]),
+    "json": (("jsonl", "json"), (*_LINES, *_JSON)),
+    "conll": (("conll",), _CELLS["conll"]),
+    "parquet": (("parquet",), (changes.by_bytes,)),
+}
 
 
 def _all() -> list[Reader]:
@@ -868,6 +1069,31 @@ def _all() -> list[Reader]:
             for name, (tasks, kinds) in _FORMATS.items()
         ),
         Reader("rows", _write_rows, _read_rows, {"*": _LINES}),
+        *(
+            Reader(
+                f"asked_{name}",
+                functools.partial(_write_asked, tasks),
+                _read_asked,
+                {"*": kinds},
+            )
+            for name, (tasks, kinds) in _ASKED.items()
+        ),
+        Reader(
+            "stdin",
+            functools.partial(_write_asked, _PIPED),
+            _read_stdin,
+            {"*": (*_LINES, *_CELLS["tsv"])},
+        ),
+        *(
+            Reader(
+                f"own_{name}",
+                functools.partial(_write_own, endings),
+                _read_own,
+                {"*": kinds},
+                traced=32 << 20,
+            )
+            for name, (endings, kinds) in _TABLES.items()
+        ),
         Reader("scores", _write_scores, _read_scores, {"*": _CELLS["csv"]}),
         Reader("truth", _write_truth, _read_truth, {"*": _CELLS["csv"]}),
         Reader("runs", _write_runs, _read_runs, {"*.json": _JSON}),

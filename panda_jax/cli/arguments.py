@@ -267,18 +267,48 @@ class Predict(_Arguments):
     input: Annotated[
         File,
         Group.INPUT,
-        "File of the rows: one JSON object a line, with the task's text "
-        "fields.",
+        "File of the rows, with answers or without: CSV, TSV, JSON lines, JSON "
+        "or Parquet with the task's text fields, or as the task's own files "
+        "are; - is stdin.",
     ]
+    input_format: Annotated[
+        Literal["csv", "tsv", "jsonl", "json", "parquet", "conll"] | None,
+        Group.INPUT,
+        "What the input is; conll is columns with a word a line. By default "
+        "what its ending says, else what it looks like.",
+    ] = None
+    text: Annotated[
+        str | None,
+        Group.INPUT,
+        "What the input calls the fields that the task asks for, with commas "
+        "and in their order, where it calls them otherwise; column numbers "
+        "from 0 of a file without a header.",
+    ] = None
     task: ItsTask = None
     backbone: ItsBackbone = None
     max_length: ItsLength = None
-    out_dir: Annotated[
-        Path,
+    output: Annotated[
+        File | None,
         Group.OUTPUT,
-        "Folder that predictions.jsonl is written to; its line n answers line "
-        "n of the input.",
-    ] = "."
+        "File of the answers, in the order of the rows; - is stdout. By "
+        "default predictions.jsonl, or what the format calls it, in --out_dir.",
+    ] = None
+    format: Annotated[
+        Literal["jsonl", "csv", "submission"] | None,
+        Group.OUTPUT,
+        "What the answers are written as: a JSON object or a CSV line a row, "
+        "or as SuperGLUE, GLUE or SQuAD take the task's. By default csv where "
+        "--output ends so, else jsonl.",
+    ] = None
+    keep_fields: Annotated[
+        bool, Group.OUTPUT, "Write each row's fields beside its answer."
+    ] = False
+    out_dir: Annotated[
+        Path | None,
+        Group.OUTPUT,
+        "Folder of the answers, in place of --output. By default the working "
+        "folder.",
+    ] = None
     overwrite: Overwrite = False
 
 

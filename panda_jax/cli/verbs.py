@@ -156,15 +156,75 @@ def _evaluate(args: arguments.Evaluate, output: Output) -> int:
 
 def _predict(args: arguments.Predict, output: Output) -> int:
     from panda_jax.io import ownership
-    from panda_jax.training.predictions import FILE, predict, write_predictions
+    from panda_jax.store.prompt_folders import load_prompt
+    from panda_jax.training import predictions
 
-    values = dataclasses.asdict(args)
-    out_dir, rows = values.pop("out_dir"), values.pop("input")
-    overwrite = values.pop("overwrite")
-    ownership.check(out_dir, "predict", [FILE], overwrite=overwrite)
-    found = predict(rows=rows, **values)
-    print(write_predictions(out_dir, found, overwrite=overwrite))
+    form, stored = _form(args), load_prompt(args.prompt)
+    task = args.task or stored.info.task
+    name = predictions.file_name(form, task)
+    place = pathlib.Path(args.out_dir or ".") / name
+    if args.output is not None:
+        place = pathlib.Path(args.output).expanduser()
+    # A pipe or a device is no file that could be ours.
+    flows = args.output == "-" or (place.exists() and not place.is_file())
+    if place.is_dir():
+        raise UserError(
+            f"output is the folder {args.output!r}, expected a file: give "
+            "--out_dir, or a name in it."
+        )
+    if not flows:
+        ownership.check(
+            place.parent, "predict", [place.name], overwrite=args.overwrite
+        )
+    found = predictions.predict(
+        stored,
+        args.input,
+        task=args.task,
+        backbone=args.backbone,
+        max_length=args.max_length,
+        input_format=args.input_format,
+        text=args.text,
+        keep_fields=args.keep_fields,
+        tell=output.remark,
+    )
+    if flows:
+        text = predictions.written(found, form, task=task)
+        if args.output != "-":
+            place.write_text(text, encoding="utf-8")
+            return 0
+        print(text, end="", file=output.stdout)
+        return 0
+    path = predictions.write_predictions(
+        place.parent,
+        found,
+        name=place.name,
+        format=form,
+        task=task,
+        overwrite=args.overwrite,
+    )
+    print(path)
     return 0
+
+
+def _form(args: arguments.Predict) -> str:
+    """The format of the answers.
+
+    Raises:
+      UserError: two places are named for them, or fields for a submission.
+    """
+    if args.keep_fields and args.format == "submission":
+        raise UserError(
+            "--keep_fields has no use with --format=submission, which has ids "
+            "and answers alone: leave one of them out."
+        )
+    if args.output is not None and args.out_dir is not None:
+        raise UserError(
+            f"output is {args.output!r} and out_dir {args.out_dir!r}, expected "
+            "one of the two."
+        )
+    if args.format is not None:
+        return args.format
+    return "csv" if (args.output or "").endswith(".csv") else "jsonl"
 
 
 def _scoring(args: Any) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 import json
 import re
+import types
+import typing
 
+import numpy as np
 import pytest
 from command_line import mistake
-from panda_jax.tasks import own, sources, specs, tables, views
+from panda_jax.tasks import (
+    encoding,
+    own,
+    sources,
+    specs,
+    unanswered,
+    views,
+)
 
 import panda_jax as pj
 from panda_jax import cli
+from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 
 SMALL = [
@@ -104,7 +115,14 @@ FILES = {
         "tags",
         ("PER",),
     ),
+    "bio.conll": (
+        "\n".join(f"Ida B-PER\nmet O\nPer{n} B-PER\n" for n in range(20)),
+        ["--text=0", "--label=1"],
+        "tags",
+        ("PER",),
+    ),
 }
+COUNTS = {"quotes.csv": 24, "scores.csv": 30, "bio.conll": 20}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -125,12 +143,9 @@ def test_by_the_command_line_alone(name, tmp_path, capsys, monkeypatch):
         split: sources.find(spec).rows(split)
         for split in ("train", "validation")
     }
-    total = len(text.strip().splitlines()) if kind != "x" else 0
+    total = COUNTS.get(name, len(text.strip().splitlines()))
     if name == "quotes.csv":
-        total = 24
         assert rows["train"][0]["review"].count("\n") == 1
-    elif name == "scores.csv":
-        total = 30
     assert len(rows["train"]) + len(rows["validation"]) == total
     assert 0.1 < len(rows["validation"]) / total < 0.35
     capsys.readouterr()
@@ -144,24 +159,32 @@ def test_by_the_command_line_alone(name, tmp_path, capsys, monkeypatch):
         == 0
     ), capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["examples"] == total
-    new = dict(tables.read(name, header=name != "bare.tsv")[0][1])
-    (tmp_path / "new.jsonl").write_text(json.dumps(new) + "\n")
     own._ROWS.clear()
     specs._SPECS.pop(task)
     assert (
         cli.main(
-            ["predict", "--prompt=run", "--input=new.jsonl", "--out_dir=said"]
+            [
+                "predict",
+                "--prompt=run",
+                f"--input={name}",
+                "--output=said.jsonl",
+            ]
         )
         == 0
     ), capsys.readouterr().err
-    (line,) = (tmp_path / "said/predictions.jsonl").read_text().splitlines()
-    found = json.loads(line)["prediction"]
-    if kind == "classification":
-        assert found in labels
-    elif kind == "tags":
-        assert len(found) == 4
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert len(lines) == total
+    found = json.loads(lines[-1])
+    if name == "quotes.csv":
+        assert found["id"] == f"{total - 1}"
     else:
-        assert isinstance(found, float)
+        assert found["row"] == total - 1
+    if kind == "classification":
+        assert found["prediction"] in labels
+    elif kind == "tags":
+        assert len(found["prediction"]) == (3 if name == "bio.conll" else 4)
+    else:
+        assert isinstance(found["prediction"], float)
 
 
 GOOD = 'text,label\n"a b",x\n"c d",y\n'
@@ -173,7 +196,10 @@ BROKEN = {
     "a header alone": ("t.csv", "text,label\n", [], "no rows"),
     "too few cells": ("t.csv", GOOD + "z\n", [], "line 4.*2 columns, not 1"),
     "too many cells": ("t.csv", GOOD + "a,b,c\n", [], "line 4.*not 3"),
-    "a quote left open": ("t.csv", GOOD + '"a,b\nc', [], "line [45]"),
+    "a quote left open": ("t.csv", GOOD + '"a,b\nc', [], "line 4.*CSV"),
+    "a quote in the wrong place": (
+        "t.csv", GOOD + '"a" b,x\n', [], "line 4.*CSV",
+    ),
     "a column twice": ("t.csv", "text,text\na,b\n", [], "line 1.*each once"),
     "no such text": ("t.csv", GOOD, ["--text=body"], "line 2.*'body'.*text"),
     "no such label": ("t.csv", GOOD, ["--label=y"], "line 2.*'y'.*text, la"),
@@ -197,7 +223,7 @@ BROKEN = {
     ),
     "tags for other words": (
         "t.jsonl", '{"text": ["a"], "label": ["O", "O"]}\n' * 2, [],
-        "line 1.*'tags'.*a list of 1",
+        "line 1.*'label'.*a list of 1",
     ),
     "the name of a task that is there": (
         "t.csv", GOOD, ["--task=cb"], "'cb' is a task that is there already",
@@ -227,6 +253,72 @@ def test_broken_files_end_in_one_message(what, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+ROWS = [{"t": f"a {n}", "u": ["x", "y"], "y": n % 2} for n in range(4)]
+# Rows, how they are named, what the message says.
+IN_MEMORY = {
+    "no rows at all": (None, {}, "No rows are given"),
+    "rows that are none": ([], {}, "the train rows has no rows"),
+    "a table of columns": ({"t": ["a"]}, {}, "is of type dict, expected rows"),
+    "a row that is none": ([ROWS[0], 3], {}, "row 2, field '.whole row.'"),
+    "an unknown kind": (ROWS, {"kind": "span"}, "kind is 'span', expected cl"),
+    "tags of two texts": (
+        [{"t": ["a"], "u": "b", "y": ["O"]}],
+        {"text": "t,u"},
+        "Tags are of one text field",
+    ),
+    "tags that are none": (
+        [{"t": ["a"], "y": 3}],
+        {},
+        "row 1, field 'y': got 3, expected a list of words",
+    ),
+    "a choice without a text": (
+        ROWS,
+        {"text": "u", "kind": "choice"},
+        "A choice has a text, and one field",
+    ),
+    "a candidate that is not there": (
+        [{"t": "q", "u": ["x", "y"], "y": 2}],
+        {"text": "t,u"},
+        "row 1, field 'y': got 2, expected one of 2 candidates",
+    ),
+    "an answer that is no candidate": (
+        [{"t": "q", "u": ["x", "y"], "y": "z"}],
+        {"text": "t,u"},
+        "row 1, field 'y': got 'z', expected one of the u: x, y",
+    ),
+    "one row": (ROWS[:1], {"labels": "0,1"}, "has one row to train on"),
+    "a number beyond all": (
+        [{**ROWS[0], "y": 10**400}],
+        {"kind": "regression"},
+        "row 1, field 'y'.*a number from",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", IN_MEMORY)
+def test_what_is_wrong_with_rows_in_memory(what):
+    rows, named, words = IN_MEMORY[what]
+    given = {} if rows is None else {"train": rows}
+    if "labels" in named:
+        named = {"labels": named["labels"].split(",")}
+    with pytest.raises(UserError) as told:
+        own.add(given, **{"text": "t", "label": "y", "name": "wrong", **named})
+    assert re.search(words, str(told.value)), told.value
+
+
+def test_a_split_that_was_not_given():
+    spec = own.add({"train": ROWS}, text="t", label="y", name="two_splits")
+    with pytest.raises(UserError, match="none were given for test"):
+        sources.find(spec).rows("test")
+
+
+def test_a_cell_longer_than_python_s_limit(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("t,y\n" + "".join(f"{'a' * 200_000},{y}\n" for y in "xy"))
+    spec = own.add({"train": path}, text="t", label="y", name="long")
+    assert len(sources.find(spec).rows("train")[0]["t"]) == 200_000
+
+
 def test_flags_without_rows(capsys):
     said = mistake(capsys, "train", "--task=cb", "--label=x")
     assert "--label speak of rows of your own" in said
@@ -234,17 +326,76 @@ def test_flags_without_rows(capsys):
     assert "give --train_file" in said
 
 
-def test_the_same_rows_in_memory_and_in_a_file(tmp_path):
+class Frame:
+    """Rows as pandas gives them."""
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, list(rows[0])
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return [{k: np.array(v)[()] for k, v in r.items()} for r in self.rows]
+
+
+class Dataset(list):
+    """Rows as `datasets` gives them: classes as numbers, with their names."""
+
+    features: typing.ClassVar = {
+        "verdict": types.SimpleNamespace(names=["yes", "no"])
+    }
+
+    def __init__(self, rows):
+        super().__init__(
+            {**row, "verdict": ["yes", "no"].index(row["verdict"])}
+            for row in rows
+        )
+
+
+def of_pandas(rows, folder):
     pandas = pytest.importorskip("pandas")
+    return pandas.read_csv(folder / "a.csv")
+
+
+def of_datasets(rows, folder):
+    datasets = pytest.importorskip("datasets")
+    found = datasets.Dataset.from_list(rows)
+    names = datasets.ClassLabel(names=["yes", "no"])
+    return found.cast_column("verdict", names)
+
+
+GIVEN = {
+    "rows": lambda rows, folder: rows,
+    "a file": lambda rows, folder: folder / "a.csv",
+    "like pandas": lambda rows, folder: Frame(rows),
+    "like datasets": lambda rows, folder: Dataset(rows),
+    "pandas": of_pandas,
+    "datasets": of_datasets,
+}
+
+
+@pytest.mark.parametrize("how", GIVEN)
+def test_the_same_tokens_from_memory_and_from_a_file(how, tmp_path):
     rows = reviews()
     (tmp_path / "a.csv").write_text(as_csv(rows))
-    found = []
-    for given in (rows, pandas.DataFrame(rows), tmp_path / "a.csv"):
+    tokens = []
+    for given in (tmp_path / "a.csv", GIVEN[how](rows, tmp_path)):
         spec = own.add(
             {"train": given}, text="review", label="verdict", name="mine"
         )
-        found.append(sources.find(spec).fingerprint("train"))
-    assert len(set(found)) == 1
+        found = [
+            encoding.encode(
+                spec,
+                sources.find(spec).rows(split),
+                tokenizer=Tokenizer.builtin(),
+                max_length=32,
+            )
+            for split in ("train", "validation")
+        ]
+        tokens.append(found)
+        said = unanswered.read(spec, given)
+        # A CSV can but spell numbers.
+        found += [(each.row["review"], str(each.key["id"])) for each in said]
+    assert tokens[0] == tokens[1]
 
 
 def test_a_fifth_is_carved_out_by_label_and_always_the_same():

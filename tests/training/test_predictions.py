@@ -1,12 +1,16 @@
 """Answers to new rows are those that the evaluation judges."""
 
+import csv
 import dataclasses
+import io
 import json
+import sys
 
 import made_up_data
 import numpy as np
 import pytest
 import small_t5
+from command_line import mistake
 from panda_jax.tasks import sources, specs, views
 
 import panda_jax as pj
@@ -15,6 +19,7 @@ from panda_jax.data import task_metrics
 from panda_jax.errors import UserError
 from panda_jax.prompts import Prompt
 from panda_jax.store.prompt_folders import PromptInfo, StoredPrompt, save_prompt
+from panda_jax.training import predictions
 
 # One of every kind, with candidates as fields and as a list, questions of
 # several rows, a predicate, and windows.
@@ -134,6 +139,117 @@ def test_the_verb_writes_a_line_a_line(tiny, tmp_path, capsys):
     # A label in the file, right or wrong, changes nothing.
     labelled = [{**row, "label": "no such class"} for row in bare[:5]]
     assert lines == pj.predict(prompt, labelled, backbone=tiny)
+
+
+@pytest.fixture(scope="module")
+def entailment(tiny, tmp_path_factory):
+    """The folder of a prompt for CB."""
+    prompt = stored(tiny, "cb")
+    folder = tmp_path_factory.mktemp("stored") / "prompt"
+    save_prompt(folder, prompt.prompt, prompt.info)
+    return folder
+
+
+def test_every_form_that_it_can_write(
+    entailment, data, tmp_path, capsys, monkeypatch
+):
+    """On the official file: the same answers, known by the same ids."""
+    given = data / "super_glue/CB/val.jsonl"
+    asked = ["predict", f"--prompt={entailment}"]
+    monkeypatch.chdir(tmp_path)
+
+    def said(*flags):
+        capsys.readouterr()
+        assert cli.main([*asked, *flags]) == 0, capsys.readouterr().err
+        return capsys.readouterr()
+
+    lines = said(f"--input={given}", "--output=-").out.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [each["idx"] for each in found] == [0, 1, 2]
+    assert not list(tmp_path.iterdir())
+
+    feed = io.TextIOWrapper(io.BytesIO(given.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", feed)
+    told = said("--input=-", "--output=-", "--keep_fields")
+    assert "stdin is read as JSON lines." in told.err
+    rows = [json.loads(line) for line in given.read_text().splitlines()]
+    assert [json.loads(line) for line in told.out.splitlines()] == [
+        {**row, **each} for row, each in zip(rows, found, strict=True)
+    ]
+
+    assert said(f"--input={given}", "--output=a.csv").out == "a.csv\n"
+    with open("a.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["prediction"] for row in table] == [
+        each["prediction"] for each in found
+    ]
+    assert list(table[0]) == ["idx", "prediction"] + [
+        f"probabilities.{name}" for name in specs.get("cb").labels
+    ]
+
+    path = said(f"--input={given}", "--format=submission", "--out_dir=s").out
+    assert path == "s/CB.jsonl\n"
+    lines = (tmp_path / "s/CB.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"idx": each["idx"], "label": each["prediction"]} for each in found
+    ]
+    # What it wrote it replaces; what the user wrote it does not.
+    said(f"--input={given}", "--output=a.csv", "--format=csv")
+    (tmp_path / "mine.jsonl").write_text("1")
+    assert "mine.jsonl" in mistake(
+        capsys, *asked, f"--input={given}", "--output=mine.jsonl"
+    )
+    assert (tmp_path / "mine.jsonl").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--output=a", "--out_dir=b"], "output is 'a' and out_dir 'b'"),
+        (["--output=."], "output is the folder '.', expected a file"),
+        (["--format=submission", "--keep_fields"], "--keep_fields has no use"),
+        (["--format=submission", "--task=conll04"], "no form of a submission"),
+        (["--format=xml"], "format 'xml'"),
+        ([], "The input 'none.jsonl' is no file"),
+    ],
+)
+def test_mistakes_in_its_flags(
+    entailment, flags, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    asked = ["predict", f"--prompt={entailment}", "--input=none.jsonl"]
+    assert words in mistake(capsys, *asked, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tags_and_parts_in_a_table():
+    found = [
+        {"id": "a,b", "prediction": ["B-X", "O"], "list": [1, "é"]},
+        {"id": "c", "prediction": ["O"], "deep": {"x": {"y": "1\n2"}}},
+    ]
+    table = predictions.written(found, "csv")
+    assert list(csv.DictReader(io.StringIO(table, newline=""))) == [
+        {
+            "id": "a,b",
+            "prediction": "B-X O",
+            "list": '[1, "é"]',
+            "deep.x.y": "",
+        },
+        {"id": "c", "prediction": "O", "list": "", "deep.x.y": "1\n2"},
+    ]
+    with pytest.raises(UserError, match="expected jsonl or csv or submission"):
+        predictions.written(found, "xml")
+
+
+def test_a_field_called_as_the_answer_is_not_lost(tiny):
+    row = {"premise": "a", "hypothesis": "b", "row": 7, "prediction": "x"}
+    with pytest.raises(UserError, match="a field 'prediction'"):
+        pj.predict(stored(tiny, "cb"), [row], backbone=tiny, keep_fields=True)
+    del row["prediction"]
+    (found,) = pj.predict(
+        stored(tiny, "cb"), [row], backbone=tiny, keep_fields=True
+    )
+    assert {k: found[k] for k in row} == row
 
 
 @pytest.mark.parametrize(
