@@ -463,8 +463,8 @@ def _chosen(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> str:
         if not 0 <= answer < len(candidates):
             expected = f"one of {len(candidates)} candidates, from 0"
             raise place.fault("label", answer, expected)
-        return candidates[answer]
-    return answer
+        return str(candidates[answer])
+    return str(answer) if isinstance(answer, int) else answer
 
 
 def _checked(spec: TaskSpec, table: tables.Rows) -> list[Row]:

@@ -205,7 +205,9 @@ def _with_marks(
         wanted = int(str(at))
         away = {one: abs(_words_before(text, one[0]) - wanted) for one in found}
         # Of the published rows one is a word off.
-        found = [one for one in sorted(found, key=away.get) if away[one] <= 1]
+        found = [
+            one for one in sorted(found, key=away.__getitem__) if away[one] <= 1
+        ]
         if not found:
             expected = f"where the text says {_shown(span)}; there it says "
             raise place.fault(field, at, expected + _shown(words[wanted]))

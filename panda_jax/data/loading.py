@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from panda_jax.tasks.spec import TaskSpec
 # Of the training rows, which held-out ones are taken from.
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 2000
-
-Rows = TypeVar("Rows", bound=AnyExamples)
 
 
 def load_examples(
@@ -128,7 +126,9 @@ def load_text_examples(
     return examples.subset(_chosen(spec, examples.parsed_references, limit))
 
 
-def held_out(spec: TaskSpec, rows: Rows) -> tuple[Rows, Rows]:
+def held_out(
+    spec: TaskSpec, rows: AnyExamples
+) -> tuple[AnyExamples, AnyExamples]:
     """Training rows in two: what is left to learn from, and held-out ones.
 
     A fifth is held out, 2,000 questions at most, labels in their proportions

@@ -342,8 +342,9 @@ def _judge(
     if not isinstance(examples, TextExamples):
         return answers.scores(spec, examples, found)
     said = text_answers(backbone, spec, examples, found)
-    written = backbone.tokenizer.written
-    return answers.text_scores(spec, examples, said, written)
+    tokenizer = backbone.tokenizer
+    assert isinstance(tokenizer, TextTokenizer)
+    return answers.text_scores(spec, examples, said, tokenizer.written)
 
 
 def text_answers(
@@ -366,6 +367,7 @@ def text_answers(
             )
         return found.argmax(-1).tolist()
     tokenizer = backbone.tokenizer
+    assert isinstance(tokenizer, TextTokenizer)
     return [
         views.answer_from_text(
             spec, tokenizer.decode(row), reference, tokenizer.written

@@ -365,9 +365,9 @@ class Trainer:
             if not lane.going:
                 continue
             scored, shown = found[number], reported[number]
-            wrong = [x for x in (scored, shown) if isinstance(x, UserError)]
-            if wrong:
-                lane.fail(step, str(wrong[0]))
+            if isinstance(scored, UserError) or isinstance(shown, UserError):
+                wrong = scored if isinstance(scored, UserError) else shown
+                lane.fail(step, str(wrong))
                 continue
             lane.scored(step, scored, reported=shown, first=first)
             if better[number]:
