@@ -375,6 +375,30 @@ def test_without_it_filling_is_refused_in_one_message(
     assert message.endswith("Run: pip install 'panda-jax[data]'")
 
 
+def test_rows_of_one_s_own_need_nothing_of_it(without_data, tmp_path):
+    rows = [
+        f"{'good' if n % 2 else 'bad'} film {n},{'yn'[n % 2]}"
+        for n in range(40)
+    ]
+    file = tmp_path / "films.csv"
+    file.write_text("\n".join(["text,liked", *rows, ""]))
+    own = [f"--train_file={file}", "--text=text", "--label=liked"]
+    t5 = ["--backbone=random:t5-small", "--prompt_length=2", "--max_length=16"]
+    commands = [
+        ["train", *own, *TINY, "--steps=2", f"--model_dir={tmp_path / 'a'}"],
+        ["train", *own, *t5, "--steps=1", f"--model_dir={tmp_path / 'b'}"],
+        [
+            *("predict", f"--prompt={tmp_path / 'a'}", f"--input={file}"),
+            f"--out_dir={tmp_path / 'out'}",
+        ],
+    ]
+    done = without_data(*commands)
+    assert done.stderr.splitlines()[-1] == "predict 0", done.stderr
+    assert (
+        len((tmp_path / "out" / "predictions.jsonl").open().readlines()) == 40
+    )
+
+
 def test_tasks_of_tfds_are_listed_without_it(without_data, tmp_path):
     """A prepared copy needs TFDS to be looked into, and this says so."""
     version = tmp_path / "super_glue" / "cb" / "1.0.2"

@@ -2,8 +2,8 @@
 
 A file's name holds task, split, specification, vocabulary, length and the
 contents of the source: whatever changes, the name does, so a stale entry is
-never read.  Filling loads TensorFlow and SeqIO, which the extra `data` brings;
-reading loads neither.
+never read.  Filling loads TensorFlow and SeqIO, which the extra `data` brings,
+but not of the user's own rows; reading loads neither.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from panda_jax.data import plain
 from panda_jax.data.examples import (
     Examples,
     TextExamples,
@@ -29,7 +30,7 @@ from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import needs_extra
 from panda_jax.io import arrays as array_files
 from panda_jax.io import files
-from panda_jax.tasks import sources
+from panda_jax.tasks import own, sources
 from panda_jax.tasks.spec import TaskSpec
 
 Parsed = TypeVar("Parsed", Examples, TextExamples)
@@ -61,6 +62,13 @@ def load(
     """
 
     def fill() -> dict[str, np.ndarray]:
+        if spec.reader == own.READER:
+            rows = own.OwnSource(spec).rows(split)
+            found = plain.examples(
+                spec, rows, tokenizer=tokenizer, max_length=max_length
+            )
+            width = _rounded(found.tokens.shape[1], max_length)
+            return _arrays(found.widened(width))
         return _arrays(
             _fill(
                 spec,
@@ -98,6 +106,10 @@ def load_text(
     """All rows of a split from text to text; else as `load`."""
 
     def fill() -> dict[str, np.ndarray]:
+        if spec.reader == own.READER:
+            return _own_text(
+                spec, split, tokenizer, input_length, target_length
+            )
         return _fill_text(
             spec,
             split,
@@ -320,6 +332,35 @@ def _fill_text(
         cut |= long
         ids = ids[:, :length]
         arrays[name] = ids[:, : _rounded(longest_row(ids), length)]
+    return arrays
+
+
+def _own_text(
+    spec: TaskSpec,
+    split: str,
+    tokenizer: TextTokenizer,
+    input_length: int,
+    target_length: int,
+) -> dict[str, np.ndarray]:
+    """As `_fill_text`, of the user's own rows and without SeqIO."""
+    found = plain.text_examples(
+        spec,
+        own.OwnSource(spec).rows(split),
+        tokenizer=tokenizer,
+        input_length=input_length,
+        target_length=target_length,
+    )
+    assert found.cut is not None
+    arrays = {
+        "references": np.frombuffer(found.references, np.uint8),
+        "cut": found.cut,
+    }
+    for name, ids, length in (
+        ("inputs", found.inputs, input_length),
+        ("targets", found.targets, target_length),
+    ):
+        room = _rounded(ids.shape[1], length) - ids.shape[1]
+        arrays[name] = np.pad(ids, ((0, 0), (0, room)))
     return arrays
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax.data import answers
-from panda_jax.data.examples import AnyExamples, Examples, TextExamples
+from panda_jax.data import answers, plain
+from panda_jax.data.examples import AnyExamples, TextExamples
 from panda_jax.data.text_tokenizer import TextTokenizer
-from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 from panda_jax.io import ownership
 from panda_jax.io.files import PathLike, write_text
@@ -23,7 +21,7 @@ from panda_jax.step.fleet import Lanes
 from panda_jax.step.steps import Trainable
 from panda_jax.store.backbones import Backbone
 from panda_jax.store.prompt_folders import StoredPrompt
-from panda_jax.tasks import encoding, submissions, unanswered, views
+from panda_jax.tasks import submissions, unanswered
 from panda_jax.tasks.rows import Row
 from panda_jax.tasks.spec import TaskSpec
 from panda_jax.training import evaluation
@@ -225,63 +223,18 @@ def _read(
 ) -> AnyExamples:
     """The rows as the backbone's family reads them."""
     tokenizer = backbone.tokenizer
-    references = json.dumps([views.reference(spec, row) for row in rows])
     if isinstance(tokenizer, TextTokenizer):
-        inputs = [views.text_example(spec, row)[0] for row in rows]
-        ids = [
-            [*found[: max_length - 1], tokenizer.eos_id]
-            for found in tokenizer.encode(inputs)
-        ]
-        most = _WRITTEN.get(spec.kind, _MOST_WRITTEN)
-        targets = np.zeros((len(rows), most), np.int32)
-        texts = TextExamples(_padded(ids), targets, references.encode())
-        longest = texts.inputs.shape[1]
-        return texts.widened(evaluation.bucket(longest, max_length))
-    return _encoded(spec, rows, tokenizer, max_length, references.encode())
-
-
-def _encoded(
-    spec: TaskSpec,
-    rows: list[Row],
-    tokenizer: Tokenizer,
-    max_length: int,
-    references: bytes,
-) -> Examples:
-    encoding.check_length(spec, max_length)
-    groups = encoding.encode(
-        spec, rows, tokenizer=tokenizer, max_length=max_length
-    )
-    flat = list(itertools.chain.from_iterable(groups))
-    labels = _padded([each.labels for each in flat])
-    places = {}
-    if spec.kind == "tags":
-        labels = labels - 1
-    elif spec.kind == "span":
-        places = {
-            "char_starts": _padded([each.starts for each in flat]),
-            "char_ends": _padded([each.ends for each in flat]),
-        }
+        found = plain.text_examples(
+            spec,
+            rows,
+            tokenizer=tokenizer,
+            input_length=max_length,
+            target_length=_WRITTEN.get(spec.kind, _MOST_WRITTEN),
+            answered=False,
+        )
     else:
-        labels = labels[:, 0]
-    examples = Examples(
-        kind=spec.kind,
-        tokens=_padded([each.tokens for each in flat]),
-        segments=_padded([each.segments for each in flat]),
-        labels=labels,
-        question=np.repeat(
-            np.arange(len(rows), dtype=np.int32), [len(x) for x in groups]
-        ),
-        references=references,
-        **places,
-    )
-    longest = examples.tokens.shape[1]
-    return examples.widened(evaluation.bucket(longest, max_length))
-
-
-def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
-    """[R, T] int32; T the longest, the others filled with 0."""
-    longest = max(len(each) for each in lists)
-    found = np.zeros((len(lists), longest), np.int32)
-    for row, each in zip(found, lists, strict=True):
-        row[: len(each)] = each
-    return found
+        found = plain.examples(
+            spec, rows, tokenizer=tokenizer, max_length=max_length
+        )
+    longest = found.tokens.shape[1]
+    return found.widened(evaluation.bucket(longest, max_length))

@@ -10,7 +10,7 @@ import stepping
 from panda_jax.tasks import offline, sources, specs, views
 from panda_jax.tasks.spec import SPLITS, TaskSpec
 
-from panda_jax.data import loading
+from panda_jax.data import loading, plain
 from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
@@ -27,6 +27,7 @@ SOURCES = [
 LENGTH = 48
 TOKENIZER = Tokenizer.builtin()
 BYTES = TextTokenizer.of_bytes()
+WORDS = Tokenizer.builtin()
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,56 @@ def test_the_text_view_says_what_the_rows_say(name, split, made_up):
         assert loaded.targets[i][loaded.targets[i] != 0][-1] == BYTES.eos_id
         assert target.startswith(BYTES.decode(loaded.targets[i]))
         assert loaded.parsed_references[i] == views.reference(spec, row)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("length", [12, 512])
+def test_without_seqio_rows_make_the_same_arrays(name, length, made_up):
+    """What own rows and `predict` go by, held to what all tasks go by."""
+    spec, rows = specs.get(name), _rows(name, "train", made_up)
+    ours = plain.examples(spec, rows, tokenizer=WORDS, max_length=length)
+    theirs = loading.load_examples(
+        name, "train", tokenizer=WORDS, max_length=length, data_dir=made_up
+    )
+    # Of training rows SeqIO's way leaves out some candidates.
+    if not spec.train_choices:
+        assert ours.fingerprint == theirs.fingerprint
+        np.testing.assert_array_equal(ours.cut, theirs.cut)
+    texts = plain.text_examples(
+        spec, rows, tokenizer=BYTES, input_length=length, target_length=9
+    )
+    loaded = loading.load_text_examples(
+        name,
+        "train",
+        tokenizer=BYTES,
+        input_length=length,
+        target_length=9,
+        data_dir=made_up,
+    )
+    assert texts.fingerprint == loaded.fingerprint
+    np.testing.assert_array_equal(texts.cut, loaded.cut)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_rows_that_are_cut_are_counted(cut):
+    """A row of exactly the length is whole; one more piece is not."""
+    spec = specs.get("toy_sentiment")
+    (row,) = offline.rows("toy_sentiment", "train")[:1]
+    (ids,) = WORDS.encode([row["sentence"]])
+    found = plain.examples(
+        spec, [row], tokenizer=WORDS, max_length=len(ids) + 2 - cut
+    )
+    assert found.cut_rows == bool(cut)
+    said, answer = views.text_example(spec, row)
+    for short in ("input_length", "target_length"):
+        lengths = {
+            "input_length": len(said.encode()) + 1,
+            "target_length": len(answer.encode()) + 1,
+        }
+        lengths[short] -= cut
+        found = plain.text_examples(spec, [row], tokenizer=BYTES, **lengths)
+        assert found.cut_rows == bool(cut)
+        assert found.inputs[0, -1] == found.targets[0, -1] == BYTES.eos_id
 
 
 @pytest.mark.parametrize("name", SOURCES)
