@@ -6,6 +6,7 @@ vocabulary, or refused by name: here what both families have in common.
 """
 
 import dataclasses
+import operator
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -152,7 +153,7 @@ def added(found: Settings) -> list[tuple[int | None, AddedToken]]:
     former = found.values.get(_ADDED) or {}
     try:
         pairs = [(int(i), value) for i, value in numbered.items()]
-        pairs += [(int(i), text) for text, i in former.items()]
+        pairs += [(operator.index(i), text) for text, i in former.items()]
     except (AttributeError, TypeError, ValueError):
         raise found.wrong("added_tokens_decoder", "tokens by id") from None
     tokens = []

@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -68,19 +68,17 @@ def header(path: pathlib.Path) -> dict[str, Stored]:
       UserError: as `read`; what is wrong with a tensor when it is asked for.
     """
 
+    archive, tensors = _refusing(path, _opened)
+
     def stored(name: str, tensor: Tensor) -> Stored:
-        def one(path: pathlib.Path) -> np.ndarray:
-            with zipfile.ZipFile(path) as archive:
-                size = path.stat().st_size
-                records = _records(archive, size)
-                data = _storages(archive, records, [tensor])
+        def one(_: pathlib.Path) -> np.ndarray:
+            data = _storages(archive, [tensor])
             return _array(name, tensor, data[tensor.storage.key])
 
         shape = tensor.shape if _naturals(tensor.shape) else ()
         return Stored(shape, tensor.storage.dtype, lambda: _refusing(path, one))
 
-    described = _refusing(path, _described)
-    return {name: stored(name, tensor) for name, tensor in described.items()}
+    return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
 Found = TypeVar("Found")
@@ -101,18 +99,27 @@ def _refusing(
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    tensors = _described(path)
-    with zipfile.ZipFile(path) as archive:
-        records = _records(archive, path.stat().st_size)
-        storages = _storages(archive, records, tensors.values())
+    archive, tensors = _opened(path)
+    with archive.file:
+        storages = _storages(archive, tensors.values())
     return {
         name: _array(name, tensor, storages[tensor.storage.key])
         for name, tensor in tensors.items()
     }
 
 
-def _described(path: pathlib.Path) -> dict[str, Tensor]:
-    """What tensors there are; their numbers are not read."""
+class _Archive(NamedTuple):
+    """An open file; it is shut with the last of what reads from it."""
+
+    file: zipfile.ZipFile
+    records: dict[str, zipfile.ZipInfo]
+
+    def read(self, name: str) -> bytes:
+        return self.file.read(self.records[name])
+
+
+def _opened(path: pathlib.Path) -> tuple[_Archive, dict[str, Tensor]]:
+    """A file, and what tensors are in it; their numbers are not read."""
     if not path.is_file():
         raise UserError("there is no such file")
     size = path.stat().st_size
@@ -125,36 +132,34 @@ def _described(path: pathlib.Path) -> dict[str, Tensor]:
         )
     if not start.startswith(_ZIP):
         raise UserError("it is no archive of torch.save")
-    with zipfile.ZipFile(path) as archive:
-        records = _records(archive, size)
-        if "byteorder" in records:
-            order = archive.read(records["byteorder"])
-            if order.strip() != b"little":
-                raise UserError(
-                    f"its byte order is {order[:20]!r}, expected b'little'; "
-                    "save it again on a little-endian machine"
-                )
-        if records["data.pkl"].file_size > _MAX_PICKLE:
+    opened = zipfile.ZipFile(path)
+    archive = _Archive(opened, _records(opened, size))
+    if "byteorder" in archive.records:
+        order = archive.read("byteorder")
+        if order.strip() != b"little":
             raise UserError(
-                f"its pickle has {records['data.pkl'].file_size} bytes, "
-                f"expected at most {_MAX_PICKLE}"
+                f"its byte order is {order[:20]!r}, expected b'little'; "
+                "save it again on a little-endian machine"
             )
-        value = torch_pickle.load(archive.read(records["data.pkl"]))
-    return _tensors(value)
+    pickle_size = archive.records["data.pkl"].file_size
+    if pickle_size > _MAX_PICKLE:
+        raise UserError(
+            f"its pickle has {pickle_size} bytes, expected at most "
+            f"{_MAX_PICKLE}"
+        )
+    return archive, _tensors(torch_pickle.load(archive.read("data.pkl")))
 
 
-def _storages(
-    archive: zipfile.ZipFile,
-    records: dict[str, zipfile.ZipInfo],
-    tensors: Iterable[Tensor],
-) -> dict[str, bytes]:
+def _storages(archive: _Archive, tensors: Iterable[Tensor]) -> dict[str, bytes]:
     """The bytes of each storage that these tensors are views of."""
     storages = {tensor.storage.key: b"" for tensor in tensors}
     for key in storages:
         # A key is never a path: it only ever names a record.
-        if not re.fullmatch(r"\d+", key) or f"data/{key}" not in records:
+        if not re.fullmatch(r"\d+", key) or f"data/{key}" not in (
+            archive.records
+        ):
             raise UserError(f"it has no record for the storage {key!r}")
-        storages[key] = archive.read(records[f"data/{key}"])
+        storages[key] = archive.read(f"data/{key}")
     return storages
 
 

@@ -406,6 +406,11 @@ def test_the_older_files_beside_a_vocabulary(tmp_path):
     )
     ours = assert_as_transformers(tmp_path)
     assert ours.vocab_size == len(WORDS) + 2
+    for wrong in (float("inf"), 3.5, "3", None):
+        text = json.dumps({"brown fox": wrong})
+        (tmp_path / "added_tokens.json").write_text(text)
+        with pytest.raises(UserError, match="tokens by id|is not valid JSON"):
+            Tokenizer.from_folder(tmp_path)
     # A newer list of tokens is all that counts.
     write_settings(tmp_path, added_tokens_decoder={})
     assert Tokenizer.from_folder(tmp_path).cls_id == 2
