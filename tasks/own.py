@@ -456,7 +456,7 @@ def _answer(
     return {}
 
 
-def _chosen(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> str:
+def _chosen(spec: TaskSpec, place: Place, raw: Mapping[str, Any]) -> Any:
     """The right candidate's text, which rows name or count from 0."""
     candidates, answer = raw[spec.choices[0]], raw["label"]
     if isinstance(answer, int) and isinstance(candidates, list):

@@ -167,7 +167,7 @@ def test_by_the_command_line_alone(name, tmp_path, capsys, monkeypatch):
                 "predict",
                 "--prompt=run",
                 f"--input={name}",
-                "--output=said.jsonl",
+                "--output=a.jsonl",
             ]
         )
         == 0
