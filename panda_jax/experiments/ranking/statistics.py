@@ -152,9 +152,11 @@ def regret(sample: Sample, *, k: int) -> np.ndarray:
     none_yet[:, :-1] = np.where(tied, none_before[:, 1:], 0.0)
     reach = np.minimum(k, sample.total)
     last = (above < reach) & (reach <= above + sizes) & (held > 0)
+    is_best = none_before - none_yet  # chance of it
+    # Written like this the published figures stay the same to the last digit:
+    # NumPy sums in the order of the memory that it reuses for the product.
     with np.errstate(invalid="ignore"):
-        lost = best - np.maximum(best_above, truth)
-        lost = (none_before - none_yet) * lost
+        lost = is_best * (best - np.maximum(best_above, truth))
     lost = np.where(last, lost, 0.0).sum(axis=1)
     return np.where(sample.total[:, 0] > 0, lost, np.nan)
 
