@@ -20,6 +20,7 @@ from panda_jax.interop import (
 from panda_jax.io import ownership
 from panda_jax.io.files import PathLike, write_text
 from panda_jax.models.bert import BertConfig
+from panda_jax.models.t5 import T5Config
 from panda_jax.prompts import Prompt, prompt_shape
 from panda_jax.store import cards
 from panda_jax.store.backbones import Backbone
@@ -98,7 +99,7 @@ def import_prompt(
         stored = _read(format, path, backbone, task_index)
     if backbone is not None:
         stored = _bound(stored, backbone, path)
-        if format == "t5x":
+        if format == "t5x" and isinstance(backbone.config, T5Config):
             t5x.check_weights(path, backbone.config, backbone.params)
     if task is not None:
         _check_outputs(stored.prompt, task)
