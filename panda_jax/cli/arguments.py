@@ -527,7 +527,8 @@ class Import(_Arguments):
         int | None,
         Group.INPUT,
         "Of a file with the prompts of several tasks (format peft, type "
-        "MULTITASK_PROMPT_TUNING): which to take, 0 for the first.",
+        "MULTITASK_PROMPT_TUNING): which to take, from 0. By default the only "
+        "one.",
     ] = None
     out_dir: Annotated[
         Path,
