@@ -65,7 +65,7 @@ def no_test(spec: TaskSpec) -> UserError:
 
 def absent(spec: TaskSpec, root: pathlib.Path) -> list[str]:
     """What that a task needs is not under `root`; no run needs a test split."""
-    names = (name for split in SPLITS for name in spec.files[split])
+    names = (name for split in SPLITS for name in spec.files.get(split, ()))
     return [name for name in names if not _first_match(root, name)]
 
 

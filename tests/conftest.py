@@ -37,6 +37,7 @@ with contextlib.suppress(ImportError):
 import jax
 import numpy as np
 import pytest
+from panda_jax.tasks import own, specs
 
 from panda_jax.store.backbones import Backbone, load_backbone
 
@@ -75,6 +76,14 @@ def _compiled_code_is_let_go() -> Iterator[None]:
         if maps < _MOST_MAPS:
             return
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_tasks_are_forgotten() -> Iterator[None]:
+    """Tasks of rows that one file's tests brought are no other's."""
+    yield
+    for name in [x for x in specs.names() if specs.get(x).reader == own.READER]:
+        del specs._SPECS[name]
 
 
 @pytest.fixture(scope="session")

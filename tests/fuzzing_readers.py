@@ -472,6 +472,7 @@ def _write_tokens(root: pathlib.Path) -> None:
         arrays = {
             "tokens": np.arange(24, dtype=np.int32).reshape(4, 6),
             "segments": np.zeros((4, 6), np.uint8),
+            "cut": np.zeros(4, bool),
             "labels": np.ones(shape, number),
             "question": np.array([0, 1, 1, 2], np.int32),
             "references": np.frombuffer(b"[{},{},{}]", np.uint8),

@@ -404,6 +404,8 @@ def test_ids_beyond_their_number(tmp_path):
     """The highest needs an embedding, whatever is missing below it."""
     fuzzing_readers._write_tokenizers(tmp_path)
     path = tmp_path / "whole" / "tokenizer.json"
+    # Without the added token, whose place the late piece would be.
+    files.write_json(path.with_name("tokenizer_config.json"), {})
     raw = json.loads(path.read_text())
     raw["model"]["vocab"]["late"] = 70_000
     path.write_text(json.dumps(raw))
@@ -413,6 +415,8 @@ def test_ids_beyond_their_number(tmp_path):
 def test_ids_that_no_table_could_hold(tmp_path):
     fuzzing_readers._write_tokenizers(tmp_path)
     path = tmp_path / "whole" / "tokenizer.json"
+    # Without the added token, whose place the late piece would be.
+    files.write_json(path.with_name("tokenizer_config.json"), {})
     raw = json.loads(path.read_text())
     raw["model"]["vocab"]["late"] = 2**32 - 1
     path.write_text(json.dumps(raw))

@@ -247,6 +247,7 @@ def test_a_damaged_cache_file_is_made_again(damage, cache, monkeypatch):
         labels=np.zeros(250, np.int32),
         question=np.arange(250, dtype=np.int32),
         references=b"[" + b",".join([b'{"label": 0}'] * 250) + b"]",
+        cut=np.zeros(250, bool),
     )
     monkeypatch.setattr(token_cache, "_fill", lambda *args, **kw: made)
     first = _load()

@@ -737,7 +737,9 @@ def test_missing_folder_and_file_say_the_layout(tmp_path, made_up):
         readers.read(specs.get("conll03"), "train", str(tmp_path))
     with pytest.raises(UserError, match="authors ship them.$"):
         readers.read(specs.get("conll04"), "train", str(tmp_path))
-    with pytest.raises(UserError, match="split 'test'.*train or validation"):
+    with pytest.raises(UserError, match="split 'dev'.*validation or test"):
+        sources.find(specs.get("cb"), data_dir=made_up).rows("dev")
+    with pytest.raises(UserError, match="'cb' has no test split with answers"):
         sources.find(specs.get("cb"), data_dir=made_up).rows("test")
 
 

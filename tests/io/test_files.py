@@ -135,7 +135,7 @@ def test_ctrl_c_between_a_folder_and_its_number_leaves_none(
 def test_what_a_killed_process_was_writing_goes_and_no_other(tmp_path):
     """The system lets go of its lock, wherever the kill came."""
     write = (
-        "import os, signal, sys; from panda_jax import files\n"
+        "import os, signal, sys; from panda_jax.io import files\n"
         "with files.atomic_file(sys.argv[1]) as new:\n"
         "    new.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -343,7 +343,6 @@ def test_half_a_head(tmp_path):
         ("adapter_config.json", {"peft_type": "LORA"}, "peft_type is 'LORA'"),
         ("adapter_config.json", {"num_layers": None}, "num_layers is None"),
         ("adapter_config.json", {"token_dim": 15}, "no multiple of the 4"),
-        ("adapter_config.json", {"prefix_projection": True}, "without the"),
     ],
 )
 def test_wrong_json(tmp_path, file, changes, message):
