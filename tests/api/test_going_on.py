@@ -129,6 +129,13 @@ def test_a_start_that_does_not_fit_is_refused(tiny, short):
         pj.train(tiny, start=short, source=short, method="pot", **SMALL)
 
 
+def test_a_prompt_is_no_head_to_tune_with(tiny, short):
+    settings = {**SMALL, "method": "finetune", "steps": 2}
+    del settings["prompt_length"]
+    with pytest.raises(pj.UserError, match="goes on from the head of a model"):
+        pj.train(tiny, start=short, **settings)
+
+
 def test_a_tuned_backbone_goes_on_with_its_head(tiny, tmp_path):
     settings = {**SMALL, "method": "finetune", "steps": 2}
     del settings["prompt_length"]

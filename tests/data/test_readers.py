@@ -6,6 +6,7 @@ import pathlib
 import made_up_data
 import pytest
 from panda_jax.tasks import readers, rows, sources, specs
+from panda_jax.tasks.rows import Place, checked
 from panda_jax.tasks.spec import TaskSpec
 
 from panda_jax.errors import UserError
@@ -851,3 +852,9 @@ def test_the_pronoun_that_is_meant_is_marked(text, at, marked):
     raw |= {} if at is None else {"span2_index": at}
     row = rows.checked(specs.get("wsc"), rows.Place("x", 1), raw, coded=False)
     assert row["text"] == marked
+
+
+def test_a_row_without_a_field_says_what_it_has():
+    place = Place("rows.jsonl", 3)
+    with pytest.raises(UserError, match="'hypothesis'.*it has: premise, label"):
+        checked(specs.get("cb"), place, {"premise": "x", "label": "neutral"})

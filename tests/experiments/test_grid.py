@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 
 import pytest
+from panda_jax.tasks import specs
 
 import panda_jax as pj
 from panda_jax import UserError, cli
@@ -464,3 +465,20 @@ def test_no_setting_says_what_the_lists_say():
     assert set(AXES) == {f.name for f in dataclasses.fields(Run)} & {
         "task", "backbone", "method", "recipe", "seed",
     }  # fmt: skip
+
+
+def test_rows_of_one_s_own_are_sources_and_targets(tmp_path):
+    rows = [f"film {n},{'yn'[n % 2]}" for n in range(10)]
+    file = tmp_path / "films.csv"
+    file.write_text("\n".join(["text,liked", *rows, ""]))
+    said = {"train_file": str(file), "text": "text", "label": "liked"}
+    lists = {"sources": "films", "targets": "toy_review,films"}
+    plan = expand(Grid(**lists, own_tasks={"films": said}))
+    assert {run.run.task for run in plan.runs} == {"films", "toy_review"}
+    assert specs.get("films").labels == ("n", "y")
+    # As a command line has it.
+    again = expand(Grid(**lists, own_tasks=json.dumps({"films": said})))
+    assert again == plan
+    for wrong in ({"films": {"file": "x"}}, {"films": str(file)}):
+        with pytest.raises(UserError, match=r"own_tasks\['films'\] is"):
+            Grid(**lists, own_tasks=wrong)
