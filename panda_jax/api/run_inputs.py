@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from panda_jax.api import scoring
-from panda_jax.config import runs
+from panda_jax.config import runs, settings
 from panda_jax.config.runs import Run
 from panda_jax.data import loading
 from panda_jax.data.examples import AnyExamples
@@ -280,6 +280,31 @@ def check_needs(
             f"is of {source.info.task!r}. Give the source that it came from, "
             "or leave out --teacher."
         )
+
+
+def begun_from(run: Run, start: StoredPrompt | None) -> Run:
+    """The run with the shape of the prompt that it goes on from, if any.
+
+    What makes vectors afresh, and was given, is an `UnusedSetting`.
+    """
+    if start is None:
+        return run
+    changes = {
+        name: runs.DEFAULTS[name]
+        for name in settings.FRESH
+        if getattr(run, name) != runs.DEFAULTS[name]
+    }
+    for name in changes:
+        warnings.warn(
+            f"{name} is {getattr(run, name)!r}, but the prompt starts as "
+            f"--start's. Leave out --{name}.",
+            UnusedSetting,
+            stacklevel=5,
+        )
+    run = dataclasses.replace(run, **changes)
+    if run.method == "finetune":
+        return run
+    return run.shaped_as(start.prompt.kind, start.prompt.length)
 
 
 def _check_start(run: Run, start: StoredPrompt | None) -> None:

@@ -68,6 +68,11 @@ def check_prompt(
             "goes on from the head of a model-tuned backbone alone: give the "
             "run that made it, and its model as --backbone."
         )
+    if head_alone and not stored.prompt.head:
+        raise UserError(
+            f"{name} has neither prompt nor head: a tuned text-to-text model "
+            "goes on as --backbone alone. Leave out --start."
+        )
     _check_prompt(backbone, name, stored.info, length or int(head_alone))
 
 

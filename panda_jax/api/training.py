@@ -314,10 +314,9 @@ def _begin(
     given = run_inputs.prompts(prompts, backbone, run.method)
     candidates = run_inputs.candidates(run, backbone, sources, given)
     first = given["source"] or next(iter(candidates.values()), None)
-    shape = first if run.needs_source else None
-    shape = given["start"] or shape
-    if shape is not None and run.method != "finetune":
-        run = run.shaped_as(shape.prompt.kind, shape.prompt.length)
+    run = run_inputs.begun_from(run, given["start"])
+    if first is not None and run.needs_source:
+        run = run.shaped_as(first.prompt.kind, first.prompt.length)
     run = run.for_family(text_to_text=backbone.text_to_text)
     run_inputs.check_needs(run, {**given, "source": first}, similarity)
     if not candidates:  # of which the metric chooses, whatever they weigh

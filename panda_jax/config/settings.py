@@ -82,7 +82,8 @@ USES: dict[str, Use] = {
     "fusion": Use(("pot", "panda"), (), several=True),
     "temperature": Use(("panda",), ("kl",)),
 }
-_FRESH = ("prompt_init", "init_text", "init_stddev")
+# Of fresh vectors, which a run from a prompt of its own has none of either.
+FRESH = ("prompt_init", "init_text", "init_stddev")
 
 
 def why_unused(
@@ -107,7 +108,7 @@ def why_unused(
         return f"one source leaves nothing to choose ({use.who})"
     if method == "panda" and recipe not in use.recipes:
         return f"recipe {recipe!r} makes no use of it ({use.who} does)"
-    if method == "pot" and name in _FRESH and not settings["resize_source"]:
+    if method == "pot" and name in FRESH and not settings["resize_source"]:
         return "the prompt starts as the source's (resize_source pads it)"
     # The control keeps what it is the control of.
     if use.weighs and settings["kd_weight"]:

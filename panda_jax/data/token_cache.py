@@ -105,19 +105,27 @@ def load_text(
 ) -> TextExamples:
     """All rows of a split from text to text; else as `load`."""
 
+    lengths = {"inputs": input_length, "targets": target_length}
+
     def fill() -> dict[str, np.ndarray]:
         if spec.reader == own.READER:
-            return _own_text(
-                spec, split, tokenizer, input_length, target_length
+            found = plain.text_examples(
+                spec,
+                own.OwnSource(spec).rows(split),
+                tokenizer=tokenizer,
+                input_length=input_length,
+                target_length=target_length,
             )
-        return _fill_text(
-            spec,
-            split,
-            tokenizer=tokenizer,
-            lengths={"inputs": input_length, "targets": target_length},
-            data_dir=data_dir,
-            tfds_data_dir=tfds_data_dir,
-        )
+        else:
+            found = _fill_text(
+                spec,
+                split,
+                tokenizer=tokenizer,
+                lengths=lengths,
+                data_dir=data_dir,
+                tfds_data_dir=tfds_data_dir,
+            )
+        return _text_arrays(found, lengths)
 
     return _cached(
         spec,
@@ -303,8 +311,8 @@ def _fill_text(
     lengths: Mapping[str, int],
     data_dir: files.PathLike | None,
     tfds_data_dir: files.PathLike | None,
-) -> dict[str, np.ndarray]:
-    """Runs the SeqIO task; ids are padded to their split's longest."""
+) -> TextExamples:
+    """Runs the SeqIO task."""
     with _filling(spec, split):
         import seqio
 
@@ -320,47 +328,29 @@ def _fill_text(
     dataset = task.get_dataset(longer, split, shuffle=False)
     columns = _columns(seqio.trim_and_pad_dataset(dataset, longer))
     references = b"[" + b",".join(columns["reference"]) + b"]"
-    cut = np.zeros(len(columns["reference"]), bool)
-    arrays: dict[str, np.ndarray] = {
-        "references": np.frombuffer(references, np.uint8),
-        "cut": cut,
-    }
+    cut, kept = np.zeros(len(columns["reference"]), bool), {}
     for name, length in lengths.items():
         ids = columns[name].astype(np.int32)
         long = ids[:, length] != 0
         ids[long, length - 1] = tokenizer.eos_id
         cut |= long
-        ids = ids[:, :length]
-        arrays[name] = ids[:, : _rounded(longest_row(ids), length)]
-    return arrays
+        kept[name] = ids[:, :length]
+    return TextExamples(**kept, references=references, cut=cut)
 
 
-def _own_text(
-    spec: TaskSpec,
-    split: str,
-    tokenizer: TextTokenizer,
-    input_length: int,
-    target_length: int,
+def _text_arrays(
+    found: TextExamples, lengths: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """As `_fill_text`, of the user's own rows and without SeqIO."""
-    found = plain.text_examples(
-        spec,
-        own.OwnSource(spec).rows(split),
-        tokenizer=tokenizer,
-        input_length=input_length,
-        target_length=target_length,
-    )
+    """What is stored of texts: ids as wide as the longest row, rounded."""
     assert found.cut is not None
     arrays = {
         "references": np.frombuffer(found.references, np.uint8),
         "cut": found.cut,
     }
-    for name, ids, length in (
-        ("inputs", found.inputs, input_length),
-        ("targets", found.targets, target_length),
-    ):
-        room = _rounded(ids.shape[1], length) - ids.shape[1]
-        arrays[name] = np.pad(ids, ((0, 0), (0, room)))
+    for name, ids in (("inputs", found.inputs), ("targets", found.targets)):
+        width = _rounded(longest_row(ids), lengths[name])
+        kept = ids[:, :width]
+        arrays[name] = np.pad(kept, ((0, 0), (0, width - kept.shape[1])))
     return arrays
 
 

@@ -12,7 +12,6 @@ from panda_jax.data import answers
 from panda_jax.data.examples import AnyExamples, Examples, TextExamples
 from panda_jax.data.loading import load_examples, load_text_examples
 from panda_jax.data.text_tokenizer import TextTokenizer
-from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.errors import UserError
 from panda_jax.io.files import PathLike
 from panda_jax.models import Config
@@ -475,17 +474,21 @@ def bound(
         backbone.id,
         backbone.tokenizer.identity,
     )
-    if isinstance(backbone.tokenizer, Tokenizer):
-        return stored, backbone, spec, prompt_for(stored, spec)
-    return stored, backbone, spec, stored.prompt
+    return stored, backbone, spec, prompt_for(stored, spec, backbone)
 
 
-def prompt_for(stored: StoredPrompt, spec: TaskSpec) -> Prompt:
-    """An encoder's prompt, its head's outputs in the order of the task's.
+def prompt_for(
+    stored: StoredPrompt, spec: TaskSpec, backbone: Backbone
+) -> Prompt:
+    """The prompt, its head's outputs in the order of the task's.
+
+    A text-to-text backbone's has no head, and writes the task's own words.
 
     Raises:
       UserError: the head answers another kind of task, or says other labels.
     """
+    if backbone.text_to_text:
+        return stored.prompt
     found = stored.prompt.head["bias"].shape[0] if stored.prompt.head else 0
     kind = spec.kind
     if stored.info.task in specs.names():

@@ -206,7 +206,9 @@ class Assembly:
             pot = lane.run.method == "pot"
             source = lane.needs.source if pot else None
             start = lane.needs.start
-            own = start and evaluation.prompt_for(start, self.spec)
+            own = start and evaluation.prompt_for(
+                start, self.spec, self.backbone
+            )
             prompt = initial_prompt(lane.run, self.backbone, source, own)
             trained = None
             if lane.run.method == "finetune":

@@ -380,15 +380,14 @@ class Trainer:
                 )
             ended[number] = not lane.going
         bests = [lane.tracking.best for lane in self.lanes]
-        finals = [lane.tracking.final for lane in self.lanes]
+        # Beside the best of the rows that choose, of the same rows.
+        metric = self.lanes[0].metric
+        last = [x[metric] for x in found if not isinstance(x, UserError)]
         when = f"epoch {-(-step // self.parts.steps_per_epoch)}"
         when += f"/{self.parts.epochs}"
         if self.run.eval_period:
             when = f"step {step}/{self.parts.total}"
-        progress.say(
-            f"{when} {self.lanes[0].metric} {_many(finals)} "
-            f"(best {_many(bests)})"
-        )
+        progress.say(f"{when} {metric} {_many(last)} (best {_many(bests)})")
         errors = [lane.tracking.error for lane in self.lanes]
         if all(errors):
             raise UserError(str(errors[0]))

@@ -1,5 +1,6 @@
 """Runs that are lengthened, and runs that begin with a prompt of their own."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import panda_jax as pj
+from panda_jax import prompts
+from panda_jax.errors import UnusedSetting
 from panda_jax.training import identity
 
 SMALL = {
@@ -136,6 +139,17 @@ def test_a_prompt_is_no_head_to_tune_with(tiny, short):
         pj.train(tiny, start=short, **settings)
 
 
+def test_neither_prompt_nor_head_is_nothing_to_go_on_from(tiny, short):
+    start = pj.load_prompt(short)
+    bare = dataclasses.replace(
+        start, prompt=prompts.Prompt(tiny.empty_vectors, {})
+    )
+    settings = {**SMALL, "method": "finetune", "steps": 2}
+    del settings["prompt_length"]
+    with pytest.raises(pj.UserError, match="neither prompt nor head"):
+        pj.train(tiny, start=bare, **settings)
+
+
 def test_a_tuned_backbone_goes_on_with_its_head(tiny, tmp_path):
     settings = {**SMALL, "method": "finetune", "steps": 2}
     del settings["prompt_length"]
@@ -144,3 +158,22 @@ def test_a_tuned_backbone_goes_on_with_its_head(tiny, tmp_path):
     settings |= {"learning_rate": 1e-12, "steps": 1}
     on = pj.train(tuned, start=tmp_path / "run", **settings)
     assert on.result["best"]["scores"] == first.result["best"]["scores"]
+
+
+def test_a_start_of_a_t5_has_no_head(tmp_path):
+    t5 = pj.load_backbone("random:t5-small")
+    settings = {**SMALL, "prompt_length": 2, "steps": 1, "learning_rate": 1e-12}
+    settings |= {"train_examples": 8, "eval_examples": 8, "max_length": 24}
+    settings["weight_decay"] = 0.0
+    first = pj.train(t5, model_dir=tmp_path / "run", **settings)
+    on = pj.train(t5, start=tmp_path / "run", **settings)
+    np.testing.assert_allclose(
+        on.prompt.prompt.vectors, first.prompt.prompt.vectors, rtol=1e-5
+    )
+
+
+def test_what_a_start_leaves_without_a_use_is_said(tiny, short):
+    for name, value in (("prompt_init", "normal"), ("init_stddev", 0.5)):
+        settings = {**SMALL, "steps": 1, name: value}
+        with pytest.warns(UnusedSetting, match=f"{name} .* starts as"):
+            pj.train(tiny, start=short, **settings)

@@ -130,13 +130,24 @@ def test_a_test_split_is_reported_and_chooses_nothing(tiny, tmp_path):
     assert done.result["selection"]["value"] == chosen["best"]["value"]
 
 
-def test_patience_ends_with_a_reported_score(tiny):
+def test_patience_ends_with_a_reported_score(tiny, tmp_path):
+    """At the last look, which is no new best, what is reported is scored."""
     settings = {**SMALL, "epochs": 12, "patience": 1, "learning_rate": 1e-9}
     done = pj.train(
-        tiny, task="toy_sentiment", select_on="held_out", **settings
+        tiny,
+        task="toy_sentiment",
+        select_on="held_out",
+        model_dir=tmp_path / "run",
+        **settings,
     ).result
     assert done["looks"] == 2
-    assert done["final"]["value"] == done["first_epoch"]["value"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    looks = [x for x in map(json.loads, lines) if "selection_accuracy" in x]
+    assert [x["step"] for x in looks] == [6, 12]
+    assert [x["eval_accuracy"] for x in looks] == [
+        done["first_epoch"]["value"],
+        done["final"]["value"],
+    ]
 
 
 def test_a_task_without_test_answers_says_what_to_do(tiny, tmp_path):

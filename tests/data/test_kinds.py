@@ -103,7 +103,7 @@ def test_a_teacher_too_large_to_cache_says_the_same_online(
 def test_a_head_is_read_by_its_labels_names(tiny, made_up):
     """CB's classes stand in another order than MNLI's."""
     done = pj.train(tiny, task="mnli", data_dir=made_up, **COMMON)
-    found = evaluation.prompt_for(done.prompt, specs.get("cb"))
+    found = evaluation.prompt_for(done.prompt, specs.get("cb"), tiny)
     mine = done.prompt.prompt.head
     for part in ("kernel", "bias"):
         np.testing.assert_array_equal(
@@ -114,11 +114,11 @@ def test_a_head_is_read_by_its_labels_names(tiny, made_up):
     )
     assert scores["examples"] == 3
     with pytest.raises(pj.UserError, match="says entailment, neutral"):
-        evaluation.prompt_for(done.prompt, specs.get("toy_tense"))
+        evaluation.prompt_for(done.prompt, specs.get("toy_tense"), tiny)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1)])
-def test_a_head_s_outputs_go_where_their_names_are(rng, order):
+def test_a_head_s_outputs_go_where_their_names_are(rng, order, tiny):
     """A cycle of three is not its own inverse, as an exchange is."""
     cb = specs.get("cb")
     wanted = {"kernel": rng.normal(size=(8, 3)), "bias": rng.normal(size=3)}
@@ -130,7 +130,7 @@ def test_a_head_s_outputs_go_where_their_names_are(rng, order):
             "cb", "b", "f", "shallow", "prompt", labels=said
         ),
     )
-    found = evaluation.prompt_for(stored, cb).head
+    found = evaluation.prompt_for(stored, cb, tiny).head
     for name, part in wanted.items():
         np.testing.assert_array_equal(found[name], part)
 
