@@ -24,6 +24,7 @@ import made_up_data
 import made_up_runs
 import msgpack
 import numpy as np
+import small_spiece
 import t5x_writing as writing
 import tokenizers
 from fuzzing_changes import Change
@@ -206,27 +207,22 @@ def _read_tokenizer(folder: pathlib.Path, seed: str) -> None:
 
 def _write_pieces(root: pathlib.Path) -> None:
     """SentencePiece without its table of characters, which is 200 kB."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["it was a day and it was the night"] * 20),
-        model_writer=model,
-        vocab_size=24,
-        hard_vocab_limit=False,
+    model = small_spiece.trained(
+        ["it was a day and it was the night"] * 20,
+        24,
         normalization_rule_name="identity",
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=3,
     )
     (root / "pieces").mkdir()
-    (root / "pieces" / "spiece.model").write_bytes(model.getvalue())
+    (root / "pieces" / "spiece.model").write_bytes(model)
     (root / "bytes").mkdir()
     TextTokenizer.of_bytes().save(root / "bytes")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581it", -1.0)]
-    whole = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    unigrams = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581it", -1.0),
+    ]
+    whole = tokenizers.Tokenizer(tokenizers.models.Unigram(unigrams, unk_id=2))
     whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     whole.decoder = tokenizers.decoders.Metaspace()
     whole.add_special_tokens(["<extra_id_0>"])

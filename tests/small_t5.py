@@ -1,7 +1,6 @@
 """A T5 of 200,000 weights that has learnt one built-in task."""
 
 import contextlib
-import io
 import os
 import pathlib
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
+import small_spiece
 from stepping import train_step
 
 from panda_jax.data import loading
@@ -44,19 +43,7 @@ def vocabulary(folder: pathlib.Path) -> TextTokenizer:
             task, "train", tokenizer=plain, input_length=400, limit=512
         )
         texts += [plain.decode(x) for x in (*rows.inputs, *rows.targets)]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        vocab_size=190,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "spiece.model").write_bytes(small_spiece.trained(texts, 190))
     return TextTokenizer.from_file(folder)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch_bert
@@ -14,6 +16,7 @@ from transformers import (
 
 from panda_jax.models import t5
 from panda_jax.prompts import Prompt
+from panda_jax.types import Params
 
 LENGTH = 5
 
@@ -185,3 +188,45 @@ def torch_logits(model, inputs, targets, vectors=None) -> torch.Tensor:
         cache = EncoderDecoderCache(own, DynamicCache())
         arguments |= torch_bert.as_past(model, cache)
     return model(**arguments).logits
+
+
+def assert_as_peft(
+    params: Params,
+    config: t5.T5Config,
+    prompt: Prompt,
+    model: torch.nn.Module,
+    task_index: int | None = None,
+) -> None:
+    """That PEFT's model says the same with its prompt as ours with `prompt`.
+
+    Logits are of order 10. Without the prompt they must be others.
+    """
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.integers(3, 50, (2, 7)), rng.integers(3, 50, (2, 4))
+    inputs[1, 5:] = 0
+    more = {}
+    if task_index is not None:
+        more["task_ids"] = torch.tensor([task_index] * 2)
+    with torch.no_grad():
+        theirs = model(
+            input_ids=torch.tensor(inputs),
+            attention_mask=torch.tensor(inputs != 0).long(),
+            labels=torch.tensor(targets),
+            **more,
+        ).logits.numpy()
+    none = Prompt(np.zeros((0, config.width), np.float32), {})
+    ours, without = (
+        _apply(
+            params,
+            config,
+            jnp.asarray(inputs, jnp.int32),
+            jnp.asarray(targets, jnp.int32),
+            each,
+        )[0]
+        for each in (prompt, none)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert np.abs(without - theirs).max() > 1e-2, "the prompt had no effect"
+
+
+_apply = jax.jit(t5.apply, static_argnums=1)

@@ -5,13 +5,12 @@ transformers' classes take: one that a later release adds fails here first.
 """
 
 import inspect
-import io
 import json
 import pathlib
 import shutil
 
 import pytest
-import sentencepiece
+import small_spiece
 import tokenizers
 import transformers
 from tokenizers import models, normalizers, pre_tokenizers
@@ -451,25 +450,14 @@ T5_TEXTS = [
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory) -> pathlib.Path:
     """A folder with a small `spiece.model`."""
-    model = io.BytesIO()
     lines = [
         "it was the best of times, it was the worst of times.",
         "the quick brown fox isn't here: fox, Fox and cafe",
         "sst2 sentence: premise: hypothesis: a b c d e f",
     ]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 9),
-        model_writer=model,
-        vocab_size=90,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
     folder = tmp_path_factory.mktemp("pieces")
-    (folder / "spiece.model").write_bytes(model.getvalue())
+    model = small_spiece.trained(lines * 9, 90)
+    (folder / "spiece.model").write_bytes(model)
     return folder
 
 

@@ -1,10 +1,9 @@
 """Both views of a row, and the way back from a text to an answer."""
 
 import dataclasses
-import io
 
 import pytest
-import sentencepiece
+import small_spiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from panda_jax.tasks import specs, views
@@ -222,22 +221,9 @@ def test_a_reference_is_enough_to_judge():
 @pytest.fixture(scope="module")
 def poor(tmp_path_factory):
     """A vocabulary of a few English words' letters alone."""
-    folder, model = tmp_path_factory.mktemp("poor"), io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(
-            ["Peop: Ana left ; Loc: New York", "Org: small klein ; Other: x"]
-            * 9
-        ),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
+    folder = tmp_path_factory.mktemp("poor")
+    texts = ["Peop: Ana left ; Loc: New York", "Org: small klein ; Other: x"]
+    (folder / "spiece.model").write_bytes(small_spiece.trained(texts * 9, 60))
     return TextTokenizer.from_file(folder)
 
 

@@ -5,14 +5,13 @@ import importlib.util
 import json
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
 import safetensors.torch
 import torch
 import torch_bert
+import torch_t5
 import transformers
 from torch_bert import HEADS, LAYERS, WIDTH
 
@@ -20,7 +19,7 @@ from panda_jax import errors, prompts
 from panda_jax.data.tokenizer import Tokenizer
 from panda_jax.interop import hf, peft_layout, peft_pairs
 from panda_jax.io import ownership
-from panda_jax.models import bert, t5
+from panda_jax.models import bert
 from panda_jax.models.trees import content_hash
 from panda_jax.prompts import Prompt
 from panda_jax.store import exchange, prompt_folders
@@ -363,38 +362,6 @@ def _t5_backbone(folder: pathlib.Path, model) -> Backbone:
     return _backbone(*hf.load_t5(folder))
 
 
-_apply_t5 = jax.jit(t5.apply, static_argnums=1)
-
-
-def _t5_batch() -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    inputs = rng.integers(3, 50, (2, 7))
-    inputs[1, 5:] = 0
-    return inputs, rng.integers(3, 50, (2, 4))
-
-
-def _assert_same_t5(backbone: Backbone, prompt: Prompt, model) -> None:
-    inputs, targets = _t5_batch()
-    with torch.no_grad():
-        theirs = model(
-            input_ids=torch.tensor(inputs),
-            attention_mask=torch.tensor(inputs != 0).long(),
-            labels=torch.tensor(targets),
-        ).logits.numpy()
-    ours, without = (
-        _apply_t5(
-            backbone.params,
-            backbone.config,
-            jnp.asarray(inputs, jnp.int32),
-            jnp.asarray(targets, jnp.int32),
-            p,
-        )[0]
-        for p in (prompt, Prompt(np.zeros((0, WIDTH), np.float32), {}))
-    )
-    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
-    assert np.abs(without - theirs).max() > 1e-2, "the prompt had no effect"
-
-
 @pytest.mark.parametrize(
     ("submodules", "gated"), [(None, False), (1, True), (2, False)]
 )
@@ -412,13 +379,17 @@ def test_a_shallow_t5_folder_that_peft_wrote(tmp_path, submodules, gated):
     stored = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     assert stored.prompt.head == {}
     np.testing.assert_array_equal(stored.prompt.vectors, rows[:P])
-    _assert_same_t5(backbone, stored.prompt, made)
+    torch_t5.assert_as_peft(
+        backbone.params, backbone.config, stored.prompt, made
+    )
     # Stored by us, PEFT reads it again.
     prompt_folders.save_prompt(tmp_path / "q", stored.prompt, stored.info)
     made = peft.PeftModel.from_pretrained(
         _t5(2, 3, gated=gated), str(tmp_path / "q")
     )
-    _assert_same_t5(backbone, stored.prompt, made.eval())
+    torch_t5.assert_as_peft(
+        backbone.params, backbone.config, stored.prompt, made.eval()
+    )
 
 
 @pytest.mark.parametrize(
@@ -443,7 +414,9 @@ def test_a_deep_t5_folder_that_peft_wrote(tmp_path, decoder_layers, pairs):
         for theirs, mine in zip((layer.keys, layer.values), ours, strict=True):
             theirs = theirs[0].swapaxes(0, 1).detach().numpy()
             np.testing.assert_array_equal(mine, theirs)
-    _assert_same_t5(backbone, stored.prompt, made)
+    torch_t5.assert_as_peft(
+        backbone.params, backbone.config, stored.prompt, made
+    )
 
 
 @pytest.mark.parametrize(
@@ -483,7 +456,7 @@ def test_peft_computes_what_we_compute_with_t5(
             "peft", prompt_folders.StoredPrompt(prompt, info), tmp_path / "p"
         )
     made = peft.PeftModel.from_pretrained(model, str(tmp_path / "p")).eval()
-    _assert_same_t5(backbone, prompt, made)
+    torch_t5.assert_as_peft(backbone.params, backbone.config, prompt, made)
     back = exchange.import_prompt("peft", tmp_path / "p", backbone=backbone)
     np.testing.assert_array_equal(back.prompt.vectors, prompt.vectors)
 
