@@ -5,7 +5,9 @@ import re
 import types
 import typing
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 from command_line import mistake
 from panda_jax.tasks import (
@@ -352,12 +354,10 @@ class Dataset(list):
 
 
 def of_pandas(rows, folder):
-    pandas = pytest.importorskip("pandas")
     return pandas.read_csv(folder / "a.csv")
 
 
 def of_datasets(rows, folder):
-    datasets = pytest.importorskip("datasets")
     found = datasets.Dataset.from_list(rows)
     names = datasets.ClassLabel(names=["yes", "no"])
     return found.cast_column("verdict", names)

@@ -9,6 +9,7 @@ import sys
 import types
 
 import made_up_data
+import pyarrow
 import pytest
 from panda_jax.tasks import (
     own,
@@ -19,6 +20,7 @@ from panda_jax.tasks import (
     unanswered,
 )
 from panda_jax.tasks.rows import row_fields
+from pyarrow import parquet
 
 from panda_jax.errors import UserError
 
@@ -212,9 +214,6 @@ def write_table(path, rows):
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=2))
     elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         cells = [
