@@ -257,8 +257,7 @@ def _named(
         if names[0] == "" and "index" not in names:
             names = ["index", *names[1:]]  # as pandas leaves it
         cells = cells[1:]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice or "" in names:
+        if len(set(names)) < len(names) or "" in names:
             raise Place(str(file), number).fault(
                 "(header)", ",".join(names), "a name a column, each once"
             )
