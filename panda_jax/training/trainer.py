@@ -9,7 +9,7 @@ import faulthandler
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -447,7 +447,7 @@ class Trainer:
         return found
 
 
-def _many(values: list[float | None]) -> str:
+def _many(values: Sequence[float | None]) -> str:
     """One score, or the least to the most of several."""
     real = [value for value in values if value is not None]
     low, high = min(real, default=0.0), max(real, default=0.0)
