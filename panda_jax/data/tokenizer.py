@@ -121,8 +121,11 @@ class Tokenizer:
           UserError: neither file is there, one is broken, or a setting would
             make other ids than are made here; by name.
         """
-        inner, roles, where = wordpiece.read(pathlib.Path(path))
-        return cls(inner, where=where, roles=roles)
+        folder = pathlib.Path(path)
+        inner, roles, where = made = wordpiece.read(folder)
+        found = cls(inner, where=where, roles=roles)
+        wordpiece.check(made, folder)
+        return found
 
     @classmethod
     def builtin(cls) -> "Tokenizer":

@@ -74,9 +74,22 @@ def read(folder: pathlib.Path) -> Read:
         )
     inner, roles, where = made
     tokenizer_files.add(inner, _tokens(inner, found, roles), where=where)
+    return made
+
+
+def check(made: Read, folder: pathlib.Path) -> None:
+    """Holds what `read` gave against what it makes of a text.
+
+    Args:
+      made: that has its special tokens, so that any text can be encoded.
+      folder: which it is of.
+
+    Raises:
+      UserError: it makes other ids than are made here.
+    """
+    inner, roles, where = made
     _check_pairs(inner, roles, where=where)
     _check_sentences(inner, folder)
-    return made
 
 
 def of_pieces(

@@ -392,6 +392,11 @@ def test_special_tokens_that_cannot_be(tmp_path):
     write_settings(tmp_path, sep_token="<nowhere>")
     with pytest.raises(UserError, match="lacks the token <nowhere>"):
         Tokenizer.from_folder(tmp_path)
+    # Nothing is encoded before it is known that there is what all texts need.
+    write_words(tmp_path / "few", ["[PAD]", "[CLS]", "[SEP]", "fox"])
+    (tmp_path / "few" / SENTENCES).write_text('{"do_lower_case": false}')
+    with pytest.raises(UserError, match=r"lacks the token \[UNK\]"):
+        Tokenizer.from_folder(tmp_path / "few")
 
 
 def test_the_older_files_beside_a_vocabulary(tmp_path):
