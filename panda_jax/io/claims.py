@@ -23,7 +23,13 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from panda_jax.errors import UserError
-from panda_jax.io.files import PathLike, hidden, read_json, write_json
+from panda_jax.io.files import (
+    PathLike,
+    hidden,
+    read_json,
+    remove_abandoned,
+    write_json,
+)
 
 FILE = "claim.json"
 # The claim on a run's folder, in that folder.
@@ -130,6 +136,11 @@ class Claims:
             if among is None or name in among
         }
         return {name: said for name, said in found.items() if said is not None}
+
+    def sweep(self) -> None:
+        """Removes what processes that were killed had begun to write here."""
+        for claim in self.folder.glob("*/*/"):
+            remove_abandoned(claim, suffix=".json")
 
     def last(self, name: str) -> int:
         """The number of the claim that counts; -1 without any."""

@@ -22,6 +22,7 @@ from panda_jax.experiments.grid.grid import Grid, expand
 from panda_jax.experiments.grid.ledger import Ledger
 from panda_jax.experiments.grid.runner import run_grid
 from panda_jax.experiments.report.report import write_report
+from panda_jax.io import files
 from panda_jax.io.claims import Claims
 from panda_jax.io.writers import read_metrics
 from panda_jax.store.prompt_folders import PromptBank, content_hash, load_prompt
@@ -199,6 +200,19 @@ def test_killed_at_random_moments_it_ends_alike(whole, tmp_path):
     ]
     assert reports[0] == reports[1]
     assert "8 runs are done, none lost" in reports[0]["report.md"].decode()
+
+
+def test_what_was_killed_giving_up_its_claim_is_swept_at_the_end(
+    whole, tmp_path
+):
+    """Of a fleet that is done: nobody claims it again."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out, symlinks=True)
+    claim = next((out / "claims").glob("*/*/claim.json"))
+    files._beside(claim).write_text("{")
+    run_grid(Grid(**SMALL), out, **QUICK)
+    hidden = {path.name for path in out.rglob(".*")}
+    assert hidden <= {".panda_jax.json"}
 
 
 def test_two_at_once_make_each_run_once(whole, tmp_path):

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from panda_jax import UserError
-from panda_jax.io import claims
+from panda_jax.io import claims, files
 from panda_jax.io.claims import Claims, parse_shard
 
 
@@ -290,6 +290,27 @@ def elsewhere(tmp_path, **changes) -> None:
         **changes,
     }
     (place / "claim.json").write_text(json.dumps(said))
+
+
+def test_what_was_killed_while_it_wrote_is_swept(tmp_path):
+    """And nothing of who is at work."""
+    killed = (
+        "import os, signal, sys\n"
+        "from panda_jax.io.claims import Claims\n"
+        "claim = Claims(sys.argv[1]).take('fleet')\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "claim.release()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path)])
+    assert done.returncode == -9
+    (left,) = tmp_path.rglob(".*")
+    assert left.parent == tmp_path / "fleet" / "0"
+    with files.atomic_file(left.with_name("claim.json")) as written:
+        Claims(tmp_path).sweep()
+        assert list(tmp_path.rglob(".*")) == [written]
+        written.write_text("{}")
+    assert not list(tmp_path.rglob(".*"))
+    Claims(tmp_path / "none").sweep()
 
 
 def test_one_of_another_machine_is_watched(tmp_path, clock, monkeypatch):

@@ -221,6 +221,9 @@ class Worker:
             # One that began meanwhile knew less, and removed some.
             ledger.link_prompts(ledger.plan.runs, checked=True)
             self._look_at_claims()
+            # Of who was killed while giving up the claim on a fleet, which
+            # nobody needs to claim again.
+            self.claims.sweep()
             self._progress("nothing is left to do")
         total, done, _ = ledger.counts().values()
         why = ledger.failures
