@@ -68,30 +68,41 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, prefix: Array, bias: Array, text: Array, probe: Array
+        self,
+        x: Array,
+        prefix: Array,
+        bias: Array,
+        text: Array,
+        probe: Array,
+        read: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """Applies the layer.
 
         Args:
           x: [B, T, D] input.
           prefix: [2, P, H, K] this layer's key and value prompt; P may be 0.
-          bias: [B, 1, 1, P + T] attention bias.
-          text: [B, T] as `layers.mean_weights` makes it.
+          bias: broadcast to [B, H, Q, P + T], attention bias; Q is T, or what
+            `read` has.
+          text: [B, Q] as `layers.mean_weights` makes it.
           probe: scalar, the position whose neurons are returned.
+          read: [B, Q, T] the positions that are read of this layer, one-hot:
+            the others are keys and values alone. None for all of them.
 
         Returns:
-          [B, T, D] output; [B, F] feed-forward activations at `probe`, and
+          [B, Q, D] output; [B, F] feed-forward activations at `probe`, and
           [B, D] the output averaged over the text.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        batch, length, _ = x.shape
+        batch = x.shape[0]
+        # One-hot products in place of a gather, whose gradient is a scatter.
+        own = x if read is None else read.astype(dtype) @ x
 
-        def project(name: str) -> Array:
+        def project(name: str, x: Array) -> Array:
             y = layers.Dense(c.width, ("embed", "joined_kv"), dtype, name=name)(
                 x
             )
-            return y.reshape(batch, length, c.heads, c.head_dim)
+            return y.reshape(batch, -1, c.heads, c.head_dim)
 
         # Dropout falls on every example's own copy of the prefix, as in the
         # released code (`expand` to the batch, then dropout).
@@ -101,18 +112,18 @@ class Layer(nn.Module):
         )
         prefix = layers.dropout(self.key(0), c.dropout, prefix)
         context = layers.attend(
-            project("query"),
-            jnp.concatenate([prefix[0], project("key")], axis=1),
-            jnp.concatenate([prefix[1], project("value")], axis=1),
+            project("query", own),
+            jnp.concatenate([prefix[0], project("key", x)], axis=1),
+            jnp.concatenate([prefix[1], project("value", x)], axis=1),
             bias,
             dropout_key=self.key(1),
             dropout_rate=c.attention_dropout,
-        ).reshape(batch, length, c.width)
+        ).reshape(own.shape)
         y = layers.Dense(c.width, ("joined_kv", "embed"), dtype, name="out")(
             context
         )
         x = layers.LayerNorm(c.epsilon, dtype, name="attention_norm")(
-            x + layers.dropout(self.key(2), c.dropout, y)
+            own + layers.dropout(self.key(2), c.dropout, y)
         )
         hidden = layers.ACTIVATIONS[c.activation](
             layers.Dense(c.ffn, ("embed", "mlp"), dtype, name="wi")(x)
@@ -258,12 +269,29 @@ def apply(
     if per_token:
         hidden = aux["hidden"]
         read = hidden[:, hidden.shape[1] - tokens.shape[1] :]
+    head_key = jax.random.fold_in(key, 1) if key is not None else None
+    return head_logits(read, prompt.head, config, key=head_key), aux
+
+
+def head_logits(
+    read: ArrayLike, head: Params, config: BertConfig, *, key: Array | None
+) -> Array:
+    """What a prompt's head makes of what it reads.
+
+    Args:
+      read: [..., D], of the pooler or of tokens.
+      head: as `Prompt` has it; may be empty.
+      config: the backbone's sizes; its dropout falls on what is read.
+      key: PRNG key that turns dropout on, or None.
+
+    Returns:
+      [..., C] fp32, C = 0 without a head.
+    """
     read = jnp.asarray(read, jnp.float32)
-    if not prompt.head:
-        return read[..., :0], aux
-    head_key = jax.random.fold_in(key, 1) if train else None
-    read = layers.dropout(head_key, config.dropout, read)
-    return read @ prompt.head["kernel"] + prompt.head["bias"], aux
+    if not head:
+        return read[..., :0]
+    read = layers.dropout(key, config.dropout, read)
+    return read @ jnp.asarray(head["kernel"]) + jnp.asarray(head["bias"])
 
 
 def init(key: Array, config: BertConfig) -> PyTree:

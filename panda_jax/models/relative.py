@@ -70,16 +70,26 @@ class RelativeBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, queries: int, keys: int, *, first: int = 0) -> Array:
+    def __call__(
+        self,
+        queries: int,
+        keys: int,
+        *,
+        first: int = 0,
+        distances: Array | None = None,
+    ) -> Array:
         """The bias of queries at `first`, `first + 1`, ... on keys at 0, 1, ...
 
         Args:
           queries: how many there are; static.
           keys: likewise.
           first: position of the first query.
+          distances: [B, queries, keys] int32, key position - query position,
+            where rows differ in them; none may be farther apart than the last
+            query and the first key, or the other way round.
 
         Returns:
-          [1, H, queries, keys] fp32.
+          [1, H, queries, keys] fp32, or [B, H, queries, keys].
         """
         table: Any = self.param(
             "rel_embedding",
@@ -102,5 +112,7 @@ class RelativeBias(nn.Module):
                 bidirectional=self.bidirectional,
             ),
         ]
+        if distances is not None:
+            return jnp.moveaxis(by_distance[:, distances + last], 0, 1)
         query = first + jnp.arange(queries)[:, None]
         return by_distance[None, :, jnp.arange(keys) - query + last]

@@ -31,7 +31,14 @@ class Scored(NamedTuple):
     valid: Array
 
 
-def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
+def scored(
+    logits: Array,
+    labels: Array,
+    tokens: Array,
+    *,
+    kind: str,
+    real: Array | None = None,
+) -> Scored:
     """Logits by the kind of task: what is chosen between lies in one row.
 
     Args:
@@ -39,6 +46,8 @@ def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
       labels: as in `types.Batch`.
       tokens: [B, T], for what is padding.
       kind: as in the task's specification, or `"text"`.
+      real: [B] bool, which rows are any; None for all. Of kinds classification
+        and regression alone: the others' labels and tokens say so.
 
     Returns:
       N x C: B x classes; B x 1 (regression); B x K candidates; B*T x tags;
@@ -58,6 +67,8 @@ def scored(logits: Array, labels: Array, tokens: Array, *, kind: str) -> Scored:
         logits = jnp.moveaxis(logits, -1, 1).reshape(valid.shape)
     else:
         valid = jnp.ones((len(logits), 1), bool)
+        if real is not None:
+            valid = real[:, None]
     return Scored(logits, jnp.broadcast_to(valid, logits.shape))
 
 
@@ -109,7 +120,8 @@ def task_loss(rows: Scored, labels: Array, *, kind: str) -> Array:
     marginal likelihood); for regression of the squared error.
     """
     if kind == "regression":
-        return jnp.square(rows.logits[:, 0] - labels).mean()
+        square = jnp.square(rows.logits[:, 0] - labels)
+        return _row_mean(square, rows.valid)
     log_p = _log_softmax(rows.logits, rows.valid)
     if kind == "choice":
         right_log_p = jnp.where(labels == 1, log_p, _NEVER)

@@ -243,21 +243,50 @@ def loss_and_metrics(
         taught = losses.scored(cached, labels, tokens, kind=spec.kind)
     else:
         taught = None
+    return objective(
+        student,
+        None if taught is None else taught.logits,
+        labels,
+        hyper.kd_weight,
+        spec=spec,
+        shares=shares,
+    )
+
+
+def objective(
+    student: losses.Scored,
+    taught: Array | None,
+    labels: Array,
+    kd_weight: ScalarLike,
+    *,
+    spec: StepSpec,
+    shares: losses.Shares | None,
+) -> tuple[Array, dict[str, Array]]:
+    """Task loss and distillation of scored logits; see `loss_and_metrics`.
+
+    Args:
+      student: the student's rows.
+      taught: the teacher's logits, in the same rows, or None without one.
+      labels: as in `types.Batch`.
+      kd_weight: factor on the distillation loss.
+      spec: static.
+      shares: of a part of a batch, as in `loss_and_metrics`.
+    """
     task = losses.task_loss(student, labels, kind=spec.kind)
     kd = agreement = jnp.zeros(())
     if taught is not None:
         kd = losses.kd_loss(
             student,
-            taught.logits,
+            taught,
             form=spec.kd_form,
             temperature=spec.temperature,
         )
-        agreement = losses.agreement(student, taught.logits)
+        agreement = losses.agreement(student, taught)
     if shares is not None:
         task, agreement = task * shares.rows, agreement * shares.rows
         # A divergence is a mean over rows, a squared error over entries.
         kd *= shares.rows if spec.kd_form == "kl" else shares.entries
-    weight = jnp.asarray(hyper.kd_weight)
+    weight = jnp.asarray(kd_weight)
     loss = losses.panda_loss(task, kd, weight)
     return loss, {
         "loss": loss,
@@ -298,6 +327,28 @@ def update(
         key,
         spec=spec,
     )
+    return advanced(state, gradient, metrics, hyper, spec=spec, layout=layout)
+
+
+def advanced(
+    state: TrainState,
+    gradient: Trainable,
+    metrics: dict[str, Array],
+    hyper: Hyper,
+    *,
+    spec: StepSpec,
+    layout: TrainState | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """The optimizer's part of `update`.
+
+    Args:
+      state: before the step.
+      gradient: of the batch.
+      metrics: of the batch, as `objective` gives them.
+      hyper: scalars of the run.
+      spec: static.
+      layout: where each leaf of the state lies, on a mesh.
+    """
     if layout is not None:
         gradient = jax.lax.with_sharding_constraint(gradient, layout.trainable)
     transform = optimizers.transform(spec.optimizer, clip=spec.clip)
@@ -317,8 +368,8 @@ def update(
         weight_decay=jnp.asarray(hyper.weight_decay),
         optimizer=spec.optimizer,
     )
-    metrics["learning_rate"] = rate
-    norm = metrics["gradient_norm"] = optax.global_norm(gradient)
+    norm = optax.global_norm(gradient)
+    metrics = metrics | {"learning_rate": rate, "gradient_norm": norm}
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     learning = state.stopped < 0
     kept = jax.tree.map(
