@@ -469,12 +469,10 @@ class Stage:
 
         Arguments that it does not read are no part of the program.
         """
-        return self._back(
-            (params, traced, rest), residual, cotangent, wrt=wrt
-        )
+        return self._back((params, traced, rest), residual, cotangent, wrt=wrt)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def stage(function: Any, **static: Any) -> Stage:
     """The stage of a function with these static arguments, once a process."""
     return Stage(functools.partial(function, **static))

@@ -222,8 +222,11 @@ class T5(Backbone):
         # A deep prompt stands before the decoder: the encoder needs no way
         # back.
         first = None if self.deep else tape
-        shallow, past = vectors, np.zeros(
-            (c.decoder_layers, 2, 1, 0, c.heads, c.head_dim), np.float32
+        shallow, past = (
+            vectors,
+            np.zeros(
+                (c.decoder_layers, 2, 1, 0, c.heads, c.head_dim), np.float32
+            ),
         )
         if self.deep:
             shallow = np.zeros((0, c.width), np.float32)
@@ -239,9 +242,7 @@ class T5(Backbone):
                 encoder_bias,
                 next(keys),
             )
-        memory = _run(
-            self.encoded, first, self.encoder_norm, (x,), next(keys)
-        )
+        memory = _run(self.encoded, first, self.encoder_norm, (x,), next(keys))
         x = self.targets.plain(self.table, places, next(keys))
         for params, own in zip(self.decoder, past, strict=True):
             x = _run(
@@ -299,9 +300,7 @@ def backbone(
     """The backbone of a family; arguments as of `Bert`."""
     if isinstance(config, T5Config):
         return T5(params, config, deep=deep, length=length)
-    return Bert(
-        params, config, deep=deep, length=length, per_token=per_token
-    )
+    return Bert(params, config, deep=deep, length=length, per_token=per_token)
 
 
 def read_offset(config: Config, *, deep: bool, length: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from panda_jax import models
 from panda_jax.config.runs import Run
-from panda_jax.data.examples import AnyExamples, TextExamples
+from panda_jax.data.examples import AnyExamples, Examples, TextExamples
 from panda_jax.data.loading import batch_indices
 from panda_jax.errors import UserError
 from panda_jax.models import cpu
@@ -18,6 +18,7 @@ from panda_jax.parallel import sharding
 from panda_jax.parallel.sharding import Partitioner
 from panda_jax.step import fleet, optimizers, steps
 from panda_jax.step.fleet import Feed, Lanes
+from panda_jax.step.parts import PartSteps
 from panda_jax.step.steps import Hyper, Mixture, StepSpec, Trainable, TrainState
 from panda_jax.store.backbones import Backbone
 from panda_jax.tasks import specs
@@ -150,6 +151,16 @@ class Assembly:
         groups = self.mesh.shape["data"] if self.mesh is not None else 1
         self.padded = Lanes(groups).padded(len(lanes))
         self.layout = Lanes(groups, self._chunk(self.padded // groups))
+        # One CPU device: packed parts side by side. Model-tuning's gradient is
+        # as large as the weights, so that parts of it would cost more.
+        self.packed = (
+            self.mesh is None
+            and jax.default_backend() == "cpu"
+            and run.method != "finetune"
+            and cpu.enabled()
+        )
+        self.part_steps: PartSteps | None = None
+        self.compiled = False
         self.state_layout: tuple[Any, ...] | None = None
 
     def _chunk(self, here: int) -> int:
@@ -378,6 +389,10 @@ class Assembly:
         """
         first, order = epoch * self.steps_per_epoch, self.order(epoch)
         stop = first + len(order) if stop is None else stop
+        if self.packed:
+            last = min(first + len(order), stop)
+            yield Feed(None, self.cached, order, first, last)
+            return
         if self._resident is not None:
             data, taught = self._resident
             yield self._feed(data, taught, order, first, stop)
@@ -422,6 +437,10 @@ class Assembly:
           The online teachers' prompts, or None.
         """
         self.cached, online = self.teachers()
+        if self.packed:
+            if not any(lane.needs.teachers for lane in self.lanes):
+                self.cached = None
+            return online
         count = len(self.train_data)
         data = self.train_data.batch(np.arange(count))
         held = sum(np.asarray(x).nbytes for x in data)
@@ -437,6 +456,68 @@ class Assembly:
             data = jax.tree.map(lambda x: _lengthened(x, length), data)
             self._resident = (self.place(data), taught)
         return online
+
+    def run_steps(
+        self,
+        states: TrainState,
+        position: Any,
+        frozen: Params | None,
+        feed: Feed,
+        teachers: Any,
+        hypers: Hyper,
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
+        """Up to `MOST_STEPS` steps of every lane; as `fleet.run_steps`."""
+        if self.packed:
+            return self._run_parts(states, position, feed, teachers, hypers)
+        given = (states, position, frozen, feed, teachers, hypers)
+        static: dict[str, Any] = {
+            "spec": self.step_spec,
+            "lanes": self.layout,
+            "most": MOST_STEPS,
+            "layout": self.state_layout,
+        }
+        if not self.compiled:
+            # What compiling took is given back before the step takes its own;
+            # the call below finds what was compiled.
+            fleet.lower_steps(*given, **static).compile()
+            cpu.trim()
+            self.compiled = True
+        return fleet.run_steps(*given, **static)
+
+    def _run_parts(
+        self,
+        states: TrainState,
+        position: Any,
+        feed: Feed,
+        teachers: Any,
+        hypers: Hyper,
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
+        if self.part_steps is None:
+            prompt = jax.tree.map(lambda x: x[0], states.trainable.prompt)
+            width = 1
+            if isinstance(self.train_data, Examples):
+                rows = self.train_data.rows(np.zeros(1, np.int64))
+                width = rows.size
+            self.part_steps = PartSteps(
+                self.step_spec,
+                self.backbone.params,
+                self.train_data,
+                rows=self.run.batch_size * width,
+                prompt=prompt,
+            )
+        begin, first, order = int(position), int(feed.first), feed.order
+        end = min(begin + MOST_STEPS, int(feed.last))
+        taught: Any = feed.taught
+        states, metrics = self.part_steps.run(
+            states,
+            begin,
+            end,
+            np.asarray(order)[begin - first : end - first],
+            taught,
+            teachers,
+            hypers,
+        )
+        return states, end, metrics
 
 
 def bucket(size: int) -> int:

@@ -20,7 +20,6 @@ from panda_jax.data.examples import AnyExamples
 from panda_jax.errors import InterruptedRun, UserError
 from panda_jax.io.progress import Progress
 from panda_jax.io.signals import Signals, watch
-from panda_jax.models import cpu
 from panda_jax.models.trees import size
 from panda_jax.parallel import sharding
 from panda_jax.parallel.sharding import Partitioner
@@ -241,7 +240,7 @@ class Trainer:
                 watch(STALL_SECONDS)
                 begin = step
                 step = min(begin + MOST_STEPS, last)
-                given = (
+                states, position, metrics = parts.run_steps(
                     states,
                     position,
                     self.frozen,
@@ -249,18 +248,6 @@ class Trainer:
                     self.teachers,
                     self.hypers,
                 )
-                static = {
-                    "spec": parts.step_spec,
-                    "lanes": parts.layout,
-                    "most": MOST_STEPS,
-                    "layout": parts.state_layout,
-                }
-                if not self.dispatched:
-                    # What compiling took is given back before the step takes
-                    # its own; the call below finds what was compiled.
-                    fleet.lower_steps(*given, **static).compile()
-                    cpu.trim()
-                states, position, metrics = fleet.run_steps(*given, **static)
                 if not self.dispatched:
                     self.dispatched = True
                     jax.block_until_ready(metrics)

@@ -104,17 +104,8 @@ def _trained(parts: Assembly) -> TrainState:
         for feed in parts.feeds(begin // parts.steps_per_epoch, begin, stop):
             last = int(jax.device_get(feed.last))
             while step < last:
-                states, position, _ = fleet.run_steps(
-                    states,
-                    position,
-                    frozen,
-                    feed,
-                    teachers,
-                    hypers,
-                    spec=parts.step_spec,
-                    lanes=parts.layout,
-                    most=MOST_STEPS,
-                    layout=parts.state_layout,
+                states, position, _ = parts.run_steps(
+                    states, position, frozen, feed, teachers, hypers
                 )
                 step = min(step + MOST_STEPS, last)
     return states
