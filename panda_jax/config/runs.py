@@ -18,6 +18,8 @@ _PACKAGES = ("panda-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Small tasks are given at least this many updates when no --epochs is set.
 _LEAST_STEPS = 300
+# Of a run that does not say how often.
+_MOST_EVALUATIONS = 20
 _LEAST_EPOCHS = 3
 
 
@@ -176,7 +178,9 @@ class Run:
         int,
         Group.EVALUATION,
         "Epochs between evaluations; the first and the last epoch always end "
-        "with one.",
+        "with one. At 1 it is each epoch of a run of up to 20, or with "
+        "--patience; of longer ones every second, third, ... epoch, so that "
+        "there are some twenty. --eval_period has no such bound.",
     ] = 1
     eval_period: Annotated[
         int | None,
@@ -397,6 +401,10 @@ class Run:
         if step in (min(steps_per_epoch, total), total):
             return True
         period = self.eval_period or self.eval_every * steps_per_epoch
+        if not (self.eval_period or self.patience or self.eval_every > 1):
+            # Patience counts evaluations, so that it asks for each epoch's.
+            epochs = -(-total // steps_per_epoch)
+            period *= -(-epochs // _MOST_EVALUATIONS)
         return step % period == 0
 
 

@@ -119,20 +119,36 @@ class Examples:
             np.where(real, self.labels[rows], -1),
         )
 
+    def of_rows(self, rows: np.ndarray) -> "Examples":
+        """Some rows, to read: questions and references are the whole's."""
+        tokens, segments = self.tokens[rows], self.segments[rows]
+        return dataclasses.replace(self, tokens=tokens, segments=segments)
+
     def subset(self, questions: Sequence[int]) -> "Examples":
-        """These questions alone, in this order, with all their rows."""
+        """These questions alone, in this order, with all their rows.
+
+        As wide as the longest of them, up to a multiple of 8.
+        """
         first = self._first_rows
         rows = np.concatenate(
             [np.arange(first[q], first[q + 1]) for q in questions]
         )
         sizes = [first[q + 1] - first[q] for q in questions]
         kept = [self.parsed_references[q] for q in questions]
+        width = -(-longest_row(self.tokens[rows]) // 8) * 8
+        wide = {
+            name
+            for name, array in self.row_arrays().items()
+            if array.shape[1:] == self.tokens.shape[1:]
+        }
+        if self.kind == "span":
+            wide.discard("labels")
         return dataclasses.replace(
             self,
             question=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
             references=json.dumps(kept).encode(),
             **{
-                name: array[rows]
+                name: array[rows, :width] if name in wide else array[rows]
                 for name, array in self.row_arrays().items()
                 if name != "question"
             },
@@ -242,7 +258,7 @@ class TextExamples:
         """These rows alone, in this order."""
         kept = [self.parsed_references[q] for q in questions]
         return TextExamples(
-            self.inputs[list(questions)],
+            _cut(self.inputs[list(questions)]),
             self.targets[list(questions)],
             json.dumps(kept).encode(),
             None if self.cut is None else self.cut[list(questions)],
@@ -285,6 +301,11 @@ def from_features(
         cut=features["cut"] > 0 if "cut" in features else None,
         **spans,
     )
+
+
+def _cut(tokens: np.ndarray) -> np.ndarray:
+    """[B, T] as wide as the longest row, up to a multiple of 8."""
+    return tokens[:, : -(-longest_row(tokens) // 8) * 8]
 
 
 def longest_row(tokens: np.ndarray) -> int:

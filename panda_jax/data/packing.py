@@ -24,6 +24,8 @@ _POSITIONS = 256
 # What attention costs beside the rest: a position of a row so wide is twice
 # as dear as one of a narrow row (measured on a CPU, docs/design.md).
 _WIDE = 1500
+# Texts among which first fit looks for room: of more it takes too long.
+_BLOCK = 256
 # Batches that the choice of a width looks at.
 _LOOKED_AT = 32
 
@@ -86,8 +88,21 @@ class Packer:
         Args:
           lengths: positions of each text, 0 for one that is left out.
         """
-        rows = _first_fit(lengths, self.widths)
-        return _grouped(rows)
+        return _grouped(_first_fit(lengths, self.widths))
+
+    def blocks(self, lengths: Sequence[int]) -> Iterator[Part]:
+        """Where any number of texts lie, in parts of one size a width.
+
+        Args:
+          lengths: as of `parts`.
+        """
+        for begin in range(0, len(lengths), _BLOCK):
+            rows = _first_fit(lengths[begin : begin + _BLOCK], self.widths)
+            for part in _grouped(rows, whole=True):
+                slots = tuple(
+                    slot._replace(text=slot.text + begin) for slot in part.slots
+                )
+                yield part._replace(slots=slots)
 
 
 def most_texts(width: int) -> int:
@@ -148,8 +163,15 @@ def _first_fit(
     return rows
 
 
-def _grouped(rows: dict[int, list[list[tuple[int, int]]]]) -> list[Part]:
-    """Rows in parts, whose numbers of rows are of few kinds."""
+def _grouped(
+    rows: dict[int, list[list[tuple[int, int]]]], *, whole: bool = False
+) -> list[Part]:
+    """Rows in parts, whose numbers of rows are of few kinds.
+
+    Args:
+      rows: by their width.
+      whole: whether all parts of a width have as many rows.
+    """
     parts = []
     for width, found in rows.items():
         if not found:
@@ -159,13 +181,16 @@ def _grouped(rows: dict[int, list[list[tuple[int, int]]]]) -> list[Part]:
         # Two threads compute two parts in the time of one.
         count = min(len(found), count + count % 2)
         size = next(n for n in _ROWS if n * count >= len(found))
+        if whole:
+            size = most
         for begin in range(0, len(found), size):
             slots = tuple(
                 Slot(text, row, number, start)
                 for row, texts in enumerate(found[begin : begin + size])
                 for number, (text, start) in enumerate(texts)
             )
-            here = next(n for n in _ROWS if n >= min(size, len(found) - begin))
+            left = min(size, len(found) - begin)
+            here = size if whole else next(n for n in _ROWS if n >= left)
             parts.append(Part(here, width, slots))
     return sorted(parts, key=lambda p: -p.rows * p.width)
 

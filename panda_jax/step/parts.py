@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import functools
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from panda_jax.data import packing
-from panda_jax.data.examples import AnyExamples, TextExamples
+from panda_jax.data.examples import AnyExamples, Examples, TextExamples
+from panda_jax.models.bert import BertConfig
 from panda_jax.models.stages import Places, T5Places
 from panda_jax.prompts import Prompt
 from panda_jax.step import fleet, layerwise, losses, steps
@@ -663,6 +665,108 @@ class PartSteps:
         ]
         vectors = _sum([job.result() for job in found])
         return Trainable(Prompt(vectors, d_head)), metrics
+
+
+class Reader:
+    """Reads all rows of a split with a prompt, without dropout.
+
+    Args:
+      config: of the encoder.
+      packed: the split.
+    """
+
+    def __init__(self, config: BertConfig, packed: Packing) -> None:
+        self.config, self.packed = config, packed
+        rows = np.arange(len(packed.lengths))
+        lengths = (packed.lengths + packed.prompt).tolist()
+        self.parts = [
+            (part, packed.places(part, rows))
+            for part in packed.packer.blocks(lengths)
+        ]
+
+    def logits(
+        self, params: Params, prompt: Prompt, *, best: bool = False
+    ) -> np.ndarray:
+        """Of every row, in their order.
+
+        Args:
+          params: the backbone's.
+          prompt: vectors and head.
+          best: whether the highest one's id takes the place of C logits; -1
+            where they are not finite.
+
+        Returns:
+          [R, C], or [R, T, C] per token, 0 where padded.
+        """
+        packed = self.packed
+        backbone = layerwise.backbone(
+            params,
+            self.config,
+            deep=prompt.kind == "deep",
+            length=prompt.length,
+            per_token=packed.per_token,
+        )
+        vectors = np.asarray(prompt.vectors)
+
+        def read(places: Places) -> np.ndarray:
+            found = backbone.forward(vectors, places, None)
+            return np.asarray(
+                _logits(found, prompt.head, config=self.config, best=best)
+            )
+
+        jobs = [pool().submit(read, places) for _, places in self.parts]
+        tokens = packed.examples.tokens
+        found: np.ndarray | None = None
+        for (part, _), job in zip(self.parts, jobs, strict=True):
+            here = job.result()
+            if found is None:
+                axes = 2 if packed.per_token else 1
+                shape = (*tokens.shape[:axes], *here.shape[2:])
+                found = np.zeros(shape, here.dtype)
+            for slot in part.slots:
+                if not packed.per_token:
+                    found[slot.text] = here[slot.row, slot.number]
+                    continue
+                length = packed.lengths[slot.text]
+                begin = slot.start + packed.prompt
+                found[slot.text, :length] = here[
+                    slot.row, begin : begin + length
+                ]
+        assert found is not None
+        return found
+
+
+@functools.partial(jax.jit, static_argnames=("config", "best"))
+def _logits(
+    read: ArrayLike, head: Params, *, config: BertConfig, best: bool
+) -> Array:
+    logits = layerwise.head_logits(jnp.asarray(read), head, config, None)
+    return steps.best_of(logits) if best else logits
+
+
+# What a split's rows are read by, while the split is there.
+_readers: weakref.WeakKeyDictionary[Any, dict[Any, Reader]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def reader(
+    examples: Examples, config: BertConfig, prompt: Prompt, *, per_token: bool
+) -> Reader:
+    """Of a split, packed once for all prompts of a kind and length."""
+    deep, length = prompt.kind == "deep", prompt.length
+    known = _readers.setdefault(examples, {})
+    own = (config, 0 if deep else length, per_token)
+    if own not in known:
+        packed = Packing(
+            examples,
+            len(examples.tokens),
+            prompt=0 if deep else length,
+            offset=layerwise.read_offset(config, deep=deep, length=length),
+            per_token=per_token,
+        )
+        known[own] = Reader(config, packed)
+    return known[own]
 
 
 @functools.cache

@@ -462,8 +462,11 @@ def predict_step(
     logits, _ = bert.apply(
         params, config, tokens, segments, prompt, per_token=per_token
     )
-    if not best:
-        return logits
+    return best_of(logits) if best else logits
+
+
+def best_of(logits: Array) -> Array:
+    """The highest one's id of [..., C] logits, -1 where any is not finite."""
     finite = jnp.isfinite(logits).all(-1)
     return jnp.where(finite, logits.argmax(-1), -1)
 

@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from panda_jax.data import answers
+from panda_jax.data import answers, packing
 from panda_jax.data.examples import AnyExamples, Examples, TextExamples
 from panda_jax.data.loading import load_examples, load_text_examples
 from panda_jax.data.text_tokenizer import TextTokenizer
 from panda_jax.errors import UserError
 from panda_jax.io.files import PathLike
-from panda_jax.models import Config
+from panda_jax.models import Config, cpu
 from panda_jax.models.bert import BertConfig
 from panda_jax.parallel import sharding
 from panda_jax.prompts import Prompt
-from panda_jax.step import fleet, steps
+from panda_jax.step import fleet, parts, steps
 from panda_jax.step.fleet import Lanes
 from panda_jax.step.steps import Trainable
 from panda_jax.store.backbones import Backbone, load_backbone
@@ -38,27 +38,62 @@ MAX_LENGTH = 128
 _LENGTHS = 16
 
 
-def padded_batches(
+def sorted_batches(
     examples: AnyExamples, size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[size, T] tokens and segments, in order; the last batch repeats row 0.
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of rows of like length: which rows, tokens and segments.
 
-    One shape for every batch means one compilation.
+    Rows are sorted by length, and a batch is as wide as a power of two (or the
+    split) allows: a few shapes, and little padding.
+
+    Args:
+      examples: R rows.
+      size: of a batch; the last one repeats a row.
+
+    Returns:
+      [size] row numbers, R for a repeated one; [size, T] and [size, T].
     """
-    total = len(examples.tokens)
+    lengths = packing.lengths_of(examples.tokens)
+    total, longest = len(lengths), examples.tokens.shape[1]
     size = min(size, total)
+    order = np.argsort(-lengths, kind="stable")
     batches = []
     for start in range(0, total, size):
-        rows = np.arange(start, start + size)
-        rows[rows >= total] = 0
-        tokens = examples.tokens[rows]
+        rows = order[start : start + size]
+        here = int(lengths[rows[0]])
+        width = min(longest, max(_LENGTHS, 1 << (here - 1).bit_length()))
+        filled = np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+        tokens = examples.tokens[filled, :width]
         segments = (
-            examples.segments[rows]
+            examples.segments[filled, :width]
             if isinstance(examples, Examples)
             else np.zeros_like(tokens)
         )
-        batches.append((tokens, segments))
+        number = np.full(size, total)
+        number[: len(rows)] = rows
+        batches.append((number, tokens, segments))
     return batches
+
+
+def _in_order(
+    batches: Sequence[tuple[np.ndarray, np.ndarray]], rows: int
+) -> np.ndarray:
+    """[..., R, ...] of batches' outputs, in the rows' order.
+
+    Args:
+      batches: row numbers [size], and outputs [N, size, ...] whose third axis,
+        if there is one, may be longer in some than in others.
+      rows: R.
+    """
+    widest = max((found.shape for _, found in batches), key=lambda s: s[2:])
+    first = batches[0][1]
+    whole = np.zeros((widest[0], rows + 1, *widest[2:]), first.dtype)
+    for number, found in batches:
+        if found.ndim > 2:
+            whole[:, number, : found.shape[2]] = found
+        else:
+            whole[:, number] = found
+    return whole[:, :rows]
 
 
 def load_view(
@@ -163,20 +198,35 @@ def outputs(
       fp32 logits [R, C], or [R, T, C] of kinds tags and span; with `best` the
       highest one's id in place of C logits.
     """
+    assert isinstance(config, BertConfig)
+    per_token = steps.per_token(examples.kind)
+    if _packs(Lanes()):
+        reads = parts.reader(examples, config, prompt, per_token=per_token)
+        return reads.logits(params, prompt, best=best)
     prompt = jax.tree.map(jnp.asarray, prompt)
-    found = [
-        steps.predict_step(
+    found = []
+    for number, tokens, segments in sorted_batches(examples, batch_size):
+        here = steps.predict_step(
             params,
             tokens,
             segments,
             prompt,
             config=config,
-            per_token=steps.per_token(examples.kind),
+            per_token=per_token,
             best=best,
         )
-        for tokens, segments in padded_batches(examples, batch_size)
-    ]
-    return np.concatenate(jax.device_get(found))[: len(examples.tokens)]
+        found.append((number, np.asarray(here)[None]))
+    return _in_order(found, len(examples.tokens))[0]
+
+
+def _packs(lanes: Lanes) -> bool:
+    """Whether encoders read packed rows: on one CPU device."""
+    return (
+        jax.default_backend() == "cpu"
+        and jax.process_count() == 1
+        and lanes.groups == 1
+        and cpu.enabled()
+    )
 
 
 def scores(
@@ -278,23 +328,53 @@ def fleet_outputs(
       text the label words' log-probabilities [N, R, C] where the task has such
       words, else the ids that were written [N, R, U].
     """
-    text = isinstance(examples, TextExamples)
     read, options = _reader(backbone, spec, examples)
-    parts = []
-    for tokens, segments in padded_batches(examples, batch_size):
+    config = backbone.config
+    if isinstance(examples, Examples) and _packs(lanes):
+        assert isinstance(config, BertConfig)
+        return np.stack(
+            [
+                _packed_outputs(trained, frozen, examples, config, n, options)
+                for n in range(len(trained.prompt.vectors))
+            ]
+        )
+    text = isinstance(examples, TextExamples)
+    numbers, found = [], []
+    for number, tokens, segments in sorted_batches(examples, batch_size):
         inputs = (tokens,) if text else (tokens, segments)
-        parts.append(
+        numbers.append(number)
+        found.append(
             read(
                 trained,
                 frozen,
                 *inputs,
-                config=backbone.config,
+                config=config,
                 lanes=lanes,
                 **options,
             )
         )
-    found = np.concatenate(sharding.on_host(parts), axis=1)
-    return found[:, : len(examples.tokens)]
+    host = sharding.on_host(found)
+    return _in_order(
+        list(zip(numbers, host, strict=True)), len(examples.tokens)
+    )
+
+
+def _packed_outputs(
+    trained: Trainable,
+    frozen: Params | None,
+    examples: Examples,
+    config: BertConfig,
+    lane: int,
+    options: dict[str, Any],
+) -> np.ndarray:
+    """One lane's of `fleet_outputs`."""
+    own: Trainable = jax.tree.map(lambda x: x[lane], trained)
+    params = frozen if own.backbone is None else own.backbone
+    assert params is not None
+    reads = parts.reader(
+        examples, config, own.prompt, per_token=options["per_token"]
+    )
+    return reads.logits(params, own.prompt, best=options["best"])
 
 
 def _reader(

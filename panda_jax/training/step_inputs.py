@@ -16,6 +16,7 @@ from panda_jax.errors import UserError
 from panda_jax.models import cpu
 from panda_jax.parallel import sharding
 from panda_jax.parallel.sharding import Partitioner
+from panda_jax.prompts import Prompt
 from panda_jax.step import fleet, optimizers, steps
 from panda_jax.step.fleet import Feed, Lanes
 from panda_jax.step.parts import PartSteps
@@ -316,16 +317,43 @@ class Assembly:
         assert not isinstance(data, TextExamples)
         rows = data.rows(np.arange(len(data)))
         cached = np.zeros((self.padded, *rows.shape, *shape), np.float32)
+        # A teacher is asked once, for the rows that any of its lanes sees.
+        known: dict[int, np.ndarray] = {}
         for lane, teachers in enumerate(taught):
             for teacher, weight in teachers:
-                found = evaluation.outputs(
-                    self.backbone.params,
-                    self.backbone.config,
-                    teacher.prompt,
-                    data,
-                )
+                found = known.get(id(teacher))
+                if found is None:
+                    found = self._logits(teacher.prompt, data, shape)
+                    known[id(teacher)] = found
                 cached[lane] += np.float32(weight) * found[rows]
         return cached, None
+
+    def _logits(
+        self, prompt: Prompt, data: Examples, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """[R, ...] of the rows that the run sees, 0 for the others."""
+        found = np.zeros((len(data.tokens), *shape), np.float32)
+        seen = self._seen()
+        found[seen] = evaluation.outputs(
+            self.backbone.params,
+            self.backbone.config,
+            prompt,
+            data.of_rows(seen),
+        )
+        return found
+
+    def _seen(self) -> np.ndarray:
+        """The rows of tokens that any lane sees in the whole run, ascending."""
+        data, seen = self.train_data, np.zeros(len(self.train_data), bool)
+        left = self.total
+        for epoch in range(self.epochs):
+            order = self.order(epoch)[:left]
+            seen[order] = True
+            left -= len(order)
+            if seen.all():
+                break
+        rows = data.rows(np.flatnonzero(seen))
+        return np.unique(rows[rows >= 0])
 
     def _online(self, taught: list[Any]) -> Any:
         """The teachers' prompts, [N, ...], or mixtures of K, [N, K, ...]."""
