@@ -121,7 +121,8 @@ class Bert(Backbone):
         tape: list[_Kept] | None,
     ) -> Array:
         keys = [None] * self.keys if words is None else words
-        shallow = vectors[:0, 0, 0, 0] if self.deep else vectors
+        none = np.zeros((0, self.config.width), np.float32)
+        shallow = none if self.deep else vectors
         # Of frozen embeddings alone nothing needs a gradient.
         first = None if self.deep else tape
         x = _run(

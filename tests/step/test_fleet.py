@@ -97,8 +97,13 @@ def final(fleet_):
     )
 
 
-@pytest.fixture(scope="module")
-def solo(tiny, rows, source):
+@pytest.fixture
+def padded(monkeypatch):
+    """One program of padded batches, as on accelerators."""
+    monkeypatch.setenv("PANDA_CPU_TRICKS", "0")
+
+
+def each_alone(tiny, rows, source):
     """Losses [S, 8] and prompts [8, ...] of eight runs, each alone."""
     found = [
         final(Trainer(tiny, [lane(n, source)], *rows, quiet=True))
@@ -107,6 +112,18 @@ def solo(tiny, rows, source):
     losses = np.concatenate([x[0] for x in found], axis=1)
     prompts = jax.tree.map(lambda *x: np.concatenate(x), *[x[1] for x in found])
     return losses, prompts
+
+
+@pytest.fixture(scope="module")
+def solo(tiny, rows, source):
+    return each_alone(tiny, rows, source)
+
+
+@pytest.fixture(scope="module")
+def solo_padded(tiny, rows, source):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANDA_CPU_TRICKS", "0")
+        return each_alone(tiny, rows, source)
 
 
 def close(found, wanted, **tolerance):
@@ -119,13 +136,15 @@ def close(found, wanted, **tolerance):
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 1, 4), (2, 2, 2)])
-def test_a_fleet_on_a_mesh_is_its_runs_alone(tiny, rows, source, solo, shape):
+def test_a_fleet_on_a_mesh_is_its_runs_alone(
+    tiny, rows, source, solo_padded, shape
+):
     lanes = [lane(n, source) for n in range(8)]
     partitioner = Partitioner(mesh_shape=shape)
     together = final(
         Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     )
-    close(together, solo, **TOLERANCE)
+    close(together, solo_padded, **TOLERANCE)
 
 
 def test_a_fleet_of_one_device_is_its_runs_alone_bit_for_bit(
@@ -137,12 +156,12 @@ def test_a_fleet_of_one_device_is_its_runs_alone_bit_for_bit(
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
-def test_chunks_change_nothing(tiny, rows, source, solo, chunk):
+def test_chunks_change_nothing(tiny, rows, source, solo_padded, chunk):
     lanes = [lane(n, source) for n in range(8)]
     partitioner = Partitioner(mesh_shape=(1, 1, 8), chunk=chunk)
     together = Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     assert together.parts.layout.chunk == chunk
-    close(final(together), solo, **TOLERANCE)
+    close(final(together), solo_padded, **TOLERANCE)
 
 
 def test_a_chunk_is_as_many_lanes_as_should_fit():
@@ -180,24 +199,26 @@ def test_a_chunk_can_be_asked_for(chunk):
         Partitioner.of_flags(None, None, 1, -1)
 
 
-def test_five_lanes_on_four_devices(tiny, rows, source, solo):
+def test_five_lanes_on_four_devices(tiny, rows, source, solo_padded):
     lanes = [lane(n, source) for n in range(5)]
     partitioner = Partitioner(mesh_shape=(4, 1, 2))
     together = Trainer(tiny, lanes, *rows, quiet=True, partitioner=partitioner)
     assert together.parts.padded == 8
     found = final(together)
-    losses, prompts = solo
+    losses, prompts = solo_padded
     wanted = losses[:, :5], jax.tree.map(lambda x: x[:5], prompts)
     close(found, wanted, **TOLERANCE)
 
 
-def test_one_lane_takes_the_devices_for_its_batch(tiny, rows, source, solo):
+def test_one_lane_takes_the_devices_for_its_batch(
+    tiny, rows, source, solo_padded
+):
     partitioner = Partitioner()
     alone = Trainer(
         tiny, [lane(3, source)], *rows, quiet=True, partitioner=partitioner
     )
     assert dict(alone.parts.mesh.shape) == {"data": 1, "fsdp": 8, "model": 1}
-    losses, prompts = solo
+    losses, prompts = solo_padded
     wanted = losses[:, 3:4], jax.tree.map(lambda x: x[3:4], prompts)
     close(final(alone), wanted, **TOLERANCE)
 
@@ -365,7 +386,7 @@ def test_model_parallelism_moves_activations_only(tiny, rows, source):
 
 
 def test_a_run_compiles_once_and_moves_nothing_to_the_device(
-    tiny, rows, source, monkeypatch, caplog
+    tiny, rows, source, monkeypatch, caplog, padded
 ):
     # Ten rows are a shape that no other test here has compiled.
     lanes = [lane(n, source, epochs=3, batch_size=10) for n in range(3)]
@@ -378,7 +399,7 @@ def test_a_run_compiles_once_and_moves_nothing_to_the_device(
         with jax.transfer_guard_host_to_device("disallow_explicit"):
             return real(*args, **options)
 
-    monkeypatch.setattr(trainer.fleet, "run_steps", guarded)
+    monkeypatch.setattr(fleet, "run_steps", guarded)
     before = real._cache_size()
     # Whatever an earlier test made of JAX's logging.
     dispatch = logging.getLogger("jax._src.dispatch")
@@ -559,7 +580,7 @@ def test_accumulated_gradients_are_those_of_the_batch(tiny, rows, source):
 
 
 def test_rows_that_do_not_fit_the_device_are_fed_by_dispatch(
-    tiny, rows, source, monkeypatch
+    tiny, rows, source, monkeypatch, padded
 ):
     lanes = [lane(n, source) for n in range(3)]
     wanted = final(Trainer(tiny, lanes, *rows, quiet=True))
