@@ -85,9 +85,7 @@ def packed_of(config, kind, tokens, lengths, segments=None):
         (
             part,
             Places(
-                *packing.packed(
-                    part, cut, types, prompt=prompt, offset=offset
-                )
+                *packing.packed(part, cut, types, prompt=prompt, offset=offset)
             ),
         )
         for part in parts
@@ -174,9 +172,7 @@ def test_t5_on_packed_rows(kind, config):
         return jnp.where(labels != 0, each, 0).sum(), logits
 
     (_, logits), gradient = jax.value_and_grad(padded, has_aux=True)(vectors)
-    backbone = layerwise.backbone(
-        params, config, deep=kind == "deep", length=P
-    )
+    backbone = layerwise.backbone(params, config, deep=kind == "deep", length=P)
     total = np.zeros_like(vectors)
     _, parts = packed_of(config, kind, tokens, lengths)
     cut = [row[:n] for row, n in zip(labels, written, strict=True)]
@@ -207,13 +203,13 @@ def test_no_text_sees_another(kind, config):
     """One text's ids change, and nothing of the others moves, to the bit."""
     params, vectors = weights(config), prompt_of(config, kind)
     tokens, lengths = texts()
-    backbone = layerwise.backbone(
-        params, config, deep=kind == "deep", length=P
-    )
+    backbone = layerwise.backbone(params, config, deep=kind == "deep", length=P)
     labels = [np.array([7, 8, 1], np.int32)] * TEXTS
     changed = int(np.argmin(lengths))
     other = tokens.copy()
-    other[changed, : lengths[changed]] = 89 - tokens[changed, : lengths[changed]]
+    other[changed, : lengths[changed]] = (
+        89 - tokens[changed, : lengths[changed]]
+    )
 
     def reads(tokens):
         found = {}
@@ -221,9 +217,7 @@ def test_no_text_sees_another(kind, config):
         for part, places in parts:
             if isinstance(config, T5Config):
                 said = packing.targets(part, labels)
-                places = T5Places(
-                    places, said.tokens, said.text, said.position
-                )
+                places = T5Places(places, said.tokens, said.text, said.position)
             read = np.asarray(backbone.forward(vectors, places, None))
             for slot in part.slots:
                 at = slot.number
