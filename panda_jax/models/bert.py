@@ -83,14 +83,16 @@ class Layer(nn.Module):
           prefix: [2, P, H, K] this layer's key and value prompt; P may be 0.
           bias: broadcast to [B, H, Q, P + T], attention bias; Q is T, or what
             `read` has.
-          text: [B, Q] as `layers.mean_weights` makes it.
-          probe: scalar, the position whose neurons are returned.
+          text: [B, Q] as `layers.mean_weights` makes it, or [B, S, Q] for each
+            of S texts in a row.
+          probe: scalar, the position whose neurons are returned, or [B, S, Q]
+            one-hot, likewise.
           read: [B, Q, T] the positions that are read of this layer, one-hot:
             the others are keys and values alone. None for all of them.
 
         Returns:
           [B, Q, D] output; [B, F] feed-forward activations at `probe`, and
-          [B, D] the output averaged over the text.
+          [B, D] the output averaged over the text; [B, S, ...] of S texts.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -133,7 +135,7 @@ class Layer(nn.Module):
             x + layers.dropout(self.key(3), c.dropout, y)
         )
         mean = layers.weighted_mean(x, text)
-        return x, (jnp.take(hidden, probe, axis=1), mean)
+        return x, (layers.at_position(hidden, probe), mean)
 
 
 class Encoder(nn.Module):

@@ -69,8 +69,15 @@ def mean_weights(tokens: Array, length: int) -> Array:
 
 
 def weighted_mean(x: Array, weights: Array) -> Array:
-    """[B, T, D] by [B, T] -> [B, D], in fp32."""
-    return jnp.einsum("btd,bt->bd", x.astype(jnp.float32), weights)
+    """[B, T, D] by [B, T] -> [B, D], in fp32; by [B, S, T] -> [B, S, D]."""
+    return jnp.einsum("btd,b...t->b...d", x.astype(jnp.float32), weights)
+
+
+def at_position(x: Array, probe: Array) -> Array:
+    """[B, T, F] at a position -> [B, F]; at [B, S, T] one-hot -> [B, S, F]."""
+    if probe.ndim:
+        return probe.astype(x.dtype) @ x
+    return jnp.take(x, probe, axis=1)
 
 
 def dropout(

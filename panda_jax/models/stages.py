@@ -18,7 +18,7 @@ from panda_jax.models.bert import BertConfig
 from panda_jax.models.relative import RelativeBias
 from panda_jax.models.t5_layers import DecoderLayer, EncoderLayer, T5Config
 from panda_jax.models.t5_stacks import LogitsDense, SharedEmbed
-from panda_jax.types import Array, Params, PyTree
+from panda_jax.types import Array, ArrayLike, Params, PyTree
 
 
 def by_layer(stacked: PyTree) -> list[PyTree]:
@@ -44,12 +44,12 @@ def _dropout_rngs(words: Array | None) -> dict[str, Array]:
     return {} if key is None else {"dropout": key}
 
 
-def _same(queries: Array, keys: Array) -> Array:
+def _same(queries: ArrayLike, keys: ArrayLike) -> Array:
     """[R, Q, S] whether a query's text is a key's."""
-    return queries[:, :, None] == keys[:, None, :]
+    return jnp.asarray(queries)[:, :, None] == jnp.asarray(keys)[:, None, :]
 
 
-def _prompted(table: Array, vectors: Array, position: Array) -> Array:
+def _prompted(table: Array, vectors: Array, position: ArrayLike) -> Array:
     """[R, W, D] embeddings, a shallow prompt's vectors where it stands.
 
     By one-hot products: a gather's gradient is a scatter.
@@ -57,7 +57,7 @@ def _prompted(table: Array, vectors: Array, position: Array) -> Array:
     length = vectors.shape[0]
     at = jax.nn.one_hot(position, length, dtype=table.dtype)
     return jnp.where(
-        (position < length)[..., None],
+        (jnp.asarray(position) < length)[..., None],
         at @ vectors.astype(table.dtype),
         table,
     )
@@ -71,11 +71,11 @@ class Places(NamedTuple):
       read: [R, S].
     """
 
-    tokens: Array
-    segments: Array
-    text: Array
-    position: Array
-    read: Array
+    tokens: ArrayLike
+    segments: ArrayLike
+    text: ArrayLike
+    position: ArrayLike
+    read: ArrayLike
 
 
 # BERT
@@ -105,7 +105,7 @@ def bert_embed(
     c = config
     dtype = jnp.dtype(c.dtype)
 
-    def embed(name: str, entries: int, axis: str, ids: Array) -> Array:
+    def embed(name: str, entries: int, axis: str, ids: ArrayLike) -> Array:
         module = layers.Embed(entries, c.width, axis, dtype)
         return jnp.asarray(module.apply({"params": params[name]}, ids))
 
@@ -122,6 +122,11 @@ def bert_embed(
     return layers.dropout(_key(key), c.dropout, x)
 
 
+def _slots(places: Places) -> Array:
+    """[R, S] the numbers of a row's texts: its slots in turn."""
+    return jnp.broadcast_to(jnp.arange(places.read.shape[1]), places.read.shape)
+
+
 def _bert_layer(
     params: Params,
     traced: tuple[Array, Array],
@@ -130,29 +135,28 @@ def _bert_layer(
     *,
     config: BertConfig,
     read: bool = False,
-) -> Array:
+    probed: tuple[Array, Array] | None = None,
+) -> Any:
     prefix, x = traced
     hot, queries = None, places.text
     if read:
-        slots = places.read.shape[1]
         hot = jax.nn.one_hot(places.read, x.shape[1], dtype=x.dtype)
-        # A row's slots are its texts in turn.
-        queries = jnp.broadcast_to(jnp.arange(slots), places.read.shape)
+        queries = _slots(places)
     own = jnp.where(_same(queries, places.text), 0.0, layers.MASKED)
     prompted = ((0, 0), (0, 0), (prefix.shape[1], 0))
     bias = jnp.pad(own, prompted)[:, None]
     layer = bert.Layer(config, key is not None)
+    none = jnp.zeros(queries.shape, jnp.float32), jnp.asarray(0)
     output: Any = layer.apply(
         {"params": params},
         x,
         prefix,
         bias,
-        jnp.zeros(queries.shape, jnp.float32),
-        jnp.asarray(0),
+        *(probed or none),
         hot,
         rngs=_dropout_rngs(key),
     )
-    return output[0]
+    return output[0] if probed is None else output
 
 
 def bert_layer(
@@ -195,6 +199,111 @@ def bert_last(
     return jnp.tanh(jnp.asarray(pooler.apply({"params": params["pooler"]}, x)))
 
 
+# What is read of texts, for scores
+
+
+def text_weights(places: Places, prompt: int) -> Array:
+    """[R, S, W] fp32 what averages over each text, without its prompt."""
+    own = _same(_slots(places), places.text)
+    own = own & (places.position >= prompt)[:, None]
+    real = own.astype(jnp.float32)
+    return real / jnp.maximum(real.sum(-1, keepdims=True), 1)
+
+
+def _probed(places: Places, prompt: int) -> tuple[Array, Array]:
+    """What layers need to tell of each text: its mean, its first position."""
+    hot = jax.nn.one_hot(places.read, places.tokens.shape[1])
+    return text_weights(places, prompt), hot
+
+
+def bert_probed(
+    params: Params,
+    traced: tuple[Array, Array],
+    places: Places,
+    *,
+    config: BertConfig,
+    prompt: int,
+) -> tuple[Array, tuple[Array, Array]]:
+    """`bert_layer`, and what it tells of texts.
+
+    Args:
+      params: the layer's.
+      traced: as of `bert_layer`.
+      places: of the rows; texts are read at their first own position.
+      config: static.
+      prompt: positions that each text carries, static.
+
+    Returns:
+      [R, W, D]; neurons [R, S, F] and means [R, S, D].
+    """
+    probed = _probed(places, prompt)
+    return _bert_layer(
+        params, traced, places, None, config=config, probed=probed
+    )
+
+
+def bert_readout(
+    params: Params,
+    x: Array,
+    places: Places,
+    *,
+    config: BertConfig,
+    prompt: int,
+    read: str,
+) -> Array:
+    """`pooled`, `first` or `mean` [R, S, D] fp32 of the last layer's output.
+
+    Args:
+      params: of the pooler, where `pooled` is read and there is one.
+      x: [R, W, D].
+      places: as of `bert_probed`.
+      config: static.
+      prompt: likewise.
+      read: which, static.
+    """
+    x = x.astype(jnp.float32)
+    if read == "mean":
+        return layers.weighted_mean(x, text_weights(places, prompt))
+    at = places.read
+    if read == "pooled" and config.pooler:
+        at = at - prompt
+    x = jax.nn.one_hot(at, x.shape[1]) @ x
+    if read == "first" or not config.pooler:
+        return x
+    pooler = layers.Dense(
+        config.width, ("embed", "pooled"), jnp.dtype(config.dtype)
+    )
+    found: Any = pooler.apply({"params": params}, x.astype(config.dtype))
+    return jnp.tanh(found).astype(jnp.float32)
+
+
+def t5_probed(
+    params: Params,
+    traced: tuple[Array],
+    bias: Array,
+    places: Places,
+    *,
+    config: T5Config,
+    prompt: int,
+) -> tuple[Array, tuple[Array, Array]]:
+    """`t5_encoder_layer`, and what it tells of texts; as `bert_probed`."""
+    (x,) = traced
+    weights, hot = _probed(places, prompt)
+    layer = EncoderLayer(config, False)
+    output: Any = layer.apply(
+        {"params": params}, x, bias, jnp.zeros((1, 1, 1, 1)), weights, hot
+    )
+    return output
+
+
+def t5_readout(x: Array, places: Places, *, prompt: int, read: str) -> Array:
+    """`first` or `mean` [R, S, D] fp32 of the encoder's output."""
+    x = x.astype(jnp.float32)
+    if read == "mean":
+        return layers.weighted_mean(x, text_weights(places, prompt))
+    return jax.nn.one_hot(places.read, x.shape[1]) @ x
+
+
 # T5
 
 
@@ -207,14 +316,14 @@ class T5Places(NamedTuple):
     """
 
     inputs: Places
-    tokens: Array
-    text: Array
-    position: Array
+    tokens: ArrayLike
+    text: ArrayLike
+    position: ArrayLike
 
 
-def _distances(queries: Array, keys: Array) -> Array:
+def _distances(queries: ArrayLike, keys: ArrayLike) -> Array:
     """[R, Q, S] key position - query position, none beyond the rows' width."""
-    return keys[:, None, :] - queries[:, :, None]
+    return jnp.asarray(keys)[:, None, :] - jnp.asarray(queries)[:, :, None]
 
 
 def t5_biases(
@@ -229,7 +338,7 @@ def t5_biases(
       deep: P of a deep prompt, static.
 
     Returns:
-      [R, H, W, W] and [R, H, U, P + U] fp32.
+      [R, H, W, W] and [R, H, U, P + U] fp32, the latter empty for U = 0.
     """
     c = config
     inputs = places.inputs
@@ -245,7 +354,8 @@ def t5_biases(
     same = _same(inputs.text, inputs.text)
     encoder = relative("encoder", True, 0, jnp.where(same, at, 0))
     encoder += jnp.where(same, 0.0, layers.MASKED)[:, None]
-
+    if not places.tokens.shape[1]:
+        return encoder, encoder[:, :, :0]
     rows, width = places.text.shape
     prompt = jnp.broadcast_to(jnp.arange(deep), (rows, deep))
     keys = jnp.concatenate([prompt, deep + places.position], axis=1)
@@ -261,7 +371,7 @@ def _t5_drop(x: Array, key: Array | None, c: T5Config) -> Array:
     return layers.dropout(_key(key), c.dropout, x, shared=1)
 
 
-def _t5_table(params: Params, ids: Array, c: T5Config) -> Array:
+def _t5_table(params: Params, ids: ArrayLike, c: T5Config) -> Array:
     module = SharedEmbed(c.vocab_size, c.width, jnp.dtype(c.dtype))
     return jnp.asarray(module.apply({"params": params}, ids))
 
@@ -470,6 +580,12 @@ class Stage:
         Arguments that it does not read are no part of the program.
         """
         return self._back((params, traced, rest), residual, cotangent, wrt=wrt)
+
+
+@functools.cache
+def program(function: Any, **static: Any) -> Any:
+    """A function compiled with these static arguments, once a process."""
+    return jax.jit(functools.partial(function, **static))
 
 
 @functools.cache

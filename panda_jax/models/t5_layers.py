@@ -211,12 +211,13 @@ class EncoderLayer(Block):
           x: [B, T, D].
           bias: [B, 1, 1, T], padding.
           positions: [1, H, T, T].
-          text: [B, T] as `layers.mean_weights` makes it.
-          probe: scalar, the position whose neurons are returned.
+          text: [B, T] as `layers.mean_weights` makes it, or [B, S, T].
+          probe: scalar, the position whose neurons are returned, or one-hot
+            [B, S, T].
 
         Returns:
           [B, T, D]; [B, F] feed-forward activations at `probe`, and [B, D] the
-          output averaged over the text.
+          output averaged over the text; [B, S, ...] of S texts in a row.
         """
         c = self.config
         y = self.norm("pre_attention_layer_norm")(x)
@@ -227,7 +228,7 @@ class EncoderLayer(Block):
         y, hidden = Mlp(c, self.train, name="mlp")(y)
         x = x + self.drop(y)
         mean = layers.weighted_mean(x, text)
-        return x, (jnp.take(hidden, probe, axis=1), mean)
+        return x, (layers.at_position(hidden, probe), mean)
 
 
 class DecoderLayer(Block):

@@ -18,7 +18,14 @@ from panda_jax.models import decode
 from panda_jax.prompts import Prompt
 from panda_jax.step import steps
 from panda_jax.step.steps import Hyper, Mixture, StepSpec, Trainable, TrainState
-from panda_jax.types import Array, ArrayLike, Batch, Params, PyTree
+from panda_jax.types import (
+    Array,
+    ArrayLike,
+    Batch,
+    Params,
+    PyTree,
+    ScalarLike,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +49,18 @@ class Feed(NamedTuple):
     """The data of a stretch of steps, on the device.
 
     Attributes:
-      data: E examples, as one batch of all.
+      data: E examples, as one batch of all; None where rows are packed.
       taught: [N, E, ...] cached teachers' logits, or None.
       order: [S, N, B] int32, the examples of each step.
       first: the step that `order` begins with.
       last: the step before which to end.
     """
 
-    data: Batch
+    data: Batch | None
     taught: ArrayLike | None
     order: ArrayLike
-    first: ArrayLike
-    last: ArrayLike
+    first: ScalarLike
+    last: ScalarLike
 
 
 def over_lanes(
@@ -125,6 +132,7 @@ def run_steps(
       step.
     """
     begin = jnp.asarray(position)
+    first, last = jnp.asarray(feed.first), jnp.asarray(feed.last)
 
     def one(
         states: TrainState,
@@ -138,7 +146,7 @@ def run_steps(
         )
 
     def step(states: TrainState, number: Array) -> Any:
-        rows = jnp.asarray(feed.order)[number - feed.first]
+        rows = jnp.asarray(feed.order)[number - first]
         batches = jax.tree.map(lambda x: jnp.asarray(x)[rows], feed.data)
         taught = None
         if feed.taught is not None:
@@ -160,7 +168,7 @@ def run_steps(
     # Shapes by tracing the step would be half of a start's tracing.
     shape = (most, *states.step.shape)
     metrics = {name: jnp.zeros(shape, jnp.float32) for name in steps.METRICS}
-    end = jnp.minimum(begin + most, feed.last)
+    end = jnp.minimum(begin + most, last)
     states, metrics = jax.lax.fori_loop(begin, end, body, (states, metrics))
     return states, end, metrics
 

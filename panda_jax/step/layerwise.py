@@ -5,7 +5,6 @@ needs is kept between them, and gradients come together.
 """
 
 import abc
-import functools
 from typing import Any
 
 import jax
@@ -14,12 +13,14 @@ import numpy as np
 
 from panda_jax.models import Config, bert, stages
 from panda_jax.models.bert import BertConfig
-from panda_jax.models.stages import Places, T5Places, stage
+from panda_jax.models.stages import Places, T5Places, program, stage
 from panda_jax.models.t5 import T5Config
 from panda_jax.types import Array, ArrayLike, Params
 
 # Of a way back: a stage with its arguments and what it kept.
 _Kept = tuple[stages.Stage, tuple[Any, ...], stages.Residual]
+# Read-outs of every layer, in the order in which a layer tells them.
+_EVERY_LAYER = ("neurons", "layers")
 # Dropout's keys as words, one a stage.
 Words = np.ndarray
 
@@ -48,6 +49,22 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def backward(self, tape: Any, cotangent: ArrayLike) -> np.ndarray:
         """The gradient of the prompt's vectors."""
+
+    @abc.abstractmethod
+    def probed(
+        self, vectors: np.ndarray, places: Places, read: str
+    ) -> np.ndarray:
+        """A read-out of each text, without dropout; see `steps.probe`.
+
+        Args:
+          vectors: the prompt's.
+          places: of encoder rows; texts are read at their first own position.
+          read: `pooled` (BERT's alone), `first`, `mean`, `layers`,
+            `neurons`, or `hidden`.
+
+        Returns:
+          [R, S, D], [R, S, L, D] or [R, S, L, F] fp32; `hidden` [R, W, D].
+        """
 
 
 def _run(
@@ -98,6 +115,7 @@ class Bert(Backbone):
             stages.bert_embed, config=c, length=length, shallow=not deep
         )
         self.layer = stage(stages.bert_layer, config=c)
+        self.pooler = params.get("pooler")
         self.last = self.layer
         self.last_params = self.layers[-1]
         if not per_token:
@@ -168,6 +186,31 @@ class Bert(Backbone):
         found += _back(tape.pop(), gradient, 0)
         return np.stack([np.asarray(x) for x in reversed(found)])
 
+    def probed(
+        self, vectors: np.ndarray, places: Places, read: str
+    ) -> np.ndarray:
+        c, prompt = self.config, 0 if self.deep else self.length
+        none = np.zeros((0, c.width), np.float32)
+        x = self.embed.plain(
+            self.embeddings, (none if self.deep else vectors,), places, None
+        )
+        every = program(stages.bert_probed, config=c, prompt=prompt)
+        told = []
+        for params, prefix in zip(
+            self.layers, self._prefixes(vectors), strict=True
+        ):
+            if read in _EVERY_LAYER:
+                x, found = every(params, (prefix, x), places)
+                told.append(found[_EVERY_LAYER.index(read)])
+            else:
+                x = self.layer.plain(params, (prefix, x), places, None)
+        if told:
+            return _stacked(told)
+        if read == "hidden":
+            return np.asarray(x, np.float32)
+        last = program(stages.bert_readout, config=c, prompt=prompt, read=read)
+        return np.asarray(last(self.pooler, x, places))
+
 
 class T5(Backbone):
     """T5's encoder and decoder, to the logits.
@@ -199,10 +242,8 @@ class T5(Backbone):
             self.head["embedding"] = self.table
         else:
             self.head["logits"] = decoder["logits_dense"]
-        self.biases = jax.jit(
-            functools.partial(
-                stages.t5_biases, config=c, deep=length if deep else 0
-            )
+        self.biases = program(
+            stages.t5_biases, config=c, deep=length if deep else 0
         )
         self.embed = stage(stages.t5_embed, config=c)
         self.targets = stage(stages.t5_targets, config=c)
@@ -288,6 +329,37 @@ class T5(Backbone):
         while tape:
             (gradient,) = _back(tape.pop(), gradient, 0)
         return np.asarray(gradient)
+
+    def probed(
+        self, vectors: np.ndarray, places: Places, read: str
+    ) -> np.ndarray:
+        c, prompt = self.config, 0 if self.deep else self.length
+        nothing = np.zeros((len(places.tokens), 0), np.int32)
+        both = T5Places(places, nothing, nothing, nothing)
+        bias, _ = self.biases(self.relative, both)
+        none = np.zeros((0, c.width), np.float32)
+        shallow = none if self.deep else vectors
+        x = self.embed.plain(self.table, (shallow,), both, None)
+        every = program(stages.t5_probed, config=c, prompt=prompt)
+        told = []
+        for params in self.encoder:
+            if read in _EVERY_LAYER:
+                x, found = every(params, (x,), bias, places)
+                told.append(found[_EVERY_LAYER.index(read)])
+            else:
+                x = self.encoder_layer.plain(params, (x,), bias, None)
+        if told:
+            return _stacked(told)
+        x = self.encoded.plain(self.encoder_norm, (x,), None)
+        if read == "hidden":
+            return np.asarray(x, np.float32)
+        last = program(stages.t5_readout, prompt=prompt, read=read)
+        return np.asarray(last(x, places))
+
+
+def _stacked(told: list[Array]) -> np.ndarray:
+    """Layers' [R, S, D] as [R, S, L, D] fp32."""
+    return np.stack([np.asarray(x, np.float32) for x in told], axis=2)
 
 
 def backbone(

@@ -13,7 +13,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +45,14 @@ class Given(NamedTuple):
       labels: [S] of S slots, [R, W] tags, [S, 2] spans, [B, K] candidates, or
         [R, U] target ids.
       real: [S] which slots have a text (classification, regression), or None.
-      index: [S, T] where a text's positions are among the part's (spans), or
+      within: [S, T] where a text's positions are among the part's (spans), or
         None.
-      valid: [S, T] int32, not 0 where the index is of a text, or None.
+      valid: [S, T] int32, not 0 where that is of a text, or None.
     """
 
     labels: np.ndarray
     real: np.ndarray | None = None
-    index: np.ndarray | None = None
+    within: np.ndarray | None = None
     valid: np.ndarray | None = None
 
 
@@ -74,6 +74,20 @@ class Work(NamedTuple):
     shares: losses.Shares
 
 
+class Texts(Protocol):
+    """Rows of an encoder's tokens, such as `Examples`."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """[R, T] int32 ids, 0-padded."""
+        ...
+
+    @property
+    def segments(self) -> np.ndarray:
+        """[R, T]."""
+        ...
+
+
 class Packing:
     """The rows of a split, ready to be packed.
 
@@ -87,7 +101,7 @@ class Packing:
 
     def __init__(
         self,
-        examples: AnyExamples,
+        examples: TextExamples | Texts,
         batch: int,
         *,
         prompt: int,
@@ -107,8 +121,22 @@ class Packing:
         lengths = np.where(rows >= 0, self.lengths[rows] + self.prompt, 0)
         return self.packer.parts(lengths.tolist())
 
-    def places(self, part: packing.Part, rows: np.ndarray) -> Any:
-        """A part's arrays; T5's with the targets' labels beside them."""
+    def blocks(self) -> list[tuple[packing.Part, Places]]:
+        """All rows of the split in parts of one size a width."""
+        rows = np.arange(len(self.lengths))
+        lengths = (self.lengths + self.prompt).tolist()
+        return [
+            (part, self.places(part, rows))
+            for part in self.packer.blocks(lengths)
+        ]
+
+    def places(self, part: packing.Part, rows: np.ndarray) -> Places:
+        """A part's arrays.
+
+        Args:
+          part: of `parts` of these rows.
+          rows: of the split; a part's texts are numbered by them.
+        """
         own = {slot.text: int(rows[slot.text]) for slot in part.slots}
         data, lengths = self.examples, self.lengths
         tokens: Any = {t: data.tokens[r, : lengths[r]] for t, r in own.items()}
@@ -179,7 +207,7 @@ def _given(
         taught = np.zeros((*shape, outputs), np.float32)
         for slot in part.slots:
             row, at = rows[slot.text], _slot(part, slot)
-            length = packed.lengths[row]
+            length = int(packed.lengths[row])
             begin = slot.row * part.width + slot.start + packed.prompt
             labels[at] = data.labels[row]
             index[at, :length] = begin + np.arange(length)
@@ -187,7 +215,7 @@ def _given(
             if cached is not None:
                 taught[at, :length] = cached[row, :length]
         count = float(valid.sum())
-        given = Given(labels, index=index, valid=valid)
+        given = Given(labels, within=index, valid=valid)
         return given, taught, (float(len(part.slots)), count)
 
     labels = filled((slots,), 0, data.labels)
@@ -221,7 +249,7 @@ def batch_work(
       The parts; and of kind choice, whose candidates are compared across
       parts, what the batch's loss is given and taught.
     """
-    data = packed.examples
+    data: Any = packed.examples
     rows = data.rows(chosen)
     flat = rows.reshape(-1)
     whole = taught = None
@@ -252,7 +280,7 @@ def batch_work(
                 given,
                 logits if cached is not None else None,
                 slots,
-                losses.Shares(*np.float32(counts / total)),
+                losses.Shares(*(counts / total).astype(np.float32)),
             )
             for places, given, logits, slots, counts in found
         ],
@@ -267,7 +295,7 @@ def arranged(logits: Array, given: Given, kind: str) -> Array:
         return logits.reshape(-1, logits.shape[-1])
     if kind == "span":
         flat = logits.reshape(-1, logits.shape[-1])
-        return flat[jnp.asarray(given.index)]
+        return flat[jnp.asarray(given.within)]
     return logits
 
 
@@ -288,9 +316,8 @@ def _loss(
 
     def scored(logits: Array) -> losses.Scored:
         valid: Any = given.valid
-        return losses.scored(
-            logits, labels, valid, kind=spec.kind, real=given.real
-        )
+        real: Any = given.real
+        return losses.scored(logits, labels, valid, kind=spec.kind, real=real)
 
     def loss(read: Array, head: Params) -> tuple[Array, dict[str, Array]]:
         logits = layerwise.head_logits(read, head, spec.config, words)
@@ -534,10 +561,10 @@ class PartSteps:
             """The part's teachers' reads, or logits."""
             if teachers is None:
                 return part.taught
-            dropped = words is not None and self.spec.teacher_dropout
+            dropped = words if self.spec.teacher_dropout else None
             reads = []
             for n, each in enumerate(teachers.prompts):
-                own = words[number, 1 + n, :-1] if dropped else None
+                own = None if dropped is None else dropped[number, 1 + n, :-1]
                 reads.append(
                     self.backbone.forward(
                         np.asarray(each.vectors), part.places, own
@@ -545,7 +572,7 @@ class PartSteps:
                 )
             if kept:
                 return reads
-            last = words[number, 1:, -1] if dropped else None
+            last = None if dropped is None else dropped[number, 1:, -1]
             return self._mixed(reads, teachers, part.given, last)
 
         def part_of(number: int, part: Work) -> Any:
@@ -677,12 +704,7 @@ class Reader:
 
     def __init__(self, config: BertConfig, packed: Packing) -> None:
         self.config, self.packed = config, packed
-        rows = np.arange(len(packed.lengths))
-        lengths = (packed.lengths + packed.prompt).tolist()
-        self.parts = [
-            (part, packed.places(part, rows))
-            for part in packed.packer.blocks(lengths)
-        ]
+        self.parts = packed.blocks()
 
     def logits(
         self, params: Params, prompt: Prompt, *, best: bool = False

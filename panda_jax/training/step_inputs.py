@@ -418,8 +418,8 @@ class Assembly:
         first, order = epoch * self.steps_per_epoch, self.order(epoch)
         stop = first + len(order) if stop is None else stop
         if self.packed:
-            last = min(first + len(order), stop)
-            yield Feed(None, self.cached, order, first, last)
+            last = np.int32(min(first + len(order), stop))
+            yield Feed(None, self.cached, order, np.int32(first), last)
             return
         if self._resident is not None:
             data, taught = self._resident

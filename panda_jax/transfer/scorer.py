@@ -449,8 +449,8 @@ class Scorer:
         return target_features.readout_gradient(
             start.vectors,
             backbone.params,
-            rows.tokens.reshape(-1, rows.tokens.shape[-1])[: rows.total],
-            rows.segments.reshape(-1, rows.tokens.shape[-1])[: rows.total],
+            rows.tokens,
+            rows.segments,
             target_features.columns_of(data),
             data.words,
             config=backbone.config,

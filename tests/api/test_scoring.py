@@ -101,11 +101,25 @@ def test_task_vectors_are_means_over_the_task_s_own_rows(tiny, bank, cache):
         )
 
 
-def test_more_rows_than_a_batch_are_the_same_mean(tiny, bank, cache):
+@pytest.fixture
+def padded(monkeypatch):
+    """Lanes of padded batches, as on accelerators."""
+    monkeypatch.setenv("PANDA_CPU_TRICKS", "0")
+
+
+@pytest.mark.parametrize("switch", ["1", "0"])
+def test_more_rows_than_a_batch_are_the_same_mean(
+    tiny, bank, cache, monkeypatch, switch
+):
+    monkeypatch.setenv("PANDA_CPU_TRICKS", switch)
     stored = bank["toy_review"]
     examples = train_rows(tiny, "toy_review", 203)
     rows = probing.rows_of_examples(examples)
-    assert rows.tokens.shape[:2] == (2, 104)
+    batches = probing.batches_of(rows)
+    assert [batch.tokens.shape[0] for batch in batches] == [104, 104]
+    assert batches[1].tokens.shape[1] <= batches[0].tokens.shape[1]
+    real = np.concatenate([batch.number for batch in batches])
+    assert sorted(real.tolist()) == [*range(203), *[203] * 5]
     vectors = stored.prompt.vectors
     ask = probing.Ask(lambda: vectors, vectors.shape, "x", rows)
     (found,) = probing.Prober(tiny).read([ask], "mean")
@@ -119,7 +133,7 @@ def test_more_rows_than_a_batch_are_the_same_mean(tiny, bank, cache):
 
 
 def test_a_thousand_prompts_are_one_compilation_and_then_files(
-    tiny, cache, monkeypatch
+    tiny, cache, monkeypatch, padded
 ):
     many = {f"p{i:02d}": prompt(tiny, "toy_review", i) for i in range(12)}
 
@@ -157,7 +171,40 @@ def test_a_thousand_prompts_are_one_compilation_and_then_files(
         )
 
 
-def test_lanes_at_once_change_nothing(tiny, cache, monkeypatch):
+@pytest.mark.parametrize("kind", ["deep", "shallow"])
+@pytest.mark.parametrize(
+    "read", ["pooled", "first", "mean", "layers", "neurons", "hidden"]
+)
+def test_packed_rows_tell_what_padded_ones_do(tiny, cache, kind, read):
+    c = tiny.config
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(3, 30, 40)
+    tokens = draw.integers(5, 200, (40, 32)).astype(np.int32)
+    tokens *= np.arange(32) < lengths[:, None]
+    segments = ((np.arange(32) > 4) & (tokens != 0)).astype(np.int32)
+    shape = (4, c.width)
+    if kind == "deep":
+        shape = (c.layers, 2, 4, c.heads, c.head_dim)
+    vectors = draw.normal(size=shape).astype(np.float32)
+    whole = steps.probe(tiny.params, tokens, segments, vectors, config=c)
+    wanted = np.asarray(whole[read])
+    if read in ("layers", "neurons"):
+        wanted = wanted.swapaxes(0, 1)
+    rows = probing.rows_of(tokens, segments)
+    ask = probing.Ask(lambda: vectors, vectors.shape, "x", rows)
+    prober = probing.Prober(tiny, cached=False)
+    ((_, found),) = prober.features([("it", ask)], read)
+    if read == "hidden":
+        wanted = np.where((tokens != 0)[..., None], wanted, 0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    ((_, parts),) = prober._packings.values()
+    assert max(len(part.slots) - part.rows for part, _ in parts) > 0
+    if read != "hidden":
+        (mean,) = prober.read([ask], read)
+        np.testing.assert_allclose(mean, wanted.mean(0), atol=1e-5)
+
+
+def test_lanes_at_once_change_nothing(tiny, cache, monkeypatch, padded):
     """Short rows share a dispatch; a bank is no multiple of what fits."""
     many = {f"p{i:02d}": prompt(tiny, "toy_review", i) for i in range(21)}
     taken = []
@@ -450,7 +497,7 @@ def test_changed_labels_are_not_read_from_the_cache(
 
 
 def test_the_features_are_read_once_for_all_metrics(
-    tiny, bank, cache, monkeypatch
+    tiny, bank, cache, monkeypatch, padded
 ):
     calls = []
     probe = probing.probe_lanes
