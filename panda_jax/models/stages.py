@@ -531,8 +531,21 @@ class Stage:
     def __init__(self, function: Any) -> None:
         self.function = function
         self.plain = jax.jit(function)
-        self.forward = jax.jit(self._forward)
-        self._back = jax.jit(self._backward, static_argnames="wrt")
+        self.forward = jax.jit(self._named(self._forward, "forward"))
+        self._back = jax.jit(
+            self._named(self._backward, "back"), static_argnames="wrt"
+        )
+
+    def _named(self, method: Any, suffix: str) -> Any:
+        """A method under the name that compilers' and profilers' output has."""
+
+        @functools.wraps(method)
+        def program(*args: Any, **options: Any) -> Any:
+            return method(*args, **options)
+
+        inner = getattr(self.function, "func", self.function)
+        program.__name__ = f"{inner.__name__}_{suffix}"
+        return program
 
     def _forward(
         self, params: PyTree, traced: tuple[Array, ...], *rest: PyTree

@@ -1,6 +1,7 @@
 """Whole runs: what they leave, what they do not touch, and going on."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -18,7 +19,7 @@ from panda_jax.config import runs
 from panda_jax.io import files
 from panda_jax.io.writers import read_metrics
 from panda_jax.models import trees
-from panda_jax.step import fleet, losses
+from panda_jax.step import losses, parts
 from panda_jax.training import identity, prompt_init
 
 SMALL = {
@@ -212,13 +213,13 @@ def test_released_recipe_uses_its_weight_and_an_online_teacher(
     tiny, source, monkeypatch
 ):
     seen = []
-    real = fleet.run_steps
+    real = parts.PartSteps.run
 
-    def spy(states, position, frozen, feed, teachers, hypers, **options):
-        seen.append((feed.taught, teachers))
-        return real(states, position, frozen, feed, teachers, hypers, **options)
+    def spy(self, states, begin, end, order, taught, teachers, hypers):
+        seen.append((taught, teachers))
+        return real(self, states, begin, end, order, taught, teachers, hypers)
 
-    monkeypatch.setattr(fleet, "run_steps", spy)
+    monkeypatch.setattr(parts.PartSteps, "run", spy)
     done = pj.train(
         tiny,
         task="toy_review",
@@ -271,18 +272,29 @@ def test_model_tuning_trains_every_weight_and_stores_a_backbone(tiny, tmp_path):
     assert all(changed)
 
 
-def test_one_compilation_serves_all_methods(tiny, source):
-    before = fleet.run_steps._cache_size()
+def test_what_one_method_compiled_serves_all(tiny, source, monkeypatch, caplog):
+    """Of the backbone; losses and updates are small programs of their own."""
+    # Whatever an earlier test made of JAX's logging.
+    dispatch = logging.getLogger("jax._src.dispatch")
+    monkeypatch.setattr(dispatch, "handlers", [caplog.handler])
+    caplog.set_level(logging.DEBUG, logger=dispatch.name)
+    compiled = []
     for method in ("prompt", "pot", "panda"):
+        caplog.clear()
         pj.train(
             tiny,
             task="toy_review",
             method=method,
             source=None if method == "prompt" else source.prompt,
             similarity=0.5 if method == "panda" else None,
-            **{**SMALL, "batch_size": 6},
+            dropout=0.15,  # of no other test here
+            **SMALL,
         )
-    assert fleet.run_steps._cache_size() == before + 1
+        said = [record.getMessage() for record in caplog.records]
+        compiled.append(
+            [x for x in said if "XLA compilation of jit(bert_" in x]
+        )
+    assert [bool(x) for x in compiled] == [True, False, False]
 
 
 def test_divergence_names_step_and_metric_and_keeps_the_best(tiny, tmp_path):
