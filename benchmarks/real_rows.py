@@ -71,7 +71,6 @@ TASKS = (
 )
 OURS, BEFORE, PADDED = "ours", "before", "T5X padded"
 RANDOM, GROUPED = "PEFT random", "PEFT grouped"
-WAYS = (OURS, BEFORE, RANDOM, GROUPED, PADDED)
 WORKS = ("training", "evaluation")
 T5 = "t5_1_1-small"
 T5_VOCABULARY = "t5_vocab/spiece.model"
@@ -138,7 +137,9 @@ def prepared(
         }
         if folder is None:
             continue
-        few = _view(task, "validation", COMPARED, backbone, given)
+        few = _view(
+            task, "validation", min(COMPARED, given["rows"]), backbone, given
+        )
         stored = _stored(task, backbone)
         adapter = pathlib.Path(folder) / task
         pj.save_prompt(adapter, stored.prompt, stored.info)
@@ -266,6 +267,11 @@ def _length(item: Item) -> int:
     return max(len(ids) for ids, _ in item["rows"])
 
 
+def tokens_of(item: Item) -> int:
+    """Of all its rows."""
+    return sum(len(ids) for ids, _ in item["rows"])
+
+
 def _pieces(items: Sequence[Item]) -> np.ndarray:
     """A number a row, the same of the same ids and segments."""
     rows = [row for item in items for row in item["rows"]]
@@ -341,7 +347,9 @@ def ours(task: str, steps: int, given: Options) -> turns.Way:
         split: _view(task, split, given["rows"], backbone, given)
         for split in ("train", "validation")
     }
-    few = _view(task, "validation", COMPARED, backbone, given)
+    few = _view(
+        task, "validation", min(COMPARED, given["rows"]), backbone, given
+    )
     outputs = {
         "logits": _logits(task, backbone, stored.prompt, few),
         "pieces": np.concatenate(
@@ -682,6 +690,44 @@ def _compared(answers: Callable[..., Any], given: Options) -> dict[str, Any]:
     }
 
 
+# T5X.
+
+
+def padded(
+    steps: int, folder: str, folders: Mapping[str, str], items: Sequence[Item]
+) -> turns.Way:
+    """T5X's step, each row padded to the longest of all."""
+    # It imports JAX and this build.
+    import t5_step
+
+    order = np.random.default_rng(0).permutation(len(items))
+    batches = np.resize(order, (epoch_steps(items), BATCH))
+
+    def filled(texts: Sequence[Sequence[int]]) -> np.ndarray:
+        whole = np.zeros((len(texts), max(map(len, texts))), np.int32)
+        for row, text in zip(whole, texts, strict=True):
+            row[: len(text)] = text
+        return whole[batches]
+
+    inputs = filled([item["rows"][0][0] for item in items])
+    targets = filled([item["label"] for item in items])
+    way = t5_step.t5x(
+        pathlib.Path(folder), SHALLOW, folders, "float32", (inputs, targets)
+    )
+    way.run(1)
+
+    def training(count: int) -> None:
+        way.run(count * steps)
+
+    computed = inputs[..., 0].size * (inputs.shape[-1] + SHALLOW)
+    return turns.Way(
+        training,
+        {},
+        {"positions": {"training": computed}},
+        {"training": training},
+    )
+
+
 # The measurement.
 
 
@@ -691,19 +737,14 @@ def makers_of(
     """What makes each way of a task."""
     about = made["tasks"][task]
     steps = steps_of(about["train"], args.steps)
-    given = {
-        "backbone": made["backbone"],
-        "data_dir": args.data_dir,
-        "rows": args.rows,
-        "dtype": args.dtype,
-    }
-    own = (task, steps, given)
+    own = (task, steps, given_of(args, made))
     given_them = (steps, made["folder"], {**about, "dtype": args.dtype})
     ways: dict[str, Any] = {
         OURS: (ours, own),
         BEFORE: (ours, own, args.before),
         RANDOM: (theirs, (False, *given_them)),
         GROUPED: (theirs, (True, *given_them)),
+        PADDED: (padded, (steps, made["folder"], args.folders, about["train"])),
     }
     return {name: ways[name] for name in args.ways}
 
@@ -728,17 +769,25 @@ def measured(
     often = max(1, round(args.rows / counts["evaluation"]))
     times = {"training": 1, "evaluation": often}
     with turns.started(makers_of(task, args, made)) as workers:
-        differences = turns.differences_of(workers, TOLERANCE[args.dtype])
-        first, *others = workers
-        pairs = {f"{name} / {first}": (first, name) for name in others}
+        alike = [name for name, one in workers.items() if one.outputs]
+        differences = turns.differences_of(
+            workers, TOLERANCE[args.dtype], [alike]
+        )
         for work in WORKS:
-            same = dict.fromkeys(workers, times[work])
-            taken = turns.in_turn(workers, same, args.rounds, work)
-            count, texts = counts[work], [x["rows"] for x in rows[work]]
             positions = {
                 name: one.facts["positions"][work]
                 for name, one in workers.items()
+                if work in one.facts["positions"]
             }
+            first, *others = positions
+            pairs = {f"{name} / {first}": (first, name) for name in others}
+            taken = turns.in_turn(
+                {name: workers[name] for name in positions},
+                dict.fromkeys(positions, times[work]),
+                args.rounds,
+                work,
+            )
+            count, items = counts[work], rows[work]
             case = {
                 "case": f"{args.backbone}, {task}, {work}",
                 "examples": count,
@@ -749,8 +798,8 @@ def measured(
                 "seconds": {k: turns.spread(x) for k, x in taken.items()},
                 "ratio": turns.ratios(taken, pairs),
                 "differences": differences,
-                "rows": sum(map(len, texts)),
-                "tokens": sum(len(ids) for each in texts for ids, _ in each),
+                "rows": sum(len(item["rows"]) for item in items),
+                "tokens": sum(map(tokens_of, items)),
                 "positions": positions,
             }
             shown = {k: x["median"] for k, x in case["ratio"].items()}
@@ -777,71 +826,69 @@ def means(cases: Sequence[dict[str, Any]], backbone: str) -> list[dict]:
     return found
 
 
-def parsed() -> argparse.Namespace:
-    """The flags, with what follows from one another."""
+def flags_of(doc: str | None) -> argparse.ArgumentParser:
+    """Flags of whatever reads real rows."""
     flags = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--out", type=pathlib.Path)
     flags.add_argument("--data_dir")
     flags.add_argument("--backbone", default="minilm-l6")
     flags.add_argument("--vocabulary", help="vocab.txt or spiece.model")
     flags.add_argument("--tasks", default=",".join(TASKS))
-    flags.add_argument("--ways", default=f"{OURS},{BEFORE},{RANDOM},{GROUPED}")
     flags.add_argument("--before", help="PYTHON:CHECKOUT", type=turns.Build.of)
     flags.add_argument("--rows", type=int, default=960)
-    flags.add_argument("--steps", type=int, default=60, help="at least")
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--dtype", default="float32", choices=TOLERANCE)
     flags.add_argument("--fill", action="store_true")
+    return flags
+
+
+def read(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given, with what follows from it."""
     args = flags.parse_args()
-    args.tasks = args.tasks.split(",")
-    args.ways = [
-        name
-        for name in args.ways.split(",")
-        if name != BEFORE or args.before is not None
-    ]
     if args.out is None and not args.fill:
         flags.error("--out=FILE.json is missing.")
+    args.tasks = args.tasks.split(",")
     if args.backbone.startswith("t5"):
         args.backbone = f"random:{args.backbone}"
     if args.vocabulary is None and args.backbone.startswith("random:t5"):
-        args.vocabulary = str(pathlib.Path(args.data_dir, T5_VOCABULARY))
+        args.vocabulary = str(pathlib.Path(args.data_dir or "", T5_VOCABULARY))
     return args
 
 
-def main() -> None:
-    """Prepares, measures task by task, and writes a JSON file."""
-    args = parsed()
+def files(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The facts of `prepared`; the token caches of all builds are filled."""
     given = {
         "backbone": args.backbone,
         "vocabulary": args.vocabulary,
         "data_dir": args.data_dir,
         "rows": args.rows,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        # In a process that ends: what fills caches takes much memory.
-        made = _facts(prepared, folder, args.tasks, given)
-        if BEFORE in args.ways:
-            own = {**given, "backbone": made["backbone"]}
-            _facts(prepared, None, args.tasks, own, build=args.before)
-        if args.fill:
-            return
-        builds = {OURS: turns.commit()}
-        if BEFORE in args.ways:
-            builds[BEFORE] = args.before.commit()
-        results: list[dict[str, Any]] = []
-        for number, task in enumerate(args.tasks, 1):
-            results += measured(task, args, made)
-            turns.report(
-                [*results, *means(results, args.backbone)],
-                out=args.out,
-                device=made["device"],
-                hidden=HIDDEN,
-                told=number == len(args.tasks),
-                builds=builds,
-            )
+    # In processes that end: what fills caches takes much memory.
+    made = _facts(prepared, folder, args.tasks, given)
+    if args.before is not None:
+        own = {**given, "backbone": made["backbone"]}
+        _facts(prepared, None, args.tasks, own, build=args.before)
+    return made
+
+
+def given_of(args: argparse.Namespace, made: Options) -> dict[str, Any]:
+    """What a way of any build is given."""
+    return {
+        "backbone": made["backbone"],
+        "data_dir": args.data_dir,
+        "rows": args.rows,
+        "dtype": args.dtype,
+    }
+
+
+def builds_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """The builds' commits."""
+    found = {OURS: turns.commit()}
+    if args.before is not None:
+        found[BEFORE] = args.before.commit()
+    return found
 
 
 def _facts(
@@ -853,6 +900,42 @@ def _facts(
         return worker.made().facts
     finally:
         worker.end()
+
+
+def main() -> None:
+    """Prepares, measures task by task, and writes a JSON file."""
+    flags = flags_of(__doc__)
+    known = [OURS, BEFORE, RANDOM, GROUPED]
+    flags.add_argument("--ways", default=",".join(known))
+    flags.add_argument("--steps", type=int, default=60, help="at least")
+    for name in FOLDERS:
+        flags.add_argument(f"--{name}", help="folder of its sources")
+    args = read(flags)
+    args.ways = args.ways.split(",")
+    if unknown := {*args.ways} - {*known}:
+        flags.error(f"There is no way {unknown.pop()!r}, only {known}.")
+    if BEFORE not in args.ways:
+        args.before = None
+    elif args.before is None:
+        args.ways.remove(BEFORE)
+    args.folders = {name: getattr(args, name) for name in FOLDERS}
+    if all(args.folders.values()):
+        args.ways.append(PADDED)
+    with tempfile.TemporaryDirectory() as folder:
+        made = files(folder, args)
+        if args.fill:
+            return
+        results: list[dict[str, Any]] = []
+        for number, task in enumerate(args.tasks, 1):
+            results += measured(task, args, made)
+            turns.report(
+                [*results, *means(results, args.backbone)],
+                out=args.out,
+                device=made["device"],
+                hidden=HIDDEN,
+                told=number == len(args.tasks),
+                builds=builds_of(args),
+            )
 
 
 if __name__ == "__main__":
