@@ -79,9 +79,10 @@ class Build:
     @classmethod
     def of(cls, text: str) -> "Build":
         """Of a flag's PYTHON:CHECKOUT."""
-        python, colon, folder = text.rpartition(":")
+        python, _, folder = text.rpartition(":")
         checkout = pathlib.Path(folder).resolve()
-        if not colon or not (checkout / "panda_jax" / "__init__.py").is_file():
+        found = (checkout / "panda_jax" / "__init__.py").is_file()
+        if not (python and folder and found):
             raise SystemExit(
                 f"{text!r} is not PYTHON:CHECKOUT with a panda_jax in CHECKOUT."
             )
