@@ -224,9 +224,22 @@ def t5x_batch(inputs: np.ndarray, targets: np.ndarray) -> dict[str, jax.Array]:
 
 
 def t5x(
-    folder: pathlib.Path, length: int, folders: Mapping[str, str], dtype: str
+    folder: pathlib.Path,
+    length: int,
+    folders: Mapping[str, str],
+    dtype: str,
+    data: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Way:
-    """T5X's step of prompt-tuning's configuration."""
+    """T5X's step of prompt-tuning's configuration.
+
+    Args:
+      folder: of the weights, as transformers has them.
+      length: of the prompt.
+      folders: of the peers' sources.
+      dtype: of the activations.
+      data: inputs [S, B, T] and targets [S, B, U] of S batches; by default
+        those of `rows`.
+    """
     model_of = peer(folders)
     import t5x.train_state
     import t5x.trainer
@@ -240,7 +253,7 @@ def t5x(
         f"ACTIVATION_DTYPE = '{dtype}'",
     )
     model = model_of(*bindings)
-    batches = list(map(t5x_batch, *rows(MOST_STEPS, BATCH)))
+    batches = list(map(t5x_batch, *(data or rows(MOST_STEPS, BATCH))))
     variables = jax.eval_shape(
         functools.partial(
             model.get_initial_variables,
@@ -277,7 +290,7 @@ def t5x(
     def run(count: int) -> None:
         nonlocal state
         for number in range(count):
-            state, _ = compiled(state, batches[number % MOST_STEPS])
+            state, _ = compiled(state, batches[number % len(batches)])
         jax.block_until_ready(state)
 
     told = {"loss": round(float(outputs["loss"]), 4)}

@@ -4,11 +4,14 @@ What a script here asks is asked of `Way`s: each is made in a process of its
 own, which stays, so that no way's threads or memory are in another's way. Their
 outputs are compared before anything is timed. Then each is told in turn to run
 for a while, the order reversed every other time; what counts are ratios within
-a turn, for machines get faster and slower in the meantime.
+a turn, for machines get faster and slower in the meantime. A way may be one of
+another build of the package (`Build`), which is run by a Python of its own.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -16,10 +19,11 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,32 +46,124 @@ class Way:
     """One way to do the work.
 
     Attributes:
-      run: does it so many times, and returns when it is done.
+      run: does it so many times, and returns when it is done; its seconds (a
+        float) where not all of the time that it takes counts.
       outputs: name -> what must be alike whatever the way.
       facts: what else is known of it, for the JSON (FLOPs, bytes).
+      works: name -> other work that it can be told to do, as `run`.
     """
 
     run: Callable[[int], Any]
     outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    works: Mapping[str, Callable[[int], Any]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 Maker = Callable[..., Way]
 
 
-class _Worker:
-    """A way in a process of its own."""
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """Another build of the package.
 
-    def __init__(self, name: str, maker: Maker, arguments: Sequence[Any]):
+    Attributes:
+      python: the program that runs it.
+      checkout: the folder that it is imported from.
+    """
+
+    python: str
+    checkout: pathlib.Path
+
+    @classmethod
+    def of(cls, text: str) -> "Build":
+        """Of a flag's PYTHON:CHECKOUT."""
+        python, _, folder = text.rpartition(":")
+        checkout = pathlib.Path(folder).resolve()
+        found = (checkout / "panda_jax" / "__init__.py").is_file()
+        if not (python and folder and found):
+            raise SystemExit(
+                f"{text!r} is not PYTHON:CHECKOUT with a panda_jax in CHECKOUT."
+            )
+        return cls(python, checkout)
+
+    def commit(self) -> str | None:
+        """Of the checkout, where git knows it."""
+        return commit(self.checkout)
+
+    def started(self, maker: Maker, theirs: Connection) -> subprocess.Popen:
+        """A process that makes the way, of the maker that this module has."""
+        here = pathlib.Path(__file__).resolve().parent
+        module = maker.__module__
+        if module == "__main__":
+            module = pathlib.Path(sys.argv[0]).stem
+        words = (str(theirs.fileno()), module, maker.__qualname__)
+        # Without -P the folder where we stand would come first.
+        return subprocess.Popen(
+            [self.python, "-P", "-c", _SERVE, *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(self.checkout), str(here)]),
+            },
+            pass_fds=[theirs.fileno()],
+        )
+
+
+_SERVE = "import sys, turns; turns.serve(*sys.argv[1:])"
+
+
+def serve(handle: str, module: str, maker: str) -> None:
+    """The process of another build's way; its arguments come by the pipe."""
+    pipe = Connection(int(handle))
+
+    def made(*arguments: Any) -> Way:
+        return getattr(importlib.import_module(module), maker)(*arguments)
+
+    _work(pipe, made, pipe.recv())
+
+
+class Worker:
+    """A way in a process of its own.
+
+    Args:
+      name: for messages.
+      maker: a function of a module here, which makes the way.
+      arguments: of it; of plain types where a build is given, for what it
+        imports is not what we do.
+      build: of the package, None for the one that is imported here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        maker: Maker,
+        arguments: Sequence[Any] = (),
+        build: Build | None = None,
+    ):
         # Fork would copy locks that JAX's threads hold.
         context = multiprocessing.get_context("spawn")
         self.name = name
+        self.outputs: dict[str, np.ndarray] = {}
+        self.facts: dict[str, Any] = {}
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, maker, tuple(arguments)), daemon=True
-        )
-        self.process.start()
+        self.process: Any
+        if build is None:
+            self.process = context.Process(
+                target=_work,
+                args=(theirs, maker, tuple(arguments)),
+                daemon=True,
+            )
+            self.process.start()
+        else:
+            self.process = build.started(maker, theirs)
+            self.pipe.send(tuple(arguments))
         theirs.close()
+
+    def made(self) -> "Worker":
+        """Waits until the way is there, with its outputs and facts."""
+        self.outputs, self.facts = self.answer()
+        return self
 
     def answer(self) -> Any:
         """What the process says next."""
@@ -79,15 +175,19 @@ class _Worker:
             raise SystemExit(f"{self.name}:\n{said}")
         return said
 
-    def seconds(self, count: int) -> float:
+    def seconds(self, count: int, work: str | None = None) -> float:
         """Of one piece of work, over so many."""
-        self.pipe.send(count)
+        self.pipe.send((work, count))
         return self.answer() / count
 
     def end(self) -> None:
         """Lets the process go."""
         self.pipe.close()
-        self.process.join(10)
+        if isinstance(self.process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        else:
+            self.process.join(10)
         self.process.kill()
 
 
@@ -98,14 +198,88 @@ def _work(pipe: Connection, maker: Maker, arguments: Sequence[Any]) -> None:
         outputs = {k: np.asarray(x) for k, x in way.outputs.items()}
         pipe.send((True, (outputs, dict(way.facts))))
         while True:
-            count = pipe.recv()
+            work, count = pipe.recv()
+            run = way.run if work is None else way.works[work]
             before = time.perf_counter()
-            way.run(count)
-            pipe.send((True, time.perf_counter() - before))
+            own = run(count)
+            taken = time.perf_counter() - before
+            pipe.send((True, own if isinstance(own, float) else taken))
     except EOFError:
         pass
     except BaseException:
         pipe.send((False, traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def started(
+    makers: Mapping[str, Sequence[Any]],
+) -> Iterator[dict[str, Worker]]:
+    """Workers by name, one made after another: what they compile is work too.
+
+    Args:
+      makers: name -> what makes the way in its process, with what, and of
+        which build if not of this one.
+    """
+    workers: dict[str, Worker] = {}
+    try:
+        for name, made in makers.items():
+            workers[name] = Worker(name, *made)
+            workers[name].made()
+        yield workers
+    finally:
+        for one in workers.values():
+            one.end()
+
+
+def differences_of(
+    workers: Mapping[str, Worker],
+    tolerance: float,
+    groups: Sequence[Sequence[str]] = (),
+) -> dict[str, dict[str, float]]:
+    """Differences of outputs from the first of each group (of all by default).
+
+    Raises:
+      SystemExit: one is above the tolerance.
+    """
+    return {
+        name: compared(
+            workers[group[0]].outputs, workers[name].outputs, tolerance, name
+        )
+        for group in groups or [list(workers)]
+        for name in group[1:]
+    }
+
+
+def in_turn(
+    workers: Mapping[str, Worker],
+    counts: Mapping[str, int],
+    repeats: int,
+    work: str | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of a piece of work at each turn, by way."""
+    taken: dict[str, list[float]] = {name: [] for name in workers}
+    for repeat in range(repeats):
+        for name in list(workers)[:: 1 if repeat % 2 else -1]:
+            taken[name].append(workers[name].seconds(counts[name], work))
+    return taken
+
+
+def ratios(
+    taken: Mapping[str, Sequence[float]],
+    pairs: Mapping[str, tuple[str, str]],
+) -> dict[str, dict[str, float]]:
+    """Spreads of the ratios within turns.
+
+    Args:
+      taken: seconds by way.
+      pairs: name of a ratio -> the ways below and above its line.
+    """
+    return {
+        name: spread(
+            [y / x for x, y in zip(taken[ours], taken[peer], strict=True)]
+        )
+        for name, (ours, peer) in pairs.items()
+    }
 
 
 def measure(
@@ -136,43 +310,22 @@ def measure(
     Raises:
       SystemExit: outputs differ, or a process failed.
     """
-    workers = []
-    try:
-        said: dict[str, Any] = {}
-        for name, (maker, arguments) in makers.items():
-            # One after another: what they compile is work too.
-            workers.append(_Worker(name, maker, arguments))
-            said[name] = workers[-1].answer()
-        differences = {}
-        for group in alike or [list(makers)]:
-            for name in group[1:]:
-                differences[name] = compared(
-                    said[group[0]][0], said[name][0], tolerance, name
-                )
+    with started(makers) as workers:
+        differences = differences_of(workers, tolerance, alike)
         counts = {}
-        for one in workers:
+        for name, one in workers.items():
             one.seconds(1)
-            counts[one.name] = max(1, round(seconds / one.seconds(1)))
-        taken: dict[str, list[float]] = {one.name: [] for one in workers}
-        for repeat in range(repeats):
-            for one in workers if repeat % 2 else reversed(workers):
-                taken[one.name].append(one.seconds(counts[one.name]))
-    finally:
-        for one in workers:
-            one.end()
+            counts[name] = max(1, round(seconds / one.seconds(1)))
+        taken = in_turn(workers, counts, repeats)
+        facts = {name: one.facts for name, one in workers.items() if one.facts}
     first, *others = makers
     if pairs is None:
         pairs = {name: (first, name) for name in others}
     return {
         "seconds": {name: spread(x) for name, x in taken.items()},
-        "ratio": {
-            name: spread(
-                [y / x for x, y in zip(taken[ours], taken[peer], strict=True)]
-            )
-            for name, (ours, peer) in pairs.items()
-        },
+        "ratio": ratios(taken, pairs),
         "differences": differences,
-        "facts": {name: facts for name, (_, facts) in said.items() if facts},
+        "facts": facts,
     }
 
 
@@ -214,7 +367,7 @@ def compared(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and number of what was measured."""
+    """Median, quartiles, extremes and number of what was measured."""
     low, _, high = (
         statistics.quantiles(values, n=4, method="inclusive")
         if len(values) > 1
@@ -224,6 +377,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "median": float(f"{statistics.median(values):.4g}"),
         "low": float(f"{low:.4g}"),
         "high": float(f"{high:.4g}"),
+        "least": float(f"{min(values):.4g}"),
+        "most": float(f"{max(values):.4g}"),
         "repeats": len(values),
     }
 
@@ -234,6 +389,8 @@ def report(
     out: pathlib.Path,
     device: str | None = None,
     hidden: Sequence[str] = (),
+    told: bool = True,
+    **more: Any,
 ) -> None:
     """Writes the JSON file and prints it.
 
@@ -242,19 +399,38 @@ def report(
       out: the file.
       device: of an accelerator; None for the processor.
       hidden: flags whose values are paths of this machine.
+      told: whether it is printed.
+      **more: what else the file says.
     """
     text = json.dumps(
         {
             "command": command(hidden),
             "device": device or processor(),
             "versions": versions(),
+            **more,
             "results": list(results),
         },
         indent=2,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text + "\n")
-    print(text)
+    if told:
+        print(text)
+
+
+def commit(checkout: pathlib.Path | None = None) -> str | None:
+    """Of a checkout (this one), `-dirty` with changes; None without git."""
+    folder = checkout or pathlib.Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 def command(hidden: Sequence[str] = ()) -> str:

@@ -1,6 +1,7 @@
 """What all benchmarks rest on: ways in turn, and what got slower since."""
 
 import copy
+import dataclasses
 import importlib
 import json
 import os
@@ -13,16 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panda_jax.data.examples import Examples, TextExamples
+
 _FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 if not _FOLDER.is_dir():
     pytest.skip("installed without the checkout", allow_module_level=True)
 # A folder of scripts, no package; the processes of ways inherit the path.
 sys.path.append(str(_FOLDER))
 compare = importlib.import_module("compare")
+real_rows = importlib.import_module("real_rows")
 turns = importlib.import_module("turns")
 
 
 # Ways; top-level, for each is made in a process of its own.
+
+
+def _own_seconds() -> Any:
+    """Says itself what it took, of two works."""
+    works = {"long": lambda count: 8.0 * count}
+    return turns.Way(lambda count: 2.0 * count, works=works)
 
 
 def _adds(size: int, name: str = "sum", off: float = 0.0) -> Any:
@@ -86,11 +96,131 @@ def test_measure_tells_why_a_way_was_not_made() -> None:
         _measured(maker=_dies)
 
 
+def test_a_way_may_tell_its_own_seconds_of_several_works() -> None:
+    with turns.started({"ours": (_own_seconds, ())}) as workers:
+        assert turns.in_turn(workers, {"ours": 4}, 3) == {"ours": [2.0] * 3}
+        found = turns.in_turn(workers, {"ours": 4}, 1, "long")
+        assert found == {"ours": [8.0]}
+
+
+# A build whose package says where it lies, and its way.
+_PACKAGE = "HERE = 'before'\n"
+_MAKER = """
+import numpy, panda_jax, turns
+
+def made(number):
+    facts = {"of": panda_jax.HERE}
+    return turns.Way(lambda count: None, {"x": numpy.ones(number)}, facts)
+"""
+
+
+@pytest.fixture
+def build(tmp_path: pathlib.Path) -> Any:
+    """Of a package that is not ours."""
+    (tmp_path / "panda_jax").mkdir()
+    (tmp_path / "panda_jax" / "__init__.py").write_text(_PACKAGE)
+    (tmp_path / "a_maker.py").write_text(_MAKER)
+    return turns.Build.of(f"{sys.executable}:{tmp_path}")
+
+
+def test_a_way_of_another_build_imports_that(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(build.checkout))
+    maker = importlib.import_module("a_maker").made
+    with turns.started({"before": (maker, (3,), build)}) as workers:
+        assert workers["before"].facts == {"of": "before"}
+        assert workers["before"].outputs["x"].tolist() == [1.0] * 3
+        assert workers["before"].seconds(2) < 1
+    with pytest.raises(SystemExit, match="before:\n(.|\n)*TypeError"):
+        turns.Worker("before", maker, (), build).made()
+
+
+@pytest.mark.parametrize("text", ["python", "python:", "python:no/such"])
+def test_a_build_is_a_python_and_a_checkout(text: str) -> None:
+    with pytest.raises(SystemExit, match="is not PYTHON:CHECKOUT"):
+        turns.Build.of(text)
+
+
+# What real rows are made into, and what is made of their figures.
+
+
+def test_items_are_rows_without_padding() -> None:
+    own = {"rows": [([5, 6], [0, 1])], "label": 1}
+    tokens = np.array([[5, 6, 0], [7, 0, 0], [8, 9, 3]])
+    examples = Examples(
+        "choice",
+        tokens,
+        np.array([[0, 1, 0], [0, 0, 0], [0, 1, 1]]),
+        np.array([0, 1, 1]),
+        np.array([0, 0, 1], np.int32),
+        b"[{}, {}]",
+    )
+    first, second = real_rows._items(examples)
+    assert first == {"rows": [([5, 6], [0, 1]), ([7], [0])], "label": 1}
+    assert second == {"rows": [([8, 9, 3], [0, 1, 1])], "label": 0}
+    kept = {"kind": "classification", "labels": np.array([2, 0, 1])}
+    sole = dataclasses.replace(examples, question=np.arange(3), **kept)
+    assert real_rows._items(sole)[0] == own | {"label": 2}
+    tags = np.array([[1, -1, -1], [4, -1, -1], [-1, 2, 3]])
+    kept = {"kind": "tags", "labels": tags}
+    sole = dataclasses.replace(sole, **kept)
+    assert real_rows._items(sole)[2]["label"] == [-100, 2, 3]
+    assert real_rows._padded([first, second], 10) == 3 * 13
+    assert sum(map(real_rows.tokens_of, (first, second))) == 6
+
+
+def test_items_of_texts_have_targets() -> None:
+    texts = TextExamples(
+        np.array([[5, 1, 0]]), np.array([[9, 1, 0, 0]]), b"[{}]"
+    )
+    expected = {"rows": [([5, 1], [0, 0])], "label": [9, 1]}
+    assert real_rows._items(texts) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps"), [(960, 60), (250, 60), (400, 50), (922, 57), (3, 60)]
+)
+def test_whole_passes_are_timed(rows: int, steps: int) -> None:
+    assert real_rows.steps_of(range(rows), 60) == steps
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_peft_draws_each_row_once_a_pass(grouped: bool) -> None:
+    items = [{"rows": [([1] * (n % 30 + 1), [])]} for n in range(410)]
+    batches = real_rows._batches(items, grouped=grouped)
+    passes = [[next(batches) for _ in range(25)] for _ in range(2)]
+    for found in passes:
+        assert {len(batch) for batch in found} == {16}
+        assert len({row for batch in found for row in batch}) == 400
+    assert passes[0] != passes[1]
+    positions = [
+        real_rows._padded([items[n] for n in batch], 0) for batch in passes[1]
+    ]
+    tokens = sum(real_rows._length(items[n]) for x in passes[1] for n in x)
+    assert (sum(positions) < 1.3 * tokens) == grouped
+
+
+def test_means_are_geometric_and_of_each_work() -> None:
+    def case(task: str, work: str, x: float) -> dict[str, Any]:
+        ratio = {"theirs / ours": turns.spread([x])}
+        return {"case": f"b, {task}, {work}", "ratio": ratio}
+
+    cases = [case("x", "training", 2.0), case("x", "evaluation", 3.0)]
+    cases += [case("y", "training", 8.0), case("y", "evaluation", 27.0)]
+    learnt, judged = real_rows.means(cases, "b")
+    assert learnt["case"] == "b, geometric mean of 2 tasks, training"
+    assert learnt["ratio"]["theirs / ours"]["median"] == 4.0
+    assert judged["ratio"]["theirs / ours"]["most"] == 9.0
+
+
 def test_spread_is_the_median_and_the_quartiles() -> None:
     assert turns.spread([3.0, 1.0, 2.0, 4.0, 5.0]) == {
         "median": 3.0,
         "low": 2.0,
         "high": 4.0,
+        "least": 1.0,
+        "most": 5.0,
         "repeats": 5,
     }
     assert turns.spread([2.0])["low"] == 2.0

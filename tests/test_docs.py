@@ -79,6 +79,7 @@ VERBS_NOT_RUN = {
 # Commands that are not ours -> why they are not run.
 COMMANDS_NOT_RUN = {
     ".ci/run": "these tests",
+    "bash": "benchmarks on an accelerator",
     "docker": "an image",
     "gcloud": "a cloud project",
     "kubectl": "a cluster",
