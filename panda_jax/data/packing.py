@@ -23,11 +23,11 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 _POSITIONS = 256
 # What attention costs beside the rest: a position of a row so wide is twice
 # as dear as one of a narrow row (measured on a CPU, docs/design.md).
-_WIDE = 1500
+_WIDE = 900
 # Texts among which first fit looks for room: of more it takes too long.
 _BLOCK = 256
-# Batches that the choice of a width looks at.
-_LOOKED_AT = 32
+# Texts that the choice of a width looks at.
+_LOOKED_AT = 512
 
 
 class Slot(NamedTuple):
@@ -120,9 +120,10 @@ def packer(lengths: np.ndarray, batch: int) -> Packer:
     """
     longest = int(lengths.max(initial=1))
     draw = np.random.default_rng(0)
+    size = min(batch, len(lengths), _BLOCK)
     looked_at = [
-        draw.choice(lengths, min(batch, len(lengths)), replace=False).tolist()
-        for _ in range(_LOOKED_AT)
+        draw.choice(lengths, size, replace=False).tolist()
+        for _ in range(-(-_LOOKED_AT // size))
     ]
     widest = next((w for w in WIDTHS if w >= longest), longest)
     bases = [w for w in WIDTHS if w < widest] + [widest]
@@ -144,22 +145,30 @@ def _first_fit(
 ) -> dict[int, list[list[tuple[int, int]]]]:
     """Width -> rows, each of (text, start)."""
     rows: dict[int, list[list[tuple[int, int]]]] = {w: [] for w in widths}
-    # Room, width and texts of each row; those of the narrowest width first.
-    opened: list[tuple[list[int], int, list[tuple[int, int]]]] = []
-    for text in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    order = sorted(
+        (i for i, length in enumerate(lengths) if length),
+        key=lambda i: (-lengths[i], i),
+    )
+    shortest = lengths[order[-1]] if order else 0
+    # Room, width and texts of each row that another text may fit.
+    opened: list[tuple[int, int, list[tuple[int, int]]]] = []
+    for text in order:
         length = lengths[text]
-        if not length:
-            continue
-        for room, width, row in opened:
-            if length <= room[0] and len(row) < most_texts(width):
+        for at, (room, width, row) in enumerate(opened):  # noqa: B007
+            if length <= room:
                 break
         else:
+            at = len(opened)
             width = next(w for w in widths if w >= length)
-            room, row = [width], []
+            room, row = width, []
             rows[width].append(row)
             opened.append((room, width, row))
-        row.append((text, width - room[0]))
-        room[0] -= length
+        row.append((text, width - room))
+        room -= length
+        if room < shortest or len(row) == most_texts(width):
+            del opened[at]
+        else:
+            opened[at] = room, width, row
     return rows
 
 

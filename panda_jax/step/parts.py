@@ -505,29 +505,61 @@ class PartSteps:
                     step, lane = ahead.popleft()
                     waiting.append(
                         _packer().submit(
-                            batch_work,
-                            self.packed,
+                            self._ahead,
                             order[step, lane],
-                            kind=self.spec.kind,
-                            cached=None if taught is None else taught[lane],
+                            None if taught is None else taught[lane],
+                            own[lane].key,
+                            begin + step,
+                            online[lane],
                         )
                     )
                 yield waiting.popleft().result()
 
-        batches = prepared()
+        batches, told = prepared(), []
         for step in range(end - begin):
             begun = [
                 self._begun(lanes[n], next(batches), online[n], own[n])
                 for n in range(count)
             ]
-            for n, (finish) in enumerate(begun):
+            for n, finish in enumerate(begun):
                 gradient, found = finish()
                 lanes[n], found = _advanced(
                     lanes[n], gradient, found, own[n], spec=self.spec
                 )
-                for name, value in found.items():
-                    metrics[name][step, n] = value
+                told.append((step, n, found))
+        # At the end, so that no step waits for what the former tells.
+        for step, n, found in told:
+            for name, value in found.items():
+                metrics[name][step, n] = value
         return fleet.stack(list(lanes), length=count), metrics
+
+    def _ahead(
+        self,
+        chosen: np.ndarray,
+        cached: np.ndarray | None,
+        key: Array,
+        step: int,
+        teachers: Teachers | None,
+    ) -> tuple[Any, ...]:
+        """`batch_work` of a step, and its dropout's keys."""
+        work, whole, taught = batch_work(
+            self.packed, chosen, kind=self.spec.kind, cached=cached
+        )
+        c: Any = self.spec.config
+        words = None
+        if c.dropout or getattr(c, "attention_dropout", 0):
+            several = 0 if teachers is None else len(teachers.prompts)
+            words = np.asarray(
+                _words(
+                    key,
+                    np.int32(step),
+                    # Batches of a part more share the program.
+                    count=1 << (len(work) - 1).bit_length(),
+                    models=1 + several,
+                    keys=self.backbone.keys + 1,
+                )
+            )
+        return work, whole, taught, words
 
     def _begun(
         self, state: TrainState, batch: Any, teachers: Any, hyper: Hyper
@@ -537,25 +569,10 @@ class PartSteps:
         Returns:
           What waits for them and gives the gradient and the metrics.
         """
-        work, whole, taught = batch
+        work, whole, taught, words = batch
         prompt = state.trainable.prompt
         vectors = np.asarray(prompt.vectors)
         head = prompt.head
-        several = 0 if teachers is None else len(teachers.prompts)
-        c: Any = self.spec.config
-        words = None
-        if c.dropout or getattr(c, "attention_dropout", 0):
-            # A bucket, so that batches of a part more share the program.
-            most = 1 << (len(work) - 1).bit_length()
-            words = np.asarray(
-                _words(
-                    hyper.key,
-                    state.step,
-                    count=most,
-                    models=1 + several,
-                    keys=self.backbone.keys + 1,
-                )
-            )
 
         def teach(number: int, part: Work, kept: bool) -> Any:
             """The part's teachers' reads, or logits."""
