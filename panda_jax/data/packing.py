@@ -21,8 +21,8 @@ WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 # Positions of a part: more are no faster, and are held until its way back.
 _POSITIONS = 256
-# What attention costs beside the rest: a position of a row so wide is twice
-# as dear as one of a narrow row (measured on a CPU, docs/design.md).
+# What attention costs beside the rest: a position of a row so wide is taken to
+# be twice as dear as one of a narrow row.
 _WIDE = 900
 # Texts among which first fit looks for room: of more it takes too long.
 _BLOCK = 256
@@ -77,10 +77,6 @@ class Packer:
         """The base, and what holds texts that are longer."""
         widest = next((w for w in WIDTHS if w >= self.longest), self.longest)
         return tuple(sorted({self.base, max(self.base, widest)}))
-
-    def most(self, width: int) -> int:
-        """How many texts a row holds at most."""
-        return most_texts(width)
 
     def parts(self, lengths: Sequence[int]) -> list[Part]:
         """Where the texts of a batch lie; the largest part first.

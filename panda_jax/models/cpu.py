@@ -1,10 +1,11 @@
 """What pays on a CPU, and would only be in the way of who reads the models.
 
-Four ways to the same numbers (to rounding; dropout's draws to the bit):
+Ways to the same numbers (to rounding; dropout's draws to the bit):
 dropout's bits in one fused pass, layers compiled one by one, cross-attention by
 absorbed kernels where queries are few, and freed memory given back.
 `PANDA_CPU_TRICKS=0` turns all of them off, e.g. to read a compiled program or
-to compare with another's.
+to compare with another's; and packed rows (`step.parts`) with them, on which
+dropout draws other masks.
 """
 
 import ctypes

@@ -255,7 +255,7 @@ def test_what_a_way_back_needs_are_not_the_weights():
         assert not kernels & {x.shape for x in residual.arrays}
 
 
-def test_dropout_differs_between_layers_parts_and_steps():
+def test_dropout_is_drawn_by_its_keys_alone():
     config = dataclasses.replace(BERT, dropout=0.5, attention_dropout=0.5)
     backbone = layerwise.backbone(weights(config), config, deep=True, length=P)
     tokens, lengths = texts()
